@@ -1,0 +1,263 @@
+"""Run several engines side by side: one pinned process each, measured in turns, over the same frames."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import write_json
+from tvm_dual.errors import DataError
+
+__all__ = ["EngineSpec", "Harness", "Progress", "rich_progress", "write_json"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what was just done, how many turns are done, and how many there are."""
+
+_BOOT = "import os; os.sched_setaffinity(0, {cores}); from benchmarks.worker import serve; serve({descriptor})"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How to make one engine, in another process.
+
+    Attributes
+    ----------
+    engine, mode, precision : str
+        The row's names, for example "torch", "dense", "fp32".
+    factory : str
+        "module:callable". The callable gets `arguments` by name and returns an object with `step(frame)`, `reset()`
+        and, if it likes, `facts()` (entries for the row).
+    arguments : dict
+        JSON-able.
+    """
+
+    engine: str
+    mode: str
+    precision: str
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Harness(AbstractContextManager):
+    """The engines of one suite, loaded and waiting.
+
+    Use it as a context manager; leaving it ends every process. An engine that raises, dies or does not answer in
+    time is left out from then on, and its row says why.
+
+    Parameters
+    ----------
+    specs : sequence of EngineSpec
+        The engines, in the order of the rows.
+    threads : int
+        Cores that every engine is pinned to: the first ones this process may use.
+    timeout_s : float
+        Longest time for one request: a load, a turn, or a clip.
+    settle_s : float
+        Pause before each turn, in which thread pools of the engine before stop spinning.
+    progress : Progress, optional
+        Told of each engine loaded and each turn measured.
+
+    Raises
+    ------
+    tvm_dual.errors.DataError
+        If the machine has fewer cores than threads.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[EngineSpec],
+        threads: int = 1,
+        *,
+        timeout_s: float = 120.0,
+        settle_s: float = 0.1,
+        progress: Progress | None = None,
+    ):
+        cores = sorted(os.sched_getaffinity(0))
+        if not 1 <= threads <= len(cores):
+            raise DataError(
+                f"threads is {threads}, but this process may use {len(cores)} cores; choose 1 to {len(cores)}"
+            )
+        self._settle_s = settle_s
+        self._tell = progress or (lambda label, done, total: None)
+        self._children: list[_Child] = []
+        try:
+            for index, spec in enumerate(specs):
+                self._tell(f"loading {_label(spec)}", index, len(specs))
+                self._children.append(_Child(spec, cores[:threads], timeout_s))
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process."""
+        for child in self._children:
+            child.stop()
+
+    def measure(self, frames: np.ndarray, rounds: int = 5, steps: int = 200, warmup: int = 20) -> None:
+        """Time every engine over the same stream, in turns.
+
+        Parameters
+        ----------
+        frames : numpy.ndarray
+            float32, first axis time; `step` gets one entry at a time. When they end the stream starts over, the
+            state carried on.
+        rounds, steps, warmup : int
+            Turns of each engine, timed steps per turn, and untimed steps before those.
+        """
+        if len(frames) == 0 or rounds < 1 or steps < 1:
+            raise DataError(
+                f"nothing to measure: {len(frames)} frames, {rounds} rounds of {steps} steps; give at least 1"
+            )
+        for child in self._children:
+            child.ask("stream", frames=frames)
+            child.turns = []
+        total = rounds * len(self._children)
+        for turn in range(total):
+            child = self._children[turn % len(self._children)]
+            time.sleep(self._settle_s)
+            result = child.ask("measure", steps=steps, warmup=warmup)
+            if result is not None:
+                child.turns.append(result)
+            self._tell(f"round {turn // len(self._children) + 1} of {rounds}: {_label(child.spec)}", turn + 1, total)
+
+    def outputs(self, frames_by_clip: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray] | None]:
+        """Run every clip from the reset state on every engine.
+
+        Parameters
+        ----------
+        frames_by_clip : mapping of str to numpy.ndarray
+            float32 (frames, features) each.
+
+        Returns
+        -------
+        list
+            Per engine, in the order of the specs: float32 (frames, outputs) by clip, or None for one that failed.
+        """
+        results = []
+        for child in self._children:
+            clips = {name: child.ask("outputs", frames=frames) for name, frames in frames_by_clip.items()}
+            results.append(None if child.error else clips)
+        return results
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far, JSON-able, in the order of the specs.
+
+        Returns
+        -------
+        list of dict
+            engine, mode, precision; median_ms, p95_ms and rounds_ms (medians) of a measured engine; load_seconds,
+            peak_resident_bytes, idle_cpu_ms (CPU time per turn spent while others were measured: near zero, or the
+            measurement was disturbed); the engine's own facts. Of a failed one, "error" instead.
+        """
+        return [child.row() for child in self._children]
+
+
+class _Child:
+    """One engine's process, seen from the parent."""
+
+    def __init__(self, spec: EngineSpec, cores: list[int], timeout_s: float):
+        self.spec, self.error, self.turns = spec, None, []
+        self._timeout_s = timeout_s
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+        self._channel, other = Pipe()
+        count = str(len(cores))
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "TVM_NUM_THREADS": count,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+        boot = _BOOT.format(cores=set(cores), descriptor=other.fileno())
+        command = [sys.executable, "-c", boot]
+        with other:
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL,
+                stdout=self._stderr, stderr=self._stderr,
+            )  # fmt: skip
+        self._load_seconds = self.ask("load", factory=spec.factory, arguments=spec.arguments)
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        """The answer to one request, or None once the engine has failed."""
+        if self.error:
+            return None
+        try:
+            self._channel.send((request, arguments))
+            if not self._channel.poll(self._timeout_s):
+                return self._fail(f"no answer to '{request}' within {self._timeout_s:g} s")
+            kind, value = self._channel.recv()
+        except (EOFError, ConnectionError):
+            return self._fail(self._obituary(request))
+        return self._fail(value) if kind == "error" else value
+
+    def row(self) -> dict[str, Any]:
+        names = {"engine": self.spec.engine, "mode": self.spec.mode, "precision": self.spec.precision}
+        facts = self.ask("facts")
+        if self.error:
+            return {**names, "error": self.error}
+        if not self.turns:
+            return {**names, "load_seconds": self._load_seconds, **facts}
+        elapsed = [turn["elapsed_ns"] / 1e6 for turn in self.turns]
+        every = np.concatenate(elapsed)
+        return {
+            **names,
+            "median_ms": float(np.median(every)),
+            "p95_ms": float(np.percentile(every, 95)),
+            "rounds_ms": [float(np.median(turn)) for turn in elapsed],
+            "load_seconds": self._load_seconds,
+            "idle_cpu_ms": float(np.mean([turn["idle_ns"] for turn in self.turns])) / 1e6,
+            **facts,
+        }
+
+    def stop(self) -> None:
+        self._channel.close()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._stderr.close()
+
+    def _fail(self, message: str) -> None:
+        self.error = message
+        self.stop()
+
+    def _obituary(self, request: str) -> str:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return f"hung up during '{request}' without ending"
+        self._stderr.seek(0)
+        tail = self._stderr.read().decode(errors="replace").strip().splitlines()[-3:]
+        return f"the process ended with code {code} during '{request}'" + "".join(f"; {line}" for line in tail)
+
+
+def _label(spec: EngineSpec) -> str:
+    return f"{spec.engine} {spec.mode} {spec.precision}"
+
+
+@contextmanager
+def rich_progress() -> Iterator[Progress]:
+    """A progress bar on the terminal, as the callback that `Harness` takes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    # It redraws between turns alone: a refreshing thread would run on the cores being measured.
+    with Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), auto_refresh=False) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(label: str, done: int, total: int) -> None:
+            bar.update(task, description=label, completed=done, total=total, refresh=True)
+
+        yield tell

@@ -1,0 +1,1 @@
+"""IRModule passes: Relax, Relay's successor, since TVM removed Relay."""

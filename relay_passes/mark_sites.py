@@ -1,0 +1,112 @@
+"""MarkSites: give every layer that could be rewritten a private function with a name of its own.
+
+Before, a dense layer is a chain of operators and recurrent layers share a function if they look
+alike. After, each is one call of its own private function with the attributes ``Composite``
+(``dual.dense`` or ``dual.gru``), ``dual.site`` (its name: kind and number in graph order) and
+``dual.nonnegative`` (whether the input can only be zero or more, so that zeros can be skipped).
+Weights stay arguments of the call.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+from tvm.ir import GenericConst
+from tvm.relax.dpl import is_const, is_op, wildcard
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
+#: Operators that move values without changing them.
+_MOVES = {"relax.squeeze", "relax.reshape", "relax.permute_dims", "relax.expand_dims", "relax.flatten"}
+
+
+@tvm.transform.module_pass(opt_level=0, name="MarkSites")
+class MarkSites:
+    """The pass."""
+
+    def transform_module(self, module: IRModule, _context) -> IRModule:
+        """Return `module` with every site in a function of its own."""
+        module = relax.transform.FuseOpsByPattern(_dense_patterns(), bind_constants=False, entry_functions=["main"])(module)
+        marker = _Marker(module)
+        main = marker.visit_expr(module["main"])
+        marker.builder_.update_func(module.get_global_var("main"), main)
+        return relax.transform.DeadCodeElimination(["main"])(marker.builder_.get())
+
+
+def _dense_patterns() -> list[tuple]:
+    """Matrix product with a constant, then bias and nonlinearity if there are any; longest first."""
+    patterns = []
+    for activation in (*ACTIVATIONS, None):
+        for bias_first in (True, False, None):
+            result = is_op("relax.matmul")(wildcard(), is_const())
+            if bias_first is not None:
+                operands = (is_const(), result) if bias_first else (result, is_const())
+                result = is_op("relax.add")(*operands)
+            if activation:
+                result = is_op(activation)(result)
+            patterns.append(("dual.dense", result, {}, _is_dense))
+    return patterns
+
+
+def _is_dense(context: relax.transform.PatternCheckContext) -> bool:
+    """Accept float32 products with a matrix, and biases that are one value per output."""
+    for call in [context.matched_expr, *context.matched_bindings.values()]:
+        if not isinstance(call, relax.Call) or call.op.name not in ("relax.matmul", "relax.add"):
+            continue
+        if any(a.ty.dtype.dtype != "float32" if hasattr(a.ty.dtype, "dtype") else str(a.ty.dtype) != "float32" for a in call.args):
+            return False
+        constants = [a for a in call.args if isinstance(a, GenericConst)]
+        if call.op.name == "relax.matmul" and any(len(a.ty.shape) != 2 for a in constants):
+            return False
+        if call.op.name == "relax.add" and any(len(a.ty.shape) != 1 for a in constants):
+            return False
+    return True
+
+
+@mutator
+class _Marker(PyExprMutator):
+    """Clones the composite function of each call, and follows which values cannot be negative."""
+
+    def __init__(self, module: IRModule) -> None:
+        super().__init__(module)
+        self._module = module
+        self._counts: dict[str, int] = {}
+        self._nonnegative: set = set()
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        value = binding.value
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            function = self._module[value.op]
+            kind = function.attrs.get("Composite") if function.attrs else None
+            if kind is not None:
+                value = self._named(value, function, str(kind))
+                if layer_activation(function) in ("relu", "sigmoid"):
+                    self._nonnegative.add(binding.var)
+                super().visit_var_binding_(relax.VarBinding(binding.var, value))
+                return
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
+            source = value.args[0] if value.args else None
+            if value.op.name in ("relax.nn.relu", "relax.sigmoid") or (
+                value.op.name in _MOVES and source in self._nonnegative
+            ):
+                self._nonnegative.add(binding.var)
+        super().visit_var_binding_(binding)
+
+    def _named(self, call: relax.Call, function: relax.Function, kind: str) -> relax.Call:
+        label = kind.removeprefix("dual.")
+        name = f"{label}{self._counts.setdefault(label, 0)}"
+        self._counts[label] += 1
+        attributes = {"dual.site": name, "dual.nonnegative": int(call.args[0] in self._nonnegative)}
+        clone = relax.utils.copy_with_new_vars(function).with_attrs(attributes)
+        target = self.builder_.add_func(clone, name)
+        return relax.Call(target, list(call.args))
+
+
+def layer_activation(function: relax.Function) -> str | None:
+    """Return the nonlinearity that ends a dense site: relu, sigmoid, tanh or None."""
+    if function.attrs["Composite"] != "dual.dense":
+        return None
+    for binding in function.body.blocks[0].bindings:
+        if isinstance(binding.value, relax.Call) and getattr(binding.value.op, "name", "") in ACTIVATIONS:
+            return ACTIVATIONS[binding.value.op.name]
+    return None

@@ -1,0 +1,70 @@
+"""The compilation, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from relay_passes.instrument import DumpModule, LogProgress
+from relay_passes.mark_sites import MarkSites
+from relay_passes.rewrite_dense import RewriteDense
+from relay_passes.rewrite_recurrent import RewriteRecurrent
+from relay_passes.site_plan import AttachPlan
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks at the module between phases.
+
+    Attributes
+    ----------
+    progress : callable, optional
+        Called with the name of each phase as it starts.
+    dump : Path, optional
+        Folder that receives the module after each phase.
+    """
+
+    progress: Callable[[str], None] | None = None
+    dump: Path | None = None
+
+
+def prepare_pipeline() -> tvm.transform.Pass:
+    """From the importer's module to one whose layers are named sites."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.FoldConstant(),
+            MarkSites(),
+        ]
+    )
+
+
+def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:
+    """From marked sites to kernels, ready for TVM's own build."""
+    phases = {
+        # 1. Each site's function says how it is to be rewritten.
+        "1_plan": [plan],
+        # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
+        "2_rewrite": [RewriteDense(), RewriteRecurrent()],
+        # 3. Sites agree on plain vectors; what was reshaped back and forth is not any more.
+        "3_reshape": [relax.transform.CanonicalizeBindings(), relax.transform.RemoveRedundantReshape()],
+        # 4. Layers left to TVM become kernels; a site's stages become one.
+        "4_fuse": [
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(["main"]),
+        ],
+    }
+    return tvm.transform.Sequential([step for name, passes in phases.items() for step in _watched(name, passes, watch)])
+
+
+def _watched(name: str, passes: list, watch: Watch | None) -> list:
+    before = [LogProgress(name, watch.progress)] if watch and watch.progress else []
+    after = [DumpModule(name, watch.dump)] if watch and watch.dump else []
+    return [*before, *passes, *after]

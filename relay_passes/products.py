@@ -1,0 +1,132 @@
+"""The matrix-vector products of a site, in the form its plan asks for, as stages of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+
+from relay_passes.step import StepBuilder
+from schedules import columns, dense, little, quantize
+from schedules.cpu import Isa
+
+
+@dataclass(frozen=True)
+class LittleModule:
+    """The operands of a little module: ``y = weight (projection x - projection mean) + bias``.
+
+    Attributes
+    ----------
+    projections : tuple of ndarray, float32, (k, n_inputs)
+        One per input vector of the site; their products are summed.
+    center : ndarray, float32, (k,)
+        What is subtracted from the projected input, so that its bytes spend no range on the mean.
+    weight : ndarray, float32, (n, k)
+    bias : ndarray, float32, (n,)
+    bits : int
+        Precision of `weight`, 8 or 4.
+    """
+
+    projections: tuple[np.ndarray, ...]
+    center: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    bits: int
+
+
+class Products:
+    """Emits products into a step, quantizing each input vector once."""
+
+    def __init__(self, step: StepBuilder, isa: Isa, precision: str, threads: int) -> None:
+        """Emit for `precision` ``fp32`` or ``int8`` of the big module."""
+        self._step, self._isa, self._precision, self._threads = step, isa, precision, threads
+        self._quantized: dict[tuple[relax.Var, bool], tuple[relax.Var, relax.Var]] = {}
+        self._packed: dict[str, list[relax.Var]] = {}
+        self._every_row: dict[int, tuple[relax.Var, relax.Var, relax.Var]] = {}
+
+    def _bytes(self, x: relax.Var, nonnegative: bool) -> tuple[relax.Var, relax.Var]:
+        key = (x, nonnegative)
+        if key not in self._quantized:
+            kernel = quantize.quantize_vector(self._isa, _length(x), nonnegative)
+            self._quantized[key] = self._step.call("quantize", kernel, x)
+        return self._quantized[key]
+
+    def gated(self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None) -> relax.Var:
+        """``weight x + bias`` for the open rows, `closed` for the others; one `name`, one matrix.
+
+        `weight` is ``float32 (n, k)``, `bias` ``float32 (n,)`` or None; `rows`, `count`, `closed`
+        are what `schedules.dense` describes.
+        """
+        (n, k), isa = weight.shape, self._isa
+        if (precision or self._precision) == "int8":
+            kernel, inputs, pack = dense.gated_rows_int8, self._bytes(x, nonnegative), dense.pack_rows_int8
+        else:
+            kernel, inputs, pack = dense.gated_rows_fp32, (x,), dense.pack_rows_fp32
+        if name not in self._packed:
+            self._packed[name] = [
+                self._step.operand(f"{name}_{part}", value)
+                for part, value in zip(("weight", "meta"), pack(isa, weight, bias), strict=True)
+            ]
+        operands = (*inputs, *self._packed[name], rows, count, closed)
+        return self._step.call("gated_rows", kernel(isa, n, k, self._threads), *operands)
+
+    def dense(self, name, x, weight, bias, *, nonnegative=False, precision=None) -> relax.Var:
+        """``weight x + bias``: gated rows with every gate open."""
+        n = weight.shape[0]
+        if n not in self._every_row:
+            self._every_row[n] = (
+                self._step.operand(f"every_row_{n}", dense.every_row(n)),
+                self._step.operand(f"count_{n}", np.array([n], "int32")),
+                self._step.operand(f"nothing_{n}", np.zeros(n, "float32")),
+            )
+        return self.gated(
+            name, x, weight, bias, *self._every_row[n], nonnegative=nonnegative, precision=precision
+        )
+
+    def columns(self, name, x, weight, bias) -> relax.Var:
+        """``weight x + bias`` over the nonzero inputs alone; `x` must not be negative."""
+        (n, k), isa = weight.shape, self._isa
+        if self._precision == "int8":
+            q, affine = self._bytes(x, True)
+            listed = self._step.call("nonzeros", columns.nonzero_bytes(isa, k), q)
+            packed, meta = columns.pack_columns_int8(isa, weight, bias)
+            kernel, operands = columns.columns_int8(isa, n, k, self._threads), [*listed, affine]
+        else:
+            listed = self._step.call("nonzeros", columns.nonzero_floats(isa, k), x)
+            packed, meta = columns.pack_columns_fp32(isa, weight, bias)
+            kernel, operands = columns.columns_fp32(isa, n, k, self._threads), list(listed)
+        operands += [self._step.operand(f"{name}_weight", packed), self._step.operand(f"{name}_meta", meta)]
+        return self._step.call("columns", kernel, *operands)
+
+    def exact(self, form, name, x, weight, bias, *, nonnegative) -> relax.Var:
+        """Return the product in the exact form ``dense`` or ``columns``."""
+        if form == "columns":
+            return self.columns(name, x, weight, bias)
+        return self.dense(name, x, weight, bias, nonnegative=nonnegative)
+
+    def little(self, module: LittleModule, inputs: list[tuple[relax.Var, bool]]) -> relax.Var:
+        """Return the little module's prediction for `inputs`, pairs of a vector and whether it is nonnegative."""
+        projected = None
+        for i, ((x, nonnegative), projection) in enumerate(zip(inputs, module.projections, strict=True)):
+            bias = -module.center if i == 0 else None
+            part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision="int8")
+            k = projection.shape[0]
+            projected = part if projected is None else self._step.call("add", dense.add(k), projected, part)
+        n, k = module.weight.shape
+        kernel = little.quantize_projection(self._isa, k, module.bits)
+        q, affine = self._step.call("quantize_projection", kernel, projected)
+        packed, meta = little.pack_little(self._isa, module.weight, module.bias, module.bits)
+        kernel = little.little_rows(self._isa, n, k, module.bits, self._threads)
+        return self._step.call(
+            "little",
+            kernel,
+            q,
+            affine,
+            self._step.operand("little_weight", packed),
+            self._step.operand("little_meta", meta),
+        )
+
+
+def _length(x: relax.Var) -> int:
+    return int(x.ty.shape[0])

@@ -1,0 +1,105 @@
+"""What a planned site's function carries: attributes that say how it is to be rewritten.
+
+The IR holds all that a pass needs, so no pass imports ``tvm_dual``, and a printed module shows what
+will happen to each site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from relay_passes.products import LittleModule
+from schedules.cpu import ISAS, Isa
+
+
+@dataclass(frozen=True)
+class SiteForm:
+    """How one site is computed.
+
+    Attributes
+    ----------
+    precision : str
+        Of the big module: ``fp32`` or ``int8``.
+    input, hidden : str
+        Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
+        (gated) or ``little`` (the little module alone). A dense layer has no `hidden`.
+    rule : str
+        Gate rule, ``damage`` or ``activation``.
+    threads : int
+    isa : str
+        A key of `schedules.cpu.ISAS`.
+    """
+
+    precision: str
+    input: str
+    hidden: str
+    rule: str
+    threads: int
+    isa: str
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate decides at run time."""
+        return "rows" in (self.input, self.hidden)
+
+    @property
+    def needs_little(self) -> bool:
+        """Whether a little module takes part."""
+        return self.gated or "little" in (self.input, self.hidden)
+
+    def level(self) -> Isa:
+        """Return the instruction set level to generate for."""
+        return ISAS[self.isa]
+
+
+_TEXT = ("precision", "input", "hidden", "rule", "isa")
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachPlan")
+class AttachPlan:
+    """Write forms, little modules and error spreads into the attributes of their sites."""
+
+    def __init__(self, forms: dict[str, SiteForm], littles: dict[str, LittleModule], spreads: dict) -> None:
+        """Attach by site name; a site without a form stays as it is."""
+        self._forms, self._littles, self._spreads = forms, littles, spreads
+
+    def transform_module(self, module: IRModule, _context) -> IRModule:
+        """Return `module` with the attributes in place."""
+        result = IRModule(module.functions, attrs=module.attrs)
+        for target, function in module.functions.items():
+            name = function.attrs.get("dual.site") if isinstance(function, relax.Function) and function.attrs else None
+            form = self._forms.get(str(name)) if name else None
+            if form is None:
+                continue
+            attributes = {f"dual.{key}": getattr(form, key) for key in _TEXT} | {"dual.threads": form.threads}
+            if form.needs_little:
+                little = self._littles[str(name)]
+                attributes["dual.little.bits"] = little.bits
+                for key in ("center", "weight", "bias"):
+                    attributes[f"dual.little.{key}"] = tvm.runtime.tensor(getattr(little, key))
+                attributes["dual.little.projections"] = [tvm.runtime.tensor(p) for p in little.projections]
+                attributes["dual.spread"] = tvm.runtime.tensor(self._spreads[str(name)])
+            result[target] = function.with_attrs(attributes)
+        return result
+
+
+def read_form(function: relax.Function) -> SiteForm | None:
+    """Return the form in a site function's attributes, or None if it has none."""
+    if not function.attrs or "dual.precision" not in function.attrs:
+        return None
+    return SiteForm(
+        **{key: str(function.attrs[f"dual.{key}"]) for key in _TEXT}, threads=int(function.attrs["dual.threads"])
+    )
+
+
+def read_little(function: relax.Function) -> LittleModule:
+    """Return the little module in a site function's attributes."""
+    attributes = function.attrs
+    return LittleModule(
+        tuple(p.numpy() for p in attributes["dual.little.projections"]),
+        *(attributes[f"dual.little.{key}"].numpy() for key in ("center", "weight", "bias")),
+        int(attributes["dual.little.bits"]),
+    )

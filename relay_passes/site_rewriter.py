@@ -1,0 +1,141 @@
+"""What the rewrites share: finding the calls of sites in ``main`` and putting step calls in place.
+
+A rewritten site whose gate decides at run time takes its thresholds as a new parameter of ``main``
+and gives the number of open rows as a new output, so that the effort can change, and the density
+be read, while the library runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from relay_passes.step import StepBuilder
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """A finished step and how ``main`` calls it.
+
+    Attributes
+    ----------
+    step : StepBuilder
+    inputs : list of (Expr, shape)
+        Values of ``main`` that the step reads, and the shape it wants them in.
+    outputs : list of shape
+        The shapes in which ``main`` expects the step's first result; its others are counts.
+    threshold : shape or None
+        Shape of the thresholds operand, the step's last input.
+    """
+
+    step: StepBuilder
+    inputs: list[tuple[relax.Expr, tuple[int, ...]]]
+    outputs: list[tuple]
+    threshold: tuple[int, ...] | None = None
+
+
+Rewrite = Callable[[relax.Function, relax.Call], StepCall | None]
+
+
+class SiteRewriter:
+    """Applies one rewrite to all sites of a kind."""
+
+    def __init__(self, module: IRModule, composite: str, rewrite: Rewrite) -> None:
+        """Rewrite the calls in ``main`` of functions whose ``Composite`` is `composite`."""
+        self._module, self._composite, self._rewrite = module, composite, rewrite
+
+    def run(self) -> IRModule:
+        """Return the rewritten module."""
+        mutator_ = _CallMutator(self._module, self._composite, self._rewrite)
+        main = mutator_.visit_expr(self._module["main"])
+        if not mutator_.changed:
+            return self._module
+        main = _extended(main, mutator_.thresholds, mutator_.counts)
+        mutator_.builder_.update_func(self._module.get_global_var("main"), main)
+        return relax.transform.DeadCodeElimination(["main"])(mutator_.builder_.get())
+
+
+@mutator
+class _CallMutator(PyExprMutator):
+    def __init__(self, module: IRModule, composite: str, rewrite: Rewrite) -> None:
+        super().__init__(module)
+        self._module, self._composite, self._rewrite = module, composite, rewrite
+        self.thresholds: list[tuple[str, relax.Var]] = []
+        self.counts: list[tuple[str, relax.Var]] = []
+        self.changed = False
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if not isinstance(call.op, tvm.ir.GlobalVar):
+            return call
+        function = self._module[call.op]
+        if not isinstance(function, relax.Function) or not function.attrs:
+            return call
+        if function.attrs.get("Composite") != self._composite:
+            return call
+        planned = self._rewrite(function, call)
+        if planned is None:
+            return call
+        self.changed = True
+        return self._step_call(planned, str(function.attrs["dual.site"]))
+
+    def _step_call(self, planned: StepCall, name: str) -> relax.Expr:
+        emit = self.builder_.emit
+        kernels, function = planned.step.module()
+        renamed = {}
+        for target, kernel in kernels.functions.items():
+            if isinstance(kernel, tvm.tirx.PrimFunc):
+                renamed[target] = self.builder_.add_func(kernel, f"{name}_{target.name_hint}")
+        function = _Retarget(renamed).visit_expr(function).with_attr("dual.site", name)
+        step = self.builder_.add_func(relax.utils.copy_with_new_vars(function), f"{name}_step")
+        arguments = [emit(relax.op.reshape(value, shape)) for value, shape in planned.inputs]
+        if planned.threshold is not None:
+            threshold = relax.Var(f"{name}_thresholds", relax.TensorType(list(planned.threshold), "float32"))
+            self.thresholds.append((name, threshold))
+            arguments.append(threshold)
+        result = emit(relax.Call(step, [*arguments, *planned.step.arguments]))
+        values = [emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+        for value in values[1:]:
+            self.counts.append((name, self.builder_.emit_output(value)))
+        shaped = [emit(relax.op.reshape(values[0], shape)) for shape in planned.outputs]
+        return shaped[0] if len(shaped) == 1 else relax.Tuple(shaped)
+
+
+@mutator
+class _Retarget(PyExprMutator):
+    """Points kernel calls at their names in another module."""
+
+    def __init__(self, renamed: dict) -> None:
+        super().__init__(None)
+        self._renamed = renamed
+
+    def visit_global_var_(self, target: tvm.ir.GlobalVar) -> relax.Expr:
+        return self._renamed.get(target, target)
+
+
+def _extended(main: relax.Function, thresholds: Sequence, counts: Sequence) -> relax.Function:
+    """Return `main` with thresholds as further parameters and counts as further outputs."""
+    attributes = dict(main.attrs)
+    attributes["dual.thresholds"] = [*attributes.get("dual.thresholds", []), *(name for name, _ in thresholds)]
+    attributes["dual.counts"] = [*attributes.get("dual.counts", []), *(name for name, _ in counts)]
+    result, bindings = main.body.body, []
+
+    def bound(value: relax.Expr, type_) -> relax.Var:
+        variable = relax.Var("result", type_)
+        bindings.append(relax.VarBinding(variable, value))
+        return variable
+
+    if isinstance(result.ty, relax.TupleType):
+        fields = [bound(relax.TupleGetItem(result, i), field_) for i, field_ in enumerate(result.ty.fields)]
+    else:
+        fields = [result]
+    fields += [value for _, value in counts]
+    type_ = relax.TupleType([value.ty for value in fields])
+    output = bound(relax.Tuple(fields), type_)
+    body = relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], output)
+    parameters = [*main.params, *(variable for _, variable in thresholds)]
+    return relax.Function(parameters, body, type_, is_pure=True).with_attrs(attributes)

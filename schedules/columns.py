@@ -1,0 +1,260 @@
+"""Zero skipping: ``y = W x + b`` over the columns of nonzero inputs alone. Exact.
+
+A layer behind a ReLU meets inputs that are mostly zero. Here the matrix lies column by column, the
+nonzero inputs arrive as a compacted list, and only their columns are read. Four columns are taken
+at once: for bytes, because four of them form one lane of a dot product; for floats, to load and
+store the running sums once for four products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.cpu import Isa
+from schedules.intrinsics import dot4
+from schedules.quantize import quantize_rows, round_up
+
+#: Columns taken at once; a byte dot product sums four.
+QUAD = 4
+
+
+def list_length(k: int) -> int:
+    """Length of a list of nonzero inputs: its tail is filled with zeros to a whole quad."""
+    return k + QUAD
+
+
+def _block(isa: Isa) -> int:
+    """Outputs that one register of interleaved bytes covers before unpacking."""
+    return isa.vector_bytes
+
+
+def _unpacked_order(isa: Isa) -> np.ndarray:
+    """Return for each byte of a block the output it must hold.
+
+    The unpack instructions work within 16-byte lanes: after two levels, vector ``j`` holds outputs
+    ``16 lane + 4 j + i`` at position ``4 lane + i``. Storing the bytes permuted makes the vectors
+    come out in natural order.
+    """
+    lanes = isa.vector_bytes // 16
+    order = np.empty(isa.vector_bytes, "int64")
+    for lane in range(lanes):
+        for j in range(4):
+            for i in range(4):
+                order[16 * lane + 4 * j + i] = isa.lanes * j + 4 * lane + i
+    return order
+
+
+def pack_columns_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: i8[k * n padded], meta: f32[2, n padded])`` of `columns_int8`."""
+    n, k = weight.shape
+    padded = round_up(n, _block(isa))
+    quantized = quantize_rows(weight)
+    natural = np.zeros((k, padded), "int8")
+    natural[:, :n] = quantized.values.T
+    blocks = natural.reshape(k, -1, _block(isa))[:, :, _unpacked_order(isa)]
+    meta = np.zeros((2, padded), "float32")
+    meta[0, :n] = quantized.scale
+    meta[1, :n] = 0 if bias is None else bias
+    return np.ascontiguousarray(blocks).reshape(-1), meta
+
+
+def pack_columns_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: f32[k * n padded], bias: f32[n padded])`` of `columns_fp32`."""
+    n, k = weight.shape
+    padded = round_up(n, isa.lanes)
+    packed = np.zeros((k, padded), "float32")
+    packed[:, :n] = weight.T
+    full_bias = np.zeros(padded, "float32")
+    full_bias[:n] = 0 if bias is None else bias
+    return packed.reshape(-1), full_bias
+
+
+def nonzero_bytes(isa: Isa, k: int):
+    """Return the kernel ``(q: u8[k padded]) -> (columns: i32[k + 4], values: u8[k + 4], count: i32[1])``.
+
+    ``q`` comes from `quantize_vector` with zero point 0. A value that rounds to zero contributes
+    nothing to the quantized product either, so it is left out too.
+    """
+    padded, length = round_up(k, isa.row_bytes), list_length(k)
+
+    @T.prim_func(s_tir=True, private=True)
+    def nonzeros(
+        q: T.Buffer((padded,), "uint8"),
+        columns: T.Buffer((length,), "int32"),
+        values: T.Buffer((length,), "uint8"),
+        count: T.Buffer((1,), "int32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        with T.sblock("nonzeros"):
+            T.reads(q[0:padded])
+            T.writes(columns[0:length], values[0:length], count[0])
+            found = T.alloc_buffer((1,), "int32", scope="local")
+            found[0] = 0
+            for i in T.serial(k):
+                # Written always, kept if nonzero: no branch to mispredict.
+                columns[found[0]] = i
+                values[found[0]] = q[i]
+                found[0] = found[0] + T.Cast("int32", q[i] != T.uint8(0))
+            for i in T.unroll(QUAD):
+                columns[found[0] + i] = 0
+                values[found[0] + i] = T.uint8(0)
+            count[0] = found[0]
+
+    return nonzeros
+
+
+def nonzero_floats(isa: Isa, k: int):
+    """Return the kernel ``(x: f32[k]) -> (columns: i32[k + 4], values: f32[k + 4], count: i32[1])``."""
+    length = list_length(k)
+
+    @T.prim_func(s_tir=True, private=True)
+    def nonzeros(
+        x: T.Buffer((k,), "float32"),
+        columns: T.Buffer((length,), "int32"),
+        values: T.Buffer((length,), "float32"),
+        count: T.Buffer((1,), "int32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        with T.sblock("nonzeros"):
+            T.reads(x[0:k])
+            T.writes(columns[0:length], values[0:length], count[0])
+            found = T.alloc_buffer((1,), "int32", scope="local")
+            found[0] = 0
+            for i in T.serial(k):
+                columns[found[0]] = i
+                values[found[0]] = x[i]
+                found[0] = found[0] + T.Cast("int32", x[i] != T.float32(0))
+            for i in T.unroll(QUAD):
+                columns[found[0] + i] = 0
+                values[found[0] + i] = T.float32(0)
+            count[0] = found[0]
+
+    return nonzeros
+
+
+def columns_int8(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(columns, values, count, affine, weight, meta) -> y: f32[n]``.
+
+    ``columns: i32[k + 4]``, ``values: u8[k + 4]``, ``count: i32[1]`` from `nonzero_bytes`;
+    ``affine: f32[2]`` from `quantize_vector`; ``weight``, ``meta`` from `pack_columns_int8`.
+    """
+    step, lanes, length = isa.vector_bytes, isa.lanes, list_length(k)
+    padded = round_up(n, step)
+    blocks = padded // step
+
+    def unpack(a, b, size: int, high: bool):
+        """Interleave elements of `size` bytes from the low or high halves of 16-byte lanes."""
+        per_lane = 8 // size
+        indices = []
+        for lane in range(step // 16):
+            for i in range(per_lane):
+                source = lane * 16 + (8 if high else 0) + i * size
+                indices += [source + b_ for b_ in range(size)] + [step + source + b_ for b_ in range(size)]
+        return T.Shuffle([a, b], indices)
+
+    def dot_part(total, four, columns4, part: int):
+        a, b, c, d = columns4
+        ab, cd = unpack(a, b, 1, part >= 2), unpack(c, d, 1, part >= 2)
+        quad_bytes = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
+        return dot4(isa, total, quad_bytes, unpack(ab, cd, 2, part % 2 == 1))
+
+    @T.prim_func(s_tir=True, private=True)
+    def columns_product(
+        columns: T.Buffer((length,), "int32"),
+        values: T.Buffer((length,), "uint8"),
+        count: T.Buffer((1,), "int32"),
+        affine: T.Buffer((2,), "float32"),
+        weight: T.Buffer((k * padded,), "int8"),
+        meta: T.Buffer((2, padded), "float32"),
+        y: T.Buffer((n,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for task in T.parallel(threads):
+            with T.sblock("columns"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(
+                    columns[0:length],
+                    values[0:length],
+                    count[0],
+                    affine[0:2],
+                    weight[0 : k * padded],
+                    meta[0:2, 0:padded],
+                )
+                T.writes(y[0:n])
+                total = T.sblock_alloc_buffer((padded,), "int32")
+                first: T.let = vt * blocks // threads
+                last: T.let = (vt + 1) * blocks // threads
+                for b in T.serial(first, last):
+                    for j in T.unroll(4):
+                        total[T.ramp(b * step + j * lanes, 1, lanes)] = T.broadcast(0, lanes)
+                for quad in T.serial((count[0] + (QUAD - 1)) // QUAD):
+                    base = T.alloc_buffer((QUAD,), "int32", scope="local")
+                    for c in T.unroll(QUAD):
+                        base[c] = columns[quad * QUAD + c] * padded
+                    four: T.let = T.reinterpret(values[T.ramp(quad * QUAD, 1, QUAD)], dtype="int32")
+                    for b in T.serial(first, last):
+                        a: T.let = weight[T.ramp(base[0] + b * step, 1, step)]
+                        c: T.let = weight[T.ramp(base[1] + b * step, 1, step)]
+                        e: T.let = weight[T.ramp(base[2] + b * step, 1, step)]
+                        g: T.let = weight[T.ramp(base[3] + b * step, 1, step)]
+                        total[T.ramp(b * step, 1, lanes)] = dot_part(
+                            total[T.ramp(b * step, 1, lanes)], four, (a, c, e, g), 0
+                        )
+                        total[T.ramp(b * step + lanes, 1, lanes)] = dot_part(
+                            total[T.ramp(b * step + lanes, 1, lanes)], four, (a, c, e, g), 1
+                        )
+                        total[T.ramp(b * step + 2 * lanes, 1, lanes)] = dot_part(
+                            total[T.ramp(b * step + 2 * lanes, 1, lanes)], four, (a, c, e, g), 2
+                        )
+                        total[T.ramp(b * step + 3 * lanes, 1, lanes)] = dot_part(
+                            total[T.ramp(b * step + 3 * lanes, 1, lanes)], four, (a, c, e, g), 3
+                        )
+                for i in T.serial(first * step, T.min(last * step, n)):
+                    y[i] = affine[0] * meta[0, i] * T.Cast("float32", total[i]) + meta[1, i]
+
+    return columns_product
+
+
+def columns_fp32(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(columns, values, count, weight, bias) -> y: f32[n]``; see `columns_int8`."""
+    lanes, length = isa.lanes, list_length(k)
+    padded = round_up(n, lanes)
+    blocks = padded // lanes
+
+    @T.prim_func(s_tir=True, private=True)
+    def columns_product(
+        columns: T.Buffer((length,), "int32"),
+        values: T.Buffer((length,), "float32"),
+        count: T.Buffer((1,), "int32"),
+        weight: T.Buffer((k * padded,), "float32"),
+        bias: T.Buffer((padded,), "float32"),
+        y: T.Buffer((n,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for task in T.parallel(threads):
+            with T.sblock("columns"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(columns[0:length], values[0:length], count[0], weight[0 : k * padded], bias[0:padded])
+                T.writes(y[0:n])
+                total = T.sblock_alloc_buffer((padded,), "float32")
+                first: T.let = vt * blocks // threads
+                last: T.let = (vt + 1) * blocks // threads
+                for i in T.serial(first * lanes, last * lanes):
+                    total[i] = bias[i]
+                for quad in T.serial((count[0] + (QUAD - 1)) // QUAD):
+                    base = T.alloc_buffer((QUAD,), "int32", scope="local")
+                    factor = T.alloc_buffer((QUAD,), "float32", scope="local")
+                    for c in T.unroll(QUAD):
+                        base[c] = columns[quad * QUAD + c] * padded
+                        factor[c] = values[quad * QUAD + c]
+                    for b in T.serial(first, last):
+                        for c in T.unroll(QUAD):
+                            total[T.ramp(b * lanes, 1, lanes)] = (
+                                total[T.ramp(b * lanes, 1, lanes)]
+                                + T.broadcast(factor[c], lanes) * weight[T.ramp(base[c] + b * lanes, 1, lanes)]
+                            )
+                for i in T.serial(first * lanes, T.min(last * lanes, n)):
+                    y[i] = total[i]
+
+    return columns_product

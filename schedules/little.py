@@ -1,0 +1,177 @@
+"""Little modules: many rows over few inputs, in bytes or half bytes.
+
+After the projection a little module is a matrix with as many rows as its site but only tens of
+columns, so a reduction at the end of each row would cost more than the row. Here one vector holds
+a piece of 16 rows and the input is broadcast; sums never leave their lane. At 4 bits two such
+vectors share one, which halves the bytes that every call must read.
+
+Half bytes are stored with an offset of 8, as unsigned operand of the dot product; the input is
+then the signed one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.cpu import Isa
+from schedules.intrinsics import dot4
+from schedules.quantize import quantize_rows, round_up
+
+#: Bytes of one lane of a dot product.
+QUAD = 4
+#: What is added to 4-bit weights to store them unsigned.
+OFFSET = 8
+
+
+def padded_inputs(k: int) -> int:
+    """Return the length of the little module's quantized input of `k` values."""
+    return round_up(k, QUAD)
+
+
+def rows_per_group(isa: Isa, bits: int) -> int:
+    """Return how many rows one group of interleaved vectors holds.
+
+    Two (bytes) or four (half bytes: two loads) accumulators hide part of the dot product's latency.
+    """
+    return isa.lanes * 4 if bits == 4 else isa.lanes * 2
+
+
+def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: i8[...], meta: f32[3, n padded])`` of `little_rows`.
+
+    Parameters
+    ----------
+    weight : ndarray, float32, (n, k)
+    bias : ndarray, float32, (n,)
+    bits : int
+        8 or 4.
+    """
+    n, k = weight.shape
+    group, lanes, quads = rows_per_group(isa, bits), isa.lanes, padded_inputs(k) // QUAD
+    padded = round_up(n, group)
+    quantized = quantize_rows(weight, bits)
+    values = np.zeros((padded, quads * QUAD), "int8")
+    values[:n, :k] = quantized.values
+    # (groups, vectors of a group, lanes, quads, 4) -> (groups, quads, vectors, lanes, 4)
+    blocks = values.reshape(padded // group, group // lanes, lanes, quads, QUAD).transpose(0, 3, 1, 2, 4)
+    if bits == 4:
+        unsigned = (blocks + OFFSET).astype("uint8")
+        low, high = unsigned[:, :, 0::2], unsigned[:, :, 1::2]
+        blocks = (low | (high << 4)).view("int8")
+    meta = np.zeros((3, padded), "float32")
+    meta[0, :n] = quantized.scale
+    meta[1, :n] = quantized.scale * (
+        np.full(n, OFFSET) if bits == 4 else quantized.values.sum(axis=1, dtype="int64")
+    )
+    meta[2, :n] = bias
+    return np.ascontiguousarray(blocks).reshape(-1), meta
+
+
+def quantize_projection(isa: Isa, k: int, bits: int):
+    """Return the kernel ``(z: f32[k]) -> (q: u8[k padded to 4], affine: f32[2])``.
+
+    ``affine`` is the scale and what `little_rows` subtracts times ``meta[1]``: the zero point of
+    unsigned activations (8-bit weights), or the sum of the signed ones (4-bit weights), whose bytes
+    stand in ``q``.
+    """
+    padded = padded_inputs(k)
+    signed = bits == 4
+    levels = float(min(127, isa.activation_levels)) if signed else float(isa.activation_levels // 2)
+
+    @T.prim_func(s_tir=True, private=True)
+    def quantize(z: T.Buffer((k,), "float32"), q: T.Buffer((padded,), "uint8"), affine: T.Buffer((2,), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        with T.sblock("quantize"):
+            T.reads(z[0:k])
+            T.writes(q[0:padded], affine[0:2])
+            largest = T.alloc_buffer((1,), "float32", scope="local")
+            inverse = T.alloc_buffer((1,), "float32", scope="local")
+            total = T.alloc_buffer((1,), "int32", scope="local")
+            largest[0] = T.float32(1e-30)
+            for i in T.serial(k):
+                largest[0] = T.max(largest[0], T.max(z[i], -z[i]))
+            inverse[0] = T.float32(levels) / largest[0]
+            affine[0] = largest[0] * T.float32(1.0 / levels)
+            if signed:
+                total[0] = 0
+                for i in T.serial(k):
+                    rounded: T.let = T.Cast("int32", T.floor(z[i] * inverse[0] + T.float32(0.5)))
+                    total[0] = total[0] + rounded
+                    q[i] = T.reinterpret(T.Cast("int8", rounded), dtype="uint8")
+                affine[1] = T.Cast("float32", total[0])
+            else:
+                affine[1] = T.float32(levels)
+                for i in T.serial(k):
+                    q[i] = T.Cast("uint8", T.Cast("int32", z[i] * inverse[0] + T.float32(levels + 0.5)))
+            for i in T.serial(padded - k):
+                q[k + i] = T.uint8(0)
+
+    return quantize
+
+
+def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
+    """Return the kernel ``(q, affine, weight, meta) -> y: f32[n]``.
+
+    ``q``, ``affine`` from `quantize_projection`; ``weight``, ``meta`` from `pack_little`.
+    """
+    step, lanes, quads = isa.vector_bytes, isa.lanes, padded_inputs(k) // QUAD
+    group = rows_per_group(isa, bits)
+    padded = round_up(n, group)
+    groups, vectors = padded // group, group // lanes
+    loads = vectors // 2 if bits == 4 else vectors
+    size, length = groups * quads * loads * step, quads * QUAD
+
+    def nibbles(packed, high: bool):
+        words = T.reinterpret(packed, dtype=f"int32x{lanes}")
+        shifted = words >> T.broadcast(4, lanes) if high else words
+        return T.reinterpret(shifted & T.broadcast(0x0F0F0F0F, lanes), dtype=f"int8x{step}")
+
+    @T.prim_func(s_tir=True, private=True)
+    def little(
+        q: T.Buffer((length,), "uint8"),
+        affine: T.Buffer((2,), "float32"),
+        weight: T.Buffer((size,), "int8"),
+        meta: T.Buffer((3, padded), "float32"),
+        y: T.Buffer((n,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for task in T.parallel(threads):
+            with T.sblock("little"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(q[0:length], affine[0:2], weight[0:size], meta[0:3, 0:padded])
+                T.writes(y[0:n])
+                sums = T.sblock_alloc_buffer((group,), "int32")
+                for g in T.serial(vt * groups // threads, (vt + 1) * groups // threads):
+                    total = T.alloc_buffer((vectors, lanes), "int32", scope="local")
+                    for v in T.unroll(vectors):
+                        total[v, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
+                    for c in T.serial(quads):
+                        four: T.let = T.reinterpret(q[T.ramp(c * QUAD, 1, QUAD)], dtype="int32")
+                        spread: T.let = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
+                        for v in T.unroll(loads):
+                            packed: T.let = weight[T.ramp(((g * quads + c) * loads + v) * step, 1, step)]
+                            if bits == 4:
+                                total[2 * v, T.ramp(0, 1, lanes)] = dot4(
+                                    isa, total[2 * v, T.ramp(0, 1, lanes)], nibbles(packed, False), spread
+                                )
+                                total[2 * v + 1, T.ramp(0, 1, lanes)] = dot4(
+                                    isa, total[2 * v + 1, T.ramp(0, 1, lanes)], nibbles(packed, True), spread
+                                )
+                            else:
+                                total[v, T.ramp(0, 1, lanes)] = dot4(
+                                    isa, total[v, T.ramp(0, 1, lanes)], spread, packed
+                                )
+                    for v in T.unroll(vectors):
+                        sums[T.ramp(v * lanes, 1, lanes)] = total[v, T.ramp(0, 1, lanes)]
+                    for i in T.serial(T.min(group, n - g * group)):
+                        y[g * group + i] = (
+                            affine[0]
+                            * (
+                                meta[0, g * group + i] * T.Cast("float32", sums[i])
+                                - affine[1] * meta[1, g * group + i]
+                            )
+                            + meta[2, g * group + i]
+                        )
+
+    return little

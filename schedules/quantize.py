@@ -1,0 +1,106 @@
+"""Quantization: of activations while the library runs, of weights when it is built.
+
+Activations become unsigned bytes with a scale and zero point found for each vector anew (the
+"dynamic" quantization of PyTorch and ONNX Runtime); weights become signed bytes with one scale
+per row ("per channel"). Then, for row ``w`` and input ``x``::
+
+    w . x = scale_w * scale_x * (q_w . q_x - zero_x * sum(q_w))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.cpu import Isa
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
+
+
+def quantize_vector(isa: Isa, k: int, nonnegative: bool = False):
+    """Return the kernel ``(x: f32[k]) -> (q: u8[k padded], affine: f32[2])``.
+
+    ``affine`` holds the scale and the zero point: ``x = affine[0] * (q - affine[1])``. The range
+    always includes zero, so zeros stay exact; a nonnegative input has zero point 0.
+    """
+    padded = round_up(k, isa.row_bytes)
+    lanes, whole, rest = isa.lanes, k // isa.lanes, k % isa.lanes
+    levels = float(isa.activation_levels)
+
+    @T.prim_func(s_tir=True, private=True)
+    def quantize(x: T.Buffer((k,), "float32"), q: T.Buffer((padded,), "uint8"), affine: T.Buffer((2,), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        with T.sblock("quantize"):
+            T.reads(x[0:k])
+            T.writes(q[0:padded], affine[0:2])
+            high = T.sblock_alloc_buffer((lanes,), "float32")
+            low = T.sblock_alloc_buffer((lanes,), "float32")
+            bound = T.sblock_alloc_buffer((2,), "float32")
+            inverse = T.sblock_alloc_buffer((1,), "float32")
+            high[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+            low[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+            for i in T.serial(whole):
+                high[T.ramp(0, 1, lanes)] = T.max(high[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
+                if not nonnegative:
+                    low[T.ramp(0, 1, lanes)] = T.min(low[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
+            for i in T.serial(rest):
+                high[i] = T.max(high[i], x[whole * lanes + i])
+                low[i] = T.min(low[i], x[whole * lanes + i])
+            bound[0] = T.float32(0)
+            bound[1] = T.float32(0)
+            for i in T.unroll(lanes):
+                bound[0] = T.min(bound[0], low[i])
+                bound[1] = T.max(bound[1], high[i])
+            # A vector of zeros: any scale will do, but 0 would make the inverse infinite.
+            affine[0] = T.max(bound[1] - bound[0], T.float32(1e-30)) * T.float32(1.0 / levels)
+            inverse[0] = T.float32(1) / affine[0]
+            affine[1] = T.floor(T.float32(0.5) - bound[0] * inverse[0])
+            for i in T.serial(k):
+                q[i] = T.Cast(
+                    "uint8",
+                    T.Cast("int32", T.min(x[i] * inverse[0] + affine[1] + T.float32(0.5), T.float32(levels))),
+                )
+            for i in T.serial(padded - k):
+                q[k + i] = T.uint8(0)
+
+    return quantize
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """A matrix as signed bytes.
+
+    Attributes
+    ----------
+    values : ndarray, int8, (n, k)
+    scale : ndarray, float32, (n,)
+        ``row i = scale[i] * values[i]``.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+
+    def dequantized(self) -> np.ndarray:
+        """Return the matrix that the bytes stand for, ``float32 (n, k)``."""
+        return self.values.astype("float32") * self.scale[:, None]
+
+
+def quantize_rows(weight: np.ndarray, bits: int = 8) -> QuantizedRows:
+    """Quantize each row symmetrically to `bits` bits.
+
+    Parameters
+    ----------
+    weight : ndarray, float32, (n, k)
+    bits : int
+        8 or 4; four-bit values lie in [-7, 7].
+    """
+    levels = 2 ** (bits - 1) - 1
+    largest = np.abs(weight).max(axis=1) if weight.shape[1] else np.zeros(len(weight))
+    scale = (np.where(largest > 0, largest, 1.0) / levels).astype("float32")
+    values = np.clip(np.rint(weight / scale[:, None]), -levels, levels).astype("int8")
+    return QuantizedRows(values, scale)

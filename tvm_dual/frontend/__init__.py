@@ -1,0 +1,1 @@
+"""Importers: models of other frameworks to Relax modules with whole recurrent layers."""
