@@ -53,7 +53,7 @@ def _is_dense(context: relax.transform.PatternCheckContext) -> bool:
     for call in [context.matched_expr, *context.matched_bindings.values()]:
         if not isinstance(call, relax.Call) or call.op.name not in ("relax.matmul", "relax.add"):
             continue
-        if any(a.ty.dtype.dtype != "float32" if hasattr(a.ty.dtype, "dtype") else str(a.ty.dtype) != "float32" for a in call.args):
+        if any(str(argument.ty.dtype.dtype) != "float32" for argument in call.args):
             return False
         constants = [a for a in call.args if isinstance(a, GenericConst)]
         if call.op.name == "relax.matmul" and any(len(a.ty.shape) != 2 for a in constants):

@@ -12,7 +12,7 @@ from tvm.ir import GenericConst
 
 from relay_passes.mark_sites import layer_activation
 from relay_passes.products import Products
-from relay_passes.site_plan import read_form, read_little
+from relay_passes.site_plan import planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules.dense import activation
@@ -32,7 +32,8 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
     form = read_form(function)
     if form is None:
         return None
-    weight, bias = _constants(function, call)
+    weight, bias = _constants(call)
+    bias = planned_bias(function, 0, weight, bias)
     n, k = weight.shape
     isa, nonnegative = form.level(), bool(function.attrs["dual.nonnegative"])
     with StepBuilder() as step:
@@ -54,7 +55,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
     return StepCall(step, inputs=[(call.args[0], (k,))], outputs=[tuple(call.ty.shape)], threshold=(2, n) if form.gated else None)
 
 
-def _constants(function: relax.Function, call: relax.Call):
+def _constants(call: relax.Call):
     """Return weight ``(n, k)`` and bias ``(n,)`` or None of a dense site's call."""
     arrays = [a.value.numpy() for a in call.args if isinstance(a, GenericConst)]
     weight = next(a for a in arrays if a.ndim == 2).T

@@ -13,7 +13,7 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.products import Products
-from relay_passes.site_plan import SiteForm, read_form, read_little
+from relay_passes.site_plan import SiteForm, planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
@@ -36,8 +36,9 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
     if form is None:
         return None
     weight, recurrence, bias = (argument.value.numpy() for argument in call.args[2:5])
-    hidden, k = recurrence.shape[1], weight.shape[1]
-    cell = _Cell(form, weight, recurrence, bias, bool(function.attrs["dual.nonnegative"]))
+    hidden, k, n = recurrence.shape[1], weight.shape[1], weight.shape[0]
+    biases = planned_bias(function, 0, weight, bias[:n]), planned_bias(function, 1, recurrence, bias[n:])
+    cell = _Cell(form, weight, recurrence, biases, bool(function.attrs["dual.nonnegative"]))
     with StepBuilder() as step:
         x, h = step.input("x", (k,)), step.input("h", (hidden,))
         products = Products(step, form.level(), form.precision, form.threads)
@@ -61,10 +62,9 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
 class _Cell:
     """The stages of one GRU cell."""
 
-    def __init__(self, form: SiteForm, weight, recurrence, bias, nonnegative: bool) -> None:
+    def __init__(self, form: SiteForm, weight, recurrence, biases, nonnegative: bool) -> None:
         self._form, self._weight, self._recurrence, self._nonnegative = form, weight, recurrence, nonnegative
-        n = weight.shape[0]
-        self._input_bias, self._hidden_bias = bias[:n], bias[n:]
+        self._input_bias, self._hidden_bias = biases
         self._hidden = recurrence.shape[1]
 
     def _given(self, products: Products, x) -> relax.Var:

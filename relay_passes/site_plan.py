@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 from tvm import IRModule, relax
 
 from relay_passes.products import LittleModule
 from schedules.cpu import ISAS, Isa
+from schedules.quantize import corrected_bias
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,19 @@ _TEXT = ("precision", "input", "hidden", "rule", "isa")
 class AttachPlan:
     """Write forms, little modules and error spreads into the attributes of their sites."""
 
-    def __init__(self, forms: dict[str, SiteForm], littles: dict[str, LittleModule], spreads: dict) -> None:
-        """Attach by site name; a site without a form stays as it is."""
-        self._forms, self._littles, self._spreads = forms, littles, spreads
+    def __init__(
+        self,
+        forms: dict[str, SiteForm],
+        littles: dict[str, LittleModule],
+        spreads: dict[str, np.ndarray],
+        means: dict[str, tuple[np.ndarray, ...]],
+    ) -> None:
+        """Attach by site name; a site without a form stays as it is.
+
+        `spreads` is what a GRU's gate multiplies slopes by, ``(3h,)``; `means` the mean of each
+        vector that a site reads, for the bias of quantized weights (none: left as it is).
+        """
+        self._forms, self._littles, self._spreads, self._means = forms, littles, spreads, means
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with the attributes in place."""
@@ -75,6 +87,7 @@ class AttachPlan:
             if form is None:
                 continue
             attributes = {f"dual.{key}": getattr(form, key) for key in _TEXT} | {"dual.threads": form.threads}
+            attributes["dual.means"] = [tvm.runtime.tensor(mean) for mean in self._means.get(str(name), ())]
             if form.needs_little:
                 little = self._littles[str(name)]
                 attributes["dual.little.bits"] = little.bits
@@ -103,3 +116,15 @@ def read_little(function: relax.Function) -> LittleModule:
         *(attributes[f"dual.little.{key}"].numpy() for key in ("center", "weight", "bias")),
         int(attributes["dual.little.bits"]),
     )
+
+
+def planned_bias(function: relax.Function, position: int, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """Return the bias of one of a site's matrices, corrected for quantized weights.
+
+    `position` is 0 for the matrix of the input, 1 for that of a recurrent state.
+    """
+    bias = np.zeros(len(weight), "float32") if bias is None else bias
+    means = function.attrs["dual.means"]
+    if str(function.attrs["dual.precision"]) != "int8" or not len(means):
+        return bias
+    return corrected_bias(weight, bias, means[position].numpy())

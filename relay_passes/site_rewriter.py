@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.main_function import extend_main
 from relay_passes.step import StepBuilder
 
 
@@ -54,7 +55,7 @@ class SiteRewriter:
         main = mutator_.visit_expr(self._module["main"])
         if not mutator_.changed:
             return self._module
-        main = _extended(main, mutator_.thresholds, mutator_.counts)
+        main = _with_gates(main, mutator_.thresholds, mutator_.counts)
         mutator_.builder_.update_func(self._module.get_global_var("main"), main)
         return relax.transform.DeadCodeElimination(["main"])(mutator_.builder_.get())
 
@@ -117,25 +118,10 @@ class _Retarget(PyExprMutator):
         return self._renamed.get(target, target)
 
 
-def _extended(main: relax.Function, thresholds: Sequence, counts: Sequence) -> relax.Function:
+def _with_gates(main: relax.Function, thresholds: Sequence, counts: Sequence) -> relax.Function:
     """Return `main` with thresholds as further parameters and counts as further outputs."""
-    attributes = dict(main.attrs)
-    attributes["dual.thresholds"] = [*attributes.get("dual.thresholds", []), *(name for name, _ in thresholds)]
-    attributes["dual.counts"] = [*attributes.get("dual.counts", []), *(name for name, _ in counts)]
-    result, bindings = main.body.body, []
-
-    def bound(value: relax.Expr, type_) -> relax.Var:
-        variable = relax.Var("result", type_)
-        bindings.append(relax.VarBinding(variable, value))
-        return variable
-
-    if isinstance(result.ty, relax.TupleType):
-        fields = [bound(relax.TupleGetItem(result, i), field_) for i, field_ in enumerate(result.ty.fields)]
-    else:
-        fields = [result]
-    fields += [value for _, value in counts]
-    type_ = relax.TupleType([value.ty for value in fields])
-    output = bound(relax.Tuple(fields), type_)
-    body = relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], output)
-    parameters = [*main.params, *(variable for _, variable in thresholds)]
-    return relax.Function(parameters, body, type_, is_pure=True).with_attrs(attributes)
+    names = {
+        "dual.thresholds": [*main.attrs.get("dual.thresholds", []), *(name for name, _ in thresholds)],
+        "dual.counts": [*main.attrs.get("dual.counts", []), *(name for name, _ in counts)],
+    }
+    return extend_main(main, [v for _, v in thresholds], [v for _, v in counts], names)

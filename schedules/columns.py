@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from tvm.script import tirx as T
 
+from schedules.compaction import compact
 from schedules.cpu import Isa
 from schedules.intrinsics import dot4
 from schedules.quantize import quantize_rows, round_up
@@ -25,7 +26,7 @@ def list_length(k: int) -> int:
 
 
 def _block(isa: Isa) -> int:
-    """Outputs that one register of interleaved bytes covers before unpacking."""
+    """Return how many outputs one register of interleaved bytes covers before unpacking."""
     return isa.vector_bytes
 
 
@@ -70,6 +71,18 @@ def pack_columns_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> 
     return packed.reshape(-1), full_bias
 
 
+def _nonzero_byte(q, i):
+    return q[i] != T.uint8(0)
+
+
+def _nonzero_float(x, i):
+    return x[i] != T.float32(0)
+
+
+def _element(source, i):
+    return source[i]
+
+
 def nonzero_bytes(isa: Isa, k: int):
     """Return the kernel ``(q: u8[k padded]) -> (columns: i32[k + 4], values: u8[k + 4], count: i32[1])``.
 
@@ -77,6 +90,8 @@ def nonzero_bytes(isa: Isa, k: int):
     nothing to the quantized product either, so it is left out too.
     """
     padded, length = round_up(k, isa.row_bytes), list_length(k)
+
+    list_nonzeros = compact(isa, k, _nonzero_byte, _element, "uint8")
 
     @T.prim_func(s_tir=True, private=True)
     def nonzeros(
@@ -89,17 +104,10 @@ def nonzero_bytes(isa: Isa, k: int):
         with T.sblock("nonzeros"):
             T.reads(q[0:padded])
             T.writes(columns[0:length], values[0:length], count[0])
-            found = T.alloc_buffer((1,), "int32", scope="local")
-            found[0] = 0
-            for i in T.serial(k):
-                # Written always, kept if nonzero: no branch to mispredict.
-                columns[found[0]] = i
-                values[found[0]] = q[i]
-                found[0] = found[0] + T.Cast("int32", q[i] != T.uint8(0))
+            list_nonzeros(q, columns, values, count)
             for i in T.unroll(QUAD):
-                columns[found[0] + i] = 0
-                values[found[0] + i] = T.uint8(0)
-            count[0] = found[0]
+                columns[count[0] + i] = 0
+                values[count[0] + i] = T.uint8(0)
 
     return nonzeros
 
@@ -107,6 +115,8 @@ def nonzero_bytes(isa: Isa, k: int):
 def nonzero_floats(isa: Isa, k: int):
     """Return the kernel ``(x: f32[k]) -> (columns: i32[k + 4], values: f32[k + 4], count: i32[1])``."""
     length = list_length(k)
+
+    list_nonzeros = compact(isa, k, _nonzero_float, _element, "float32")
 
     @T.prim_func(s_tir=True, private=True)
     def nonzeros(
@@ -119,16 +129,10 @@ def nonzero_floats(isa: Isa, k: int):
         with T.sblock("nonzeros"):
             T.reads(x[0:k])
             T.writes(columns[0:length], values[0:length], count[0])
-            found = T.alloc_buffer((1,), "int32", scope="local")
-            found[0] = 0
-            for i in T.serial(k):
-                columns[found[0]] = i
-                values[found[0]] = x[i]
-                found[0] = found[0] + T.Cast("int32", x[i] != T.float32(0))
+            list_nonzeros(x, columns, values, count)
             for i in T.unroll(QUAD):
-                columns[found[0] + i] = 0
-                values[found[0] + i] = T.float32(0)
-            count[0] = found[0]
+                columns[count[0] + i] = 0
+                values[count[0] + i] = T.float32(0)
 
     return nonzeros
 

@@ -13,7 +13,7 @@ from schedules.cpu import Isa
 from schedules.intrinsics import compress, count_true
 
 
-def compact(isa: Isa, n: int, keep, value=None, first: int = 0):
+def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: int = 0):
     """Return a macro that lists the kept of `n` elements; it runs inside a block.
 
     The macro takes ``(source, indices, found)``, or ``(source, indices, values, found)`` if there is
@@ -31,7 +31,9 @@ def compact(isa: Isa, n: int, keep, value=None, first: int = 0):
         ``keep(source, i)`` is the condition at an index, a scalar or a ``T.ramp`` of ``isa.lanes``;
         ``source`` is what the macro was given: a buffer or a tuple of them.
     value : callable, optional
-        ``value(source, i)``: float32 or uint8 elements.
+        ``value(source, i)`` is the elements at such an index.
+    dtype : str
+        Type of the values: float32 or uint8.
     first : int
         Index of the first element.
     """
@@ -43,13 +45,15 @@ def compact(isa: Isa, n: int, keep, value=None, first: int = 0):
     def at(chunk):
         return T.ramp(chunk * lanes, 1, lanes)
 
+    def kept_indices(source, chunk):
+        return compress(isa, "int32", T.ramp(first + chunk * lanes, 1, lanes), keep(source, at(chunk)))
+
     def kept_values(source, chunk):
-        values = value(source, at(chunk))
-        if not str(values.dtype).startswith("uint8"):
-            return compress(isa, values, keep(source, at(chunk)))
+        if dtype != "uint8":
+            return compress(isa, dtype, value(source, at(chunk)), keep(source, at(chunk)))
         # AVX-512 F compresses 32-bit lanes alone.
-        wide = compress(isa, T.Cast(f"int32x{lanes}", values), keep(source, at(chunk)))
-        return T.Cast(f"uint8x{lanes}", wide)
+        wide = T.Cast(f"int32x{lanes}", value(source, at(chunk)))
+        return T.Cast(f"uint8x{lanes}", compress(isa, "int32", wide, keep(source, at(chunk))))
 
     @T.inline
     def one(source, i, kept, indices, values, end):
@@ -66,9 +70,7 @@ def compact(isa: Isa, n: int, keep, value=None, first: int = 0):
             # A whole vector is stored at the end of the list. After c chunks that is at c * lanes
             # or before, so the store stays within n.
             for c in T.serial(chunks):
-                indices[T.ramp(end[0], 1, lanes)] = compress(
-                    isa, T.ramp(first + c * lanes, 1, lanes), keep(source, at(c))
-                )
+                indices[T.ramp(end[0], 1, lanes)] = kept_indices(source, c)
                 if value is not None:
                     values[T.ramp(end[0], 1, lanes)] = kept_values(source, c)
                 end[0] = end[0] + count_true(isa, keep(source, at(c)))

@@ -50,6 +50,16 @@ def horizontal_sum_float(vector):
     return _llvm("llvm.vector.reduce.fadd", "float32", T.float32(0), vector)
 
 
+def horizontal_max(vector, width: int):
+    """Largest of an ``int32`` vector's `width` lanes."""
+    return _llvm("llvm.vector.reduce.smax", "int32", vector) if width > 1 else vector
+
+
+def magnitude_bits(vector, width: int):
+    """Bits of ``|x|`` of `width` ``float32`` lanes: integers in the same order as the magnitudes."""
+    return T.reinterpret(vector, dtype=f"int32x{width}" if width > 1 else "int32") & T.int32(0x7FFFFFFF)
+
+
 def exp(x):
     """``e**x`` for a scalar expression, within 3e-7 relative, 0 or large instead of under/overflow.
 
@@ -102,15 +112,17 @@ def tanh(x):
     return _tanh_ratio(x, 1.0, 1.0)
 
 
-def compress(isa: Isa, vector, mask):
-    """Move the lanes of a 32-bit `vector` where the boolean `mask` holds to its front (AVX-512)."""
-    dtype = vector.dtype
-    zeros = T.broadcast(T.float32(0) if dtype.startswith("float") else T.int32(0), isa.lanes)
-    return _llvm("llvm.x86.avx512.mask.compress", dtype, vector, zeros, mask)
+def compress(isa: Isa, dtype: str, vector, mask):
+    """Move the lanes of a vector where the boolean `mask` holds to its front (AVX-512 alone).
+
+    `dtype` is the vector's element type, ``int32`` or ``float32``.
+    """
+    zero = T.float32(0) if dtype == "float32" else T.int32(0)
+    return _llvm("llvm.x86.avx512.mask.compress", f"{dtype}x{isa.lanes}", vector, T.broadcast(zero, isa.lanes), mask)
 
 
 def count_true(isa: Isa, mask):
-    """Number of lanes of a boolean vector that hold; LLVM makes it a population count."""
+    """Return how many lanes of a boolean vector hold; LLVM makes it a population count."""
     return horizontal_sum(T.Cast(f"int32x{isa.lanes}", mask), "int32")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.intrinsics import dot4
+from schedules.intrinsics import chunk, dot4, horizontal_max, magnitude_bits, span
 from schedules.quantize import quantize_rows, round_up
 
 #: Bytes of one lane of a dot product.
@@ -61,9 +61,7 @@ def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tu
         blocks = (low | (high << 4)).view("int8")
     meta = np.zeros((3, padded), "float32")
     meta[0, :n] = quantized.scale
-    meta[1, :n] = quantized.scale * (
-        np.full(n, OFFSET) if bits == 4 else quantized.values.sum(axis=1, dtype="int64")
-    )
+    meta[1, :n] = quantized.scale * (np.full(n, OFFSET) if bits == 4 else quantized.values.sum(axis=1, dtype="int64"))
     meta[2, :n] = bias
     return np.ascontiguousarray(blocks).reshape(-1), meta
 
@@ -75,7 +73,7 @@ def quantize_projection(isa: Isa, k: int, bits: int):
     unsigned activations (8-bit weights), or the sum of the signed ones (4-bit weights), whose bytes
     stand in ``q``.
     """
-    padded = padded_inputs(k)
+    padded, width = padded_inputs(k), chunk(isa, k)
     signed = bits == 4
     levels = float(min(127, isa.activation_levels)) if signed else float(isa.activation_levels // 2)
 
@@ -88,9 +86,17 @@ def quantize_projection(isa: Isa, k: int, bits: int):
             largest = T.alloc_buffer((1,), "float32", scope="local")
             inverse = T.alloc_buffer((1,), "float32", scope="local")
             total = T.alloc_buffer((1,), "int32", scope="local")
-            largest[0] = T.float32(1e-30)
-            for i in T.serial(k):
-                largest[0] = T.max(largest[0], T.max(z[i], -z[i]))
+            # Magnitudes compare as their bits do; the last vector may overlap the one before it.
+            magnitudes = T.alloc_buffer((width,), "int32", scope="local")
+            for i in T.unroll(width):
+                magnitudes[i] = 0
+            for c in T.serial(-(-k // width)):
+                magnitudes[span(0, width)] = T.max(
+                    magnitudes[span(0, width)], magnitude_bits(z[span(T.min(c * width, k - width), width)], width)
+                )
+            largest[0] = T.max(
+                T.reinterpret(horizontal_max(magnitudes[span(0, width)], width), dtype="float32"), T.float32(1e-30)
+            )
             inverse[0] = T.float32(levels) / largest[0]
             affine[0] = largest[0] * T.float32(1.0 / levels)
             if signed:
@@ -159,18 +165,13 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
                                     isa, total[2 * v + 1, T.ramp(0, 1, lanes)], nibbles(packed, True), spread
                                 )
                             else:
-                                total[v, T.ramp(0, 1, lanes)] = dot4(
-                                    isa, total[v, T.ramp(0, 1, lanes)], spread, packed
-                                )
+                                total[v, T.ramp(0, 1, lanes)] = dot4(isa, total[v, T.ramp(0, 1, lanes)], spread, packed)
                     for v in T.unroll(vectors):
                         sums[T.ramp(v * lanes, 1, lanes)] = total[v, T.ramp(0, 1, lanes)]
                     for i in T.serial(T.min(group, n - g * group)):
                         y[g * group + i] = (
                             affine[0]
-                            * (
-                                meta[0, g * group + i] * T.Cast("float32", sums[i])
-                                - affine[1] * meta[1, g * group + i]
-                            )
+                            * (meta[0, g * group + i] * T.Cast("float32", sums[i]) - affine[1] * meta[1, g * group + i])
                             + meta[2, g * group + i]
                         )
 

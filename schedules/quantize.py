@@ -104,3 +104,20 @@ def quantize_rows(weight: np.ndarray, bits: int = 8) -> QuantizedRows:
     scale = (np.where(largest > 0, largest, 1.0) / levels).astype("float32")
     values = np.clip(np.rint(weight / scale[:, None]), -levels, levels).astype("int8")
     return QuantizedRows(values, scale)
+
+
+def corrected_bias(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the bias that makes up for what rounding the weights does to the mean input.
+
+    Rounding errors of a row do not average out over inputs whose mean is far from zero, such as
+    log-power features. After "bias correction" in Nagel et al., "Data-free quantization through
+    weight equalization and bias correction", ICCV 2019.
+
+    Parameters
+    ----------
+    weight : ndarray, float32, (n, k)
+    bias : ndarray, float32, (n,)
+    mean : ndarray, float32, (k,)
+        Mean input on the calibration data.
+    """
+    return (bias + (weight - quantize_rows(weight).dequantized()) @ mean).astype("float32")

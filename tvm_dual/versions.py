@@ -7,6 +7,8 @@ import shutil
 
 from tvm_dual.errors import SetupError
 
+#: Of tvm_dual itself.
+VERSION = "0.1.0"
 TVM_VERSION = "0.27.0.post1"
 #: Newer builds of the foreign function interface crash this TVM (apache/tvm#20094).
 FFI_VERSION = "0.1.14.post1"

@@ -1,0 +1,50 @@
+"""ExposeInputs: let ``main`` also give what each site reads, so that calibration can observe it."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+from tvm.ir import GenericConst
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from relay_passes.main_function import extend_main
+
+
+@tvm.transform.module_pass(opt_level=0, name="ExposeInputs")
+class ExposeInputs:
+    """The pass; run it on marked sites, before they are rewritten.
+
+    ``main`` gains one output per value that a site reads at run time, and the attribute
+    ``dual.observed`` with their names: ``site.0`` is the input, ``site.1`` a recurrent state.
+    """
+
+    def transform_module(self, module: IRModule, _context) -> IRModule:
+        """Return `module` with the further outputs."""
+        exposer = _Exposer(module)
+        main = exposer.visit_expr(module["main"])
+        main = extend_main(main, [], exposer.values, {"dual.observed": exposer.names})
+        exposer.builder_.update_func(module.get_global_var("main"), main)
+        return exposer.builder_.get()
+
+
+@mutator
+class _Exposer(PyExprMutator):
+    def __init__(self, module: IRModule) -> None:
+        super().__init__(module)
+        self._module = module
+        self.names: list[str] = []
+        self.values: list[relax.Var] = []
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if not isinstance(call.op, tvm.ir.GlobalVar):
+            return call
+        function = self._module[call.op]
+        if not isinstance(function, relax.Function) or not function.attrs or "dual.site" not in function.attrs:
+            return call
+        name, live = str(function.attrs["dual.site"]), [a for a in call.args if not isinstance(a, GenericConst)]
+        for i, value in enumerate(live):
+            self.names.append(f"{name}.{i}")
+            # A copy: the same value may be read twice, and a parameter cannot be an output.
+            self.values.append(self.builder_.emit_output(relax.op.multiply(value, relax.const(1.0, "float32"))))
+        return call

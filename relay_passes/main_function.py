@@ -1,0 +1,35 @@
+"""Adding parameters and outputs to ``main``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import relax
+
+
+def extend_main(
+    main: relax.Function, parameters: Sequence[relax.Var], outputs: Sequence[relax.Var], attributes: dict
+) -> relax.Function:
+    """Return `main` with further parameters, further outputs and changed attributes.
+
+    `outputs` are variables that the dataflow block gives out; they follow the present outputs, which
+    become a tuple if they are not one yet.
+    """
+    result, bindings = main.body.body, []
+
+    def bound(value: relax.Expr, type_) -> relax.Var:
+        variable = relax.Var("result", type_)
+        bindings.append(relax.VarBinding(variable, value))
+        return variable
+
+    if isinstance(result.ty, relax.TupleType):
+        fields = [bound(relax.TupleGetItem(result, i), field) for i, field in enumerate(result.ty.fields)]
+    else:
+        fields = [result]
+    fields += outputs
+    type_ = relax.TupleType([value.ty for value in fields])
+    output = bound(relax.Tuple(fields), type_)
+    body = relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], output)
+    return relax.Function([*main.params, *parameters], body, type_, is_pure=True).with_attrs(
+        dict(main.attrs) | attributes
+    )

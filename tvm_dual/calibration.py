@@ -1,0 +1,121 @@
+"""Calibration: the user's data, checked, and what each site reads while the dense model sees it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_dual.errors import DataError
+from tvm_dual.library import DualLibrary
+from tvm_dual.sites import Site
+
+#: Calls that are kept for fitting; beyond a few thousand the fits do not change.
+MAX_SAMPLES = 12_000
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """Checked inputs.
+
+    Attributes
+    ----------
+    streams : tuple of ndarray, float32, (calls, *input shape)
+        For a streaming model one item is one stream, whose calls share a state; else one item is
+        the calls of one array, or a single call.
+    digest : str
+        SHA-256 over all streams.
+    """
+
+    streams: tuple[np.ndarray, ...]
+    digest: str
+
+    @property
+    def calls(self) -> int:
+        """Number of calls in all streams."""
+        return sum(len(stream) for stream in self.streams)
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What one site read: arrays ``float32 (samples, length)``, input first, then a state."""
+
+    inputs: tuple[np.ndarray, ...]
+
+
+def check_calibration(data: Iterable, shape: tuple[int, ...], name: str) -> CalibrationData:
+    """Check calibration data against the model's input.
+
+    Parameters
+    ----------
+    data : iterable of ndarray, float32
+        Each item is ``(calls, *shape)``; axes of length one in `shape` may be left out.
+    shape : tuple of int
+        The input's shape for one call.
+    name : str
+        The input's name, for messages.
+
+    Raises
+    ------
+    DataError
+        If there is none, or an item has the wrong shape or dtype, or holds NaN or infinity.
+    """
+    if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
+        raise DataError(
+            f"calibration data: found {type(data).__name__}; accepted: an iterable (a list, a generator) of float32 "
+            "arrays, one per stream. Wrap a single array in a list"
+        )
+    digest, streams = hashlib.sha256(), []
+    plain = tuple(extent for extent in shape if extent != 1)
+    accepted = f"float32 of shape (calls, {', '.join(map(str, plain))})"
+    for i, item in enumerate(data):
+        label = f"calibration item {i} for input '{name}'"
+        array = np.asarray(item)
+        if array.dtype != np.float32:
+            raise DataError(f"{label}: dtype {array.dtype}; accepted: {accepted}. Convert with .astype('float32')")
+        if array.ndim < 1 or tuple(extent for extent in array.shape[1:] if extent != 1) != plain:
+            raise DataError(f"{label}: shape {array.shape}; accepted: {accepted}")
+        if not np.isfinite(array).all():
+            raise DataError(f"{label}: holds NaN or infinity; accepted: finite {accepted}. Clean the data first")
+        if len(array):
+            streams.append(np.ascontiguousarray(array.reshape(len(array), *shape)))
+            digest.update(streams[-1].tobytes())
+    if not streams:
+        raise DataError(f"calibration data: empty; accepted: at least one array, {accepted}")
+    return CalibrationData(tuple(streams), digest.hexdigest())
+
+
+def observe(library: DualLibrary, data: CalibrationData, sites: list[Site], progress=None) -> dict[str, Observations]:
+    """Run the dense model over the data and collect what each site reads.
+
+    Parameters
+    ----------
+    library : DualLibrary
+        Built with ``ExposeInputs``: further outputs give the sites' inputs.
+    data : CalibrationData
+    sites : list of Site
+    progress : callable, optional
+        Called with ``(calls done, calls in all)``.
+    """
+    every = max(1, -(-data.calls // MAX_SAMPLES))
+    names = library.metadata.observed
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    done = 0
+    for stream in data.streams:
+        run = library.stream()
+        for frame in stream:
+            run(frame)
+            if done % every == 0:
+                for name, value in zip(names, library.last_extras(), strict=True):
+                    collected[name].append(value.reshape(-1, value.shape[-1])[-1])
+            done += 1
+            if progress:
+                progress(done, data.calls)
+    arrays = {name: np.stack(values) for name, values in collected.items()}
+    found = {}
+    for site in sites:
+        keys = sorted(name for name in arrays if name.split(".")[0] == site.name)
+        found[site.name] = Observations(tuple(arrays[key] for key in keys))
+    return found

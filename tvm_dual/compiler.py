@@ -1,0 +1,132 @@
+"""From a marked module and the forms of its sites to a library file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+
+from relay_passes.expose_inputs import ExposeInputs
+from relay_passes.pipeline import Watch, dual_pipeline
+from relay_passes.site_plan import AttachPlan, SiteForm
+from schedules.cpu import ISAS, tvm_target
+from tvm_dual.container import write_container
+from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions
+from tvm_dual.little import FittedLittle
+from tvm_dual.plan import Plan
+from tvm_dual.sites import Site
+from tvm_dual.versions import check_compiler, check_linker
+
+
+class Compiler:
+    """Compiles variants of one model into a folder of its own.
+
+    TVM deletes the parent folder of artifacts it manages, so nothing is written next to other files.
+    """
+
+    def __init__(self, module: IRModule, sites: list[Site], isa: str, threads: int, watch: Watch | None = None) -> None:
+        """Compile variants of `module`, whose sites are marked, for one level and number of threads."""
+        check_compiler()
+        check_linker()
+        self._module, self._sites = module, {site.name: site for site in sites}
+        self._isa, self._threads, self._watch = ISAS[isa], threads, watch
+        self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
+        self._count = 0
+
+    def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:
+        """Return a site's form for this compiler's level and threads."""
+        return SiteForm(precision, input_form, hidden, rule, self._threads, self._isa.name)
+
+    def compile(
+        self,
+        forms: dict[str, SiteForm],
+        littles: dict[str, FittedLittle] | None = None,
+        spreads: dict[str, np.ndarray] | None = None,
+        means: dict[str, tuple[np.ndarray, ...]] | None = None,
+        thresholds: dict[str, np.ndarray] | None = None,
+        *,
+        observe: bool = False,
+        plan: Plan | None = None,
+    ) -> DualLibrary:
+        """Compile one variant.
+
+        Parameters
+        ----------
+        forms : dict of SiteForm
+            By site; a site without one is left to TVM.
+        littles : dict of FittedLittle
+            By site, for those that need one.
+        spreads : dict of ndarray, float32
+            By site: what a GRU's gate multiplies a row's slope by.
+        means : dict of tuple of ndarray, float32
+            By site: mean of each vector it reads.
+        thresholds : dict of ndarray, float32
+            By site, ``(efforts, ...)``, for gated sites.
+        observe : bool
+            Whether the library also gives what each site reads.
+        plan : Plan, optional
+            Travels with the library.
+        """
+        modules = {name: fitted.module for name, fitted in (littles or {}).items()}
+        attach = AttachPlan(forms, modules, spreads or {}, means or {})
+        module = ExposeInputs()(self._module) if observe else self._module
+        module = dual_pipeline(attach, self._watch)(module)
+        executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
+        self._count += 1
+        folder = Path(self._folder.name) / str(self._count)
+        folder.mkdir()
+        executable.export_library(str(folder / "code.so"))
+        metadata = self._metadata(module["main"], plan)
+        arrays = {f"thresholds/{name}": table for name, table in (thresholds or {}).items() if name in metadata.thresholds}
+        for name in metadata.thresholds:
+            arrays.setdefault(f"thresholds/{name}", self._open(name))
+        path = folder / "library.so"
+        write_container(path, (folder / "code.so").read_bytes(), arrays, metadata.to_dict())
+        (folder / "code.so").unlink()
+        library = DualLibrary(path)
+        # The folder must outlive every library in it.
+        library._folder = self._folder
+        return library
+
+    def _open(self, name: str) -> np.ndarray:
+        """Thresholds that open every row."""
+        site = self._sites[name]
+        if site.kind == "gru":
+            return np.array([[-1.0, -1.0, 2.0, 2.0]], "float32")
+        n = site.weight.shape[0]
+        return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]
+
+    def _metadata(self, main: relax.Function, plan: Plan | None) -> Metadata:
+        attributes = main.attrs
+        names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
+        inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
+        shapes = [_shape(parameter.ty) for parameter in main.params]
+        results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+        counts = [str(name) for name in attributes.get("dual.counts", [])]
+        return Metadata(
+            inputs=tuple(Tensor(n, s) for n, s in zip(names[:inputs], shapes, strict=False)),
+            states=tuple(Tensor(n, s) for n, s in zip(names[inputs:], shapes[inputs : inputs + states], strict=True)),
+            outputs=tuple(Tensor(n, _shape(t)) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)),
+            thresholds=tuple(str(name) for name in attributes.get("dual.thresholds", [])),
+            counts=tuple(counts),
+            gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
+            observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
+            isa=self._isa.name,
+            threads=self._threads,
+            versions=current_versions(),
+            plan=plan,
+        )
+
+    def _rows(self, name: str, position: int) -> int:
+        """Rows that one of a site's gates decides on: a GRU has two, the update gate's and the rest."""
+        site = self._sites[name]
+        if site.kind == "gru":
+            return site.hidden * (1, 2)[position]
+        return site.weight.shape[0]
+
+
+def _shape(type_: relax.TensorType) -> tuple[int, ...]:
+    return tuple(int(extent) if isinstance(extent, tvm.tirx.IntImm) else -1 for extent in type_.shape)

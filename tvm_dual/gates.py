@@ -1,0 +1,122 @@
+"""Gate rules: from a bound to the thresholds that the kernels compare with.
+
+``damage`` bounds the expected harm of leaving a row to the little module. To first order that is
+
+    (what the next layers multiply the unit by) x (slope of the nonlinearity) x (error of the row)
+
+With the error's standard deviation known from calibration, the bound turns into a band of
+predicted pre-activations per row for a dense layer (`band`), and into one number for a GRU, whose
+slopes depend on the state (`schedules.gate`). ``activation`` is the rule of dual-module inference
+(ICML 2020, equation 5): a row is sensitive unless the predicted value lies in the flat region of
+the nonlinearity, whatever the error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtri
+
+from tvm_dual.errors import PlanError
+from tvm_dual.sites import Site
+
+RULES = ("damage", "activation")
+#: Effort multiplies what a row's damage counts; 0 closes every row, infinity opens every row.
+EFFORTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, float("inf"))
+#: Stands for "no bound" in thresholds.
+FAR = 1e30
+
+
+def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
+    """Return what the next layers multiply each unit of `site` by, ``float32 (units,)``.
+
+    The norm of the unit's column in the matrices that read it: the consumers', and a GRU's own.
+    """
+    matrices = [sites[name].weight for name in site.consumers]
+    units = site.hidden if site.kind == "gru" else site.weight.shape[0]
+    if site.kind == "gru":
+        matrices.append(site.recurrence)
+    matrices = [m for m in matrices if m.shape[1] == units]
+    if not matrices:
+        return np.ones(units, "float32")
+    return np.sqrt(sum((m.astype("float64") ** 2).sum(axis=0) for m in matrices)).astype("float32")
+
+
+def thresholds(site: Site, rule: str, limit: float, spread: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the thresholds of all `EFFORTS`.
+
+    Parameters
+    ----------
+    site : Site
+    rule : str
+        One of `RULES`.
+    limit : float
+        The bound at effort 1. ``damage``: in units of the consumers' pre-activations.
+        ``activation``: the margin m in (0, 0.5]; sigmoid rows are open where the predicted value
+        lies in (m, 1 - m), tanh rows in the same band stretched to (-1, 1).
+    spread : ndarray, float32
+        Error per row: ``(n,)`` for a dense layer.
+    weights : ndarray, float32
+        From `unit_weights`.
+
+    Returns
+    -------
+    ndarray, float32
+        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, 4)`` for a GRU.
+
+    Raises
+    ------
+    PlanError
+        If the rule is not known.
+    """
+    if rule not in RULES:
+        raise PlanError(f"gate rule {rule!r} is not known; accepted: {', '.join(RULES)}")
+    return np.stack([_at_effort(site, rule, limit, spread, weights, effort) for effort in EFFORTS]).astype("float32")
+
+
+def _at_effort(site, rule, limit, spread, weights, effort) -> np.ndarray:
+    bound = FAR if effort == 0 else limit / effort
+    if rule == "activation":
+        bound = min(bound, 0.5)
+    if site.kind == "gru":
+        if rule == "damage":
+            return np.array([-1.0 if effort == float("inf") else bound, 0, 0, 0])
+        if effort == float("inf"):
+            return np.array([0, -1.0, 2.0, 2.0])
+        return np.array([0, bound, 1 - bound, 1 - 2 * bound])
+    n = site.weight.shape[0]
+    if effort == float("inf"):
+        return np.stack([np.full(n, -FAR), np.full(n, FAR)])
+    if effort == 0:
+        return np.stack([np.full(n, FAR), np.full(n, -FAR)])
+    if rule == "activation":
+        return _activation_band(site.activation, bound, spread)
+    return _damage_band(site.activation, bound, np.maximum(spread * weights, 1e-20), np.maximum(spread, 1e-20))
+
+
+def _damage_band(activation: str | None, bound: float, worst: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Band of predicted values whose damage, `worst` times the slope, exceeds `bound`."""
+    share = bound / worst
+    closed = share >= 1
+    if activation == "relu":
+        # The slope of a ReLU is the probability that the true value is positive.
+        low = spread * ndtri(np.clip(share, 1e-30, 1 - 1e-12))
+        return np.stack([np.where(closed, FAR, low), np.full(len(low), FAR)])
+    if activation in ("sigmoid", "tanh"):
+        # sigmoid' = s (1 - s) <= 1/4 and tanh' = 1 - t^2 <= 1, even and falling in |y|.
+        closed = share >= (0.25 if activation == "sigmoid" else 1.0)
+        inside = np.sqrt(np.maximum(1 - (4 if activation == "sigmoid" else 1) * share, 0))
+        half = np.arctanh(np.minimum(inside, 1 - 1e-12)) * (2 if activation == "sigmoid" else 1)
+        return np.stack([np.where(closed, FAR, -half), np.where(closed, -FAR, half)])
+    return np.stack([np.where(closed, FAR, -FAR), np.where(closed, -FAR, FAR)])
+
+
+def _activation_band(activation: str | None, margin: float, spread: np.ndarray) -> np.ndarray:
+    n = len(spread)
+    if activation == "relu":
+        # A margin of 1/2 is the plain sign; smaller ones admit values that far below zero.
+        return np.stack([np.full(n, spread.mean() * ndtri(max(margin, 1e-12))), np.full(n, FAR)])
+    if activation in ("sigmoid", "tanh"):
+        half = np.log((1 - margin) / max(margin, 1e-12)) / (1 if activation == "sigmoid" else 2)
+        return np.stack([np.full(n, -half), np.full(n, half)])
+    # No nonlinearity, no flat region: every row is sensitive.
+    return np.stack([np.full(n, -FAR), np.full(n, FAR)])

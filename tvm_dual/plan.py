@@ -1,0 +1,181 @@
+"""The plan: for every site, rewrite or leave dense, which little module, which thresholds, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+
+from tvm_dual.errors import PlanError
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What happens to one site.
+
+    Attributes
+    ----------
+    name, kind : str
+    input, hidden : str
+        Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows`` or ``little``
+        (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
+    precision : str
+        Of the big module: ``fp32`` or ``int8``.
+    rule : str
+        Gate rule, empty without a gate.
+    projection : str
+        Of the little module, empty without one.
+    dimensions, little_bits : int
+        Size and precision of the little module, 0 without one.
+    limit : float
+        The gate's bound at effort 1: in units of damage, or the activation rule's margin.
+    density : float
+        Open rows / all rows on the calibration data; 1 without a gate.
+    weight_bytes : int
+        Bytes of all weights of the big module at this precision.
+    bytes_read : float
+        Bytes of weights read per call, little module included, mean over the calibration data.
+    reason : str
+        Why this form, in words.
+    """
+
+    name: str
+    kind: str
+    input: str
+    hidden: str
+    precision: str
+    rule: str = ""
+    projection: str = ""
+    dimensions: int = 0
+    little_bits: int = 0
+    limit: float = 0.0
+    density: float = 1.0
+    weight_bytes: int = 0
+    bytes_read: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the search for thresholds.
+
+    Attributes
+    ----------
+    rule : str
+    limit : float
+        The bound tried.
+    density : float
+        Open rows / gated rows.
+    quality : float
+        What ``evaluate`` returned, or the agreement with the dense model.
+    microseconds : float
+        Median time of a call.
+    """
+
+    rule: str
+    limit: float
+    density: float
+    quality: float
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model's plan.
+
+    Attributes
+    ----------
+    sites : tuple of SitePlan
+        In graph order.
+    precision, isa : str
+    threads : int
+    quality_kind : str
+        ``evaluate`` or ``agreement``.
+    dense_quality, quality, max_drop : float
+        Of the dense fp32 model, of this plan (both on calibration data), and the drop allowed.
+    dense_microseconds, microseconds : float
+        Median time of a call of the dense build of equal precision, and of this plan.
+    efforts : tuple of float
+        The values of effort that have thresholds of their own.
+    trials : tuple of Trial
+        The search, for both rules.
+    calibration_hash : str
+        SHA-256 of the calibration data.
+    samples : int
+        Calls that calibration observed.
+    version : int
+    """
+
+    sites: tuple[SitePlan, ...]
+    precision: str
+    isa: str
+    threads: int
+    quality_kind: str
+    dense_quality: float
+    quality: float
+    max_drop: float
+    dense_microseconds: float
+    microseconds: float
+    efforts: tuple[float, ...]
+    calibration_hash: str
+    samples: int
+    trials: tuple[Trial, ...] = field(default_factory=tuple)
+    version: int = PLAN_VERSION
+
+    def to_json(self) -> str:
+        """Return the JSON form."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read the JSON form.
+
+        Raises
+        ------
+        PlanError
+            If the text is not JSON, lacks a field, or is of another version.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"plan: not JSON ({error}); accepted: what Plan.to_json wrote") from error
+        found = values.get("version") if isinstance(values, dict) else None
+        if found != PLAN_VERSION:
+            raise PlanError(f"plan: version {found}; accepted: {PLAN_VERSION}. Build the plan anew")
+        return from_dict(cls, values)
+
+
+def from_dict(cls, values):
+    """Rebuild a frozen dataclass, nested ones included, from what ``asdict`` and JSON made of it.
+
+    Raises
+    ------
+    PlanError
+        If a field is missing or unknown.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if not isinstance(values, dict) or not required <= set(values) <= names:
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise PlanError(f"{cls.__name__}: found fields {found}; accepted: {sorted(names)}")
+    return cls(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+
+
+def _rebuilt(hint, value):
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_rebuilt(arguments[0], item) for item in value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
+        return _rebuilt(next(a for a in arguments if a is not type(None)), value)
+    return value

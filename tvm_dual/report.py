@@ -1,0 +1,72 @@
+"""What a build did, in words and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from tvm_dual.plan import Plan
+
+_HEADER = ("site", "input", "state", "little module", "open rows", "bytes read", "why")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Per site and overall: form, density, bytes, time, quality. ``print`` it, or take `rows`."""
+
+    plan: Plan
+
+    def rows(self) -> list[dict]:
+        """Return one dict per site."""
+        return [asdict(site) for site in self.plan.sites]
+
+    @property
+    def density(self) -> float:
+        """Bytes of weights read per call / bytes of all weights, on the calibration data."""
+        total = sum(site.weight_bytes for site in self.plan.sites)
+        return self.bytes_read / total if total else 1.0
+
+    @property
+    def bytes_read(self) -> float:
+        """Bytes of weights read per call, little modules included, mean over the calibration data."""
+        return sum(site.bytes_read for site in self.plan.sites)
+
+    def __str__(self) -> str:
+        """Return a table and a summary."""
+        plan = self.plan
+        table = [_HEADER]
+        for site in plan.sites:
+            little = f"{site.projection} {site.dimensions} x {site.little_bits} bit" if site.dimensions else "-"
+            gated = "rows" in (site.input, site.hidden)
+            table.append(
+                (
+                    site.name,
+                    site.input,
+                    site.hidden or "-",
+                    little,
+                    f"{site.density:.0%}" if gated else "-",
+                    f"{site.bytes_read / 1e3:.0f} of {site.weight_bytes / 1e3:.0f} kB",
+                    site.reason,
+                )
+            )
+        widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines += [
+            "",
+            f"{plan.precision}, {plan.isa}, {plan.threads} thread(s), calibrated on {plan.samples} calls",
+            f"time per call: {plan.microseconds:.0f} us, dense {plan.dense_microseconds:.0f} us "
+            f"({plan.dense_microseconds / plan.microseconds:.2f}x)",
+            f"quality ({plan.quality_kind}): {plan.quality:.4g}, dense {plan.dense_quality:.4g}, "
+            f"allowed drop {plan.max_drop:.4g}",
+            f"weights read per call: {self.bytes_read / 1e6:.2f} MB ({self.density:.0%})",
+        ]
+        best = {}
+        for trial in plan.trials:
+            if trial.quality >= plan.dense_quality - plan.max_drop:
+                best[trial.rule] = min(best.get(trial.rule, trial), trial, key=lambda t: t.microseconds)
+        for rule, trial in best.items():
+            lines.append(
+                f"rule {rule}: {trial.density:.1%} of the gated rows open, {trial.microseconds:.0f} us, "
+                f"quality {trial.quality:.4g}"
+            )
+        return "\n".join(lines)
