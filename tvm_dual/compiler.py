@@ -36,6 +36,16 @@ class Compiler:
         self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
         self._count = 0
 
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set level."""
+        return self._isa.name
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that kernels divide their work between."""
+        return self._threads
+
     def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:
         """Return a site's form for this compiler's level and threads."""
         return SiteForm(precision, input_form, hidden, rule, self._threads, self._isa.name)

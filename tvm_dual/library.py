@@ -204,6 +204,18 @@ class DualLibrary:
         return Path(path)
 
 
+def load(path: str | Path) -> DualLibrary:
+    """Load a library that ``export_library`` wrote; needs numpy and TVM alone.
+
+    Raises
+    ------
+    LibraryError
+        If the file is no library of this project, is damaged, was built by another version, or for
+        a CPU with more features than this one.
+    """
+    return DualLibrary(path)
+
+
 class Stream:
     """A streaming model and its state."""
 
@@ -246,11 +258,15 @@ class _Buffer:
     """A TVM tensor and a numpy view of its memory, aligned as the kernels' vector loads want it."""
 
     def __init__(self, shape: tuple[int, ...], zero: bool = False) -> None:
+        # An open extent is allocated when an array arrives.
+        self._allocate(tuple(max(extent, 0) for extent in shape))
+        if zero:
+            self.view[...] = 0
+
+    def _allocate(self, shape: tuple[int, ...]) -> None:
         import tvm
 
         self.view = aligned_empty(shape, "float32")
-        if zero:
-            self.view[...] = 0
         self.tensor = tvm.runtime.from_dlpack(self.view)
 
     def fill(self, array, tensor: Tensor, squeeze: bool = False) -> None:
@@ -258,12 +274,20 @@ class _Buffer:
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise DataError(f"input '{tensor.name}': {found}; accepted: a numpy array, float32 {tensor.shape}")
-        if array.shape != tensor.shape:
-            plain = tuple(extent for extent in array.shape if extent != 1)
-            if not squeeze or plain != tuple(extent for extent in tensor.shape if extent != 1):
-                raise DataError(f"input '{tensor.name}': shape {array.shape}; accepted: float32 {tensor.shape}")
-            array = array.reshape(tensor.shape)
+        if array.shape != self.view.shape:
+            array = self._fitted(array, tensor, squeeze)
         np.copyto(self.view, array)
+
+    def _fitted(self, array: np.ndarray, tensor: Tensor, squeeze: bool) -> np.ndarray:
+        """Return `array` in the tensor's shape, with the buffer's open extents set to it."""
+        plain = tuple(extent for extent in array.shape if extent != 1)
+        if squeeze and plain == tuple(extent for extent in tensor.shape if extent != 1):
+            return array.reshape(tensor.shape)
+        same = len(array.shape) == len(tensor.shape) and array.size > 0
+        if not same or any(want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)):
+            raise DataError(f"input '{tensor.name}': shape {array.shape}; accepted: float32 {tensor.shape}, -1 is any")
+        self._allocate(array.shape)
+        return array
 
 
 def _array(value) -> np.ndarray:

@@ -46,7 +46,7 @@ def check_list(isa, *sources):
         assert not listed[tail].any() and not values[tail].any()
 
 
-@pytest.mark.parametrize("k", [1, 19, 64, 805])
+@pytest.mark.parametrize("k", [1, 19, 805])
 def test_lists_hold_the_nonzeros_in_order_and_end_in_zeros(isa, k):
     inputs = [sparse(k, density) for density in DENSITIES]
     check_list(isa, *inputs)
@@ -135,7 +135,7 @@ def test_int8_products_are_exact_at_any_shape_and_density(isa, n, k, seed, densi
     check_int8(isa, n, k, 2, [sparse_bytes(isa, k, density, seed)], weight, bias)
 
 
-@pytest.mark.parametrize(("n", "k"), [(37, 19), (70, 200)])
+@pytest.mark.parametrize(("n", "k"), [(37, 19)])
 def test_quantize_list_and_product_joined_in_one_kernel_equal_the_three_apart(isa, threads, n, k):
     rng = np.random.default_rng(3)
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")

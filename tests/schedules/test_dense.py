@@ -141,7 +141,7 @@ def test_int8_rows_are_exact_at_any_shape_and_gate(isa, n, k, seed, density):
     check_int8(isa, n, k, 2, [opened], q, affine, weight, bias, closed)
 
 
-@pytest.mark.parametrize(("n", "k"), [(37, 19), (64, 200)])
+@pytest.mark.parametrize(("n", "k"), [(37, 19)])
 def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, threads, n, k):
     weight, bias, x, closed = data(n, k)
     packed, meta = dense.pack_rows_int8(isa, weight, bias)

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from schedules import intrinsics, recurrent
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
 
-SIZES = [1, 4, 19, 37, 64, 600]
+SIZES = [1, 19, 600]
 
 
 def sigmoid(x):
@@ -96,7 +96,7 @@ def test_pointwise_matches_numpy_at_any_size(isa, h, seed):
     np.testing.assert_allclose(y, updated(*data), rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("h", [1, 19, 64])
+@pytest.mark.parametrize("h", [1, 19])
 def test_reset_state_and_early_pointwise_match_numpy(isa, h):
     given_half, hidden, state = gru_data(h)
     gates, candidate = hidden[: 2 * h].copy(), hidden[2 * h :].copy()

@@ -1,0 +1,50 @@
+"""tvm_dual: neural networks on x86 CPUs, computing only what matters for each input.
+
+Names are loaded when they are first used, so that `load` works where only numpy and TVM are installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from tvm_dual.errors import (
+    DataError,
+    EvaluationError,
+    LibraryError,
+    ModelError,
+    PlanError,
+    SetupError,
+    TvmDualError,
+)
+from tvm_dual.versions import VERSION as __version__
+
+_HOMES = {
+    "AdvancedOptions": "tvm_dual.options",
+    "DualLibrary": "tvm_dual.library",
+    "Plan": "tvm_dual.plan",
+    "build": "tvm_dual.build",
+    "load": "tvm_dual.library",
+}
+
+__all__ = [
+    "AdvancedOptions",
+    "DataError",
+    "DualLibrary",
+    "EvaluationError",
+    "LibraryError",
+    "ModelError",
+    "Plan",
+    "PlanError",
+    "SetupError",
+    "TvmDualError",
+    "__version__",
+    "build",
+    "load",
+]
+
+
+def __getattr__(name: str):
+    """Import a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tvm_dual' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,63 @@
+"""Bytes of weights that a site reads per call."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schedules.cpu import Isa
+from schedules.quantize import round_up
+from tvm_dual.calibration import Observations
+from tvm_dual.little import FittedLittle
+from tvm_dual.sites import Site
+
+
+def element_bytes(precision: str) -> int:
+    """Return the size of one weight in bytes."""
+    return {"fp32": 4, "int8": 1}[precision]
+
+
+def weight_bytes(site: Site, precision: str) -> int:
+    """Return the bytes of all weights of a site's big module."""
+    return site.weight_count * element_bytes(precision)
+
+
+def bytes_read(
+    site: Site,
+    forms: tuple[str, str],
+    precision: str,
+    density: float,
+    observed: Observations,
+    little: FittedLittle | None,
+    isa: Isa,
+) -> float:
+    """Return the bytes of weights read per call, padding included, mean over the calibration data.
+
+    Parameters
+    ----------
+    site : Site
+    forms : tuple of str
+        Of the input's and the state's matrix.
+    precision : str
+    density : float
+        Open rows / all rows.
+    observed : Observations
+        What the site read; its nonzero values are what zero skipping reads columns for.
+    little : FittedLittle or None
+    isa : Isa
+    """
+    total = 0.0
+    matrices = (site.weight, site.recurrence) if site.recurrence is not None else (site.weight,)
+    for matrix, form, values in zip(matrices, forms, observed.inputs, strict=False):
+        n, k = matrix.shape
+        size = element_bytes(precision)
+        whole = n * round_up(k * size, isa.row_bytes)
+        if form == "columns":
+            nonzero = float((values != 0).mean())
+            total += nonzero * k * round_up(n * size, isa.row_bytes)
+        else:
+            total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
+    if little is not None:
+        module = little.module
+        total += sum(p.shape[0] * round_up(p.shape[1], isa.row_bytes) for p in module.projections)
+        total += np.prod(module.weight.shape) * module.bits / 8
+    return float(total)

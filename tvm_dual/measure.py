@@ -1,0 +1,55 @@
+"""Timing libraries in this process: interleaved, on real inputs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from tvm_dual.library import DualLibrary
+
+#: Turns per library, and calls per turn.
+ROUNDS, CALLS = 7, 60
+
+
+def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds: int = ROUNDS) -> list[float]:
+    """Return the median time of a call of each library, in microseconds.
+
+    Parameters
+    ----------
+    libraries : list of DualLibrary
+    stream : ndarray, float32, (calls, *input shape)
+        Consecutive inputs of one stream; all libraries see the same ones.
+    rounds : int
+        Turns that each library gets; turns alternate, so that a slow spell of the machine hits all.
+    """
+    runs = [library.stream() for library in libraries]
+    medians: list[list[float]] = [[] for _ in libraries]
+    # The first turn warms caches up and is not counted.
+    for turn in range(rounds + 1):
+        start = turn * CALLS % max(1, len(stream) - CALLS)
+        for run, found in zip(runs, medians, strict=True):
+            times = []
+            for frame in stream[start : start + CALLS]:
+                begin = time.perf_counter_ns()
+                run(frame)
+                times.append(time.perf_counter_ns() - begin)
+            if turn:
+                found.append(float(np.median(times)) / 1e3)
+    # A busy neighbour only ever adds time, so the lower half of the turns says more than all of them.
+    return [float(np.median(sorted(found)[: len(found) // 2 + 1])) for found in medians]
+
+
+def open_share(library: DualLibrary, streams: tuple[np.ndarray, ...], every: int = 5) -> dict[str, float]:
+    """Return open rows / all rows of each gated site, over every `every`-th call of the streams."""
+    opened = dict.fromkeys(library.all_rows(), 0)
+    calls = 0
+    for stream in streams:
+        run = library.stream()
+        for i, frame in enumerate(stream):
+            run(frame)
+            if i % every == 0:
+                calls += 1
+                for name, rows in library.last_open_rows().items():
+                    opened[name] += rows
+    return {name: opened[name] / (calls * rows) for name, rows in library.all_rows().items()}
