@@ -10,6 +10,7 @@ from tvm import relax
 from relay_passes.step import StepBuilder
 from schedules import columns, dense, little, quantize
 from schedules.cpu import Isa
+from schedules.registry import kernel
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Products:
     def _bytes(self, x: relax.Var, nonnegative: bool) -> tuple[relax.Var, relax.Var]:
         key = (x, nonnegative)
         if key not in self._quantized:
-            kernel = quantize.quantize_vector(self._isa, _length(x), nonnegative)
-            self._quantized[key] = self._step.call("quantize", kernel, x)
+            stage = kernel(quantize.quantize_vector, self._isa, _length(x), nonnegative)
+            self._quantized[key] = self._step.call("quantize", stage, x)
         return self._quantized[key]
 
     def gated(self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None) -> relax.Var:
@@ -60,16 +61,16 @@ class Products:
         """
         (n, k), isa = weight.shape, self._isa
         if (precision or self._precision) == "int8":
-            kernel, inputs, pack = dense.gated_rows_int8, self._bytes(x, nonnegative), dense.pack_rows_int8
+            builder, inputs, pack = dense.gated_rows_int8, self._bytes(x, nonnegative), dense.pack_rows_int8
         else:
-            kernel, inputs, pack = dense.gated_rows_fp32, (x,), dense.pack_rows_fp32
+            builder, inputs, pack = dense.gated_rows_fp32, (x,), dense.pack_rows_fp32
         if name not in self._packed:
             self._packed[name] = [
                 self._step.operand(f"{name}_{part}", value)
                 for part, value in zip(("weight", "meta"), pack(isa, weight, bias), strict=True)
             ]
         operands = (*inputs, *self._packed[name], rows, count, closed)
-        return self._step.call("gated_rows", kernel(isa, n, k, self._threads), *operands)
+        return self._step.call("gated_rows", kernel(builder, isa, n, k, self._threads), *operands)
 
     def dense(self, name, x, weight, bias, *, nonnegative=False, precision=None) -> relax.Var:
         """``weight x + bias``: gated rows with every gate open."""
@@ -89,15 +90,15 @@ class Products:
         (n, k), isa = weight.shape, self._isa
         if self._precision == "int8":
             q, affine = self._bytes(x, True)
-            listed = self._step.call("nonzeros", columns.nonzero_bytes(isa, k), q)
+            listed = self._step.call("nonzeros", kernel(columns.nonzero_bytes, isa, k), q)
             packed, meta = columns.pack_columns_int8(isa, weight, bias)
-            kernel, operands = columns.columns_int8(isa, n, k, self._threads), [*listed, affine]
+            builder, operands = columns.columns_int8, [*listed, affine]
         else:
-            listed = self._step.call("nonzeros", columns.nonzero_floats(isa, k), x)
+            listed = self._step.call("nonzeros", kernel(columns.nonzero_floats, isa, k), x)
             packed, meta = columns.pack_columns_fp32(isa, weight, bias)
-            kernel, operands = columns.columns_fp32(isa, n, k, self._threads), list(listed)
+            builder, operands = columns.columns_fp32, list(listed)
         operands += [self._step.operand(f"{name}_weight", packed), self._step.operand(f"{name}_meta", meta)]
-        return self._step.call("columns", kernel, *operands)
+        return self._step.call("columns", kernel(builder, isa, n, k, self._threads), *operands)
 
     def exact(self, form, name, x, weight, bias, *, nonnegative) -> relax.Var:
         """Return the product in the exact form ``dense`` or ``columns``."""
@@ -112,15 +113,14 @@ class Products:
             bias = -module.center if i == 0 else None
             part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision="int8")
             k = projection.shape[0]
-            projected = part if projected is None else self._step.call("add", dense.add(k), projected, part)
+            projected = part if projected is None else self._step.call("add", kernel(dense.add, k), projected, part)
         n, k = module.weight.shape
-        kernel = little.quantize_projection(self._isa, k, module.bits)
-        q, affine = self._step.call("quantize_projection", kernel, projected)
+        stage = kernel(little.quantize_projection, self._isa, k, module.bits)
+        q, affine = self._step.call("quantize_projection", stage, projected)
         packed, meta = little.pack_little(self._isa, module.weight, module.bias, module.bits)
-        kernel = little.little_rows(self._isa, n, k, module.bits, self._threads)
         return self._step.call(
             "little",
-            kernel,
+            kernel(little.little_rows, self._isa, n, k, module.bits, self._threads),
             q,
             affine,
             self._step.operand("little_weight", packed),

@@ -17,6 +17,7 @@ from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules.dense import activation
 from schedules.gate import band_gate
+from schedules.registry import kernel
 
 
 @tvm.transform.module_pass(opt_level=0, name="RewriteDense")
@@ -44,14 +45,14 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         counts = []
         if form.gated:
             band = step.input("band", (2, n))
-            rows, count = step.call("gate", band_gate(isa, n), predicted, band)
+            rows, count = step.call("gate", kernel(band_gate, isa, n), predicted, band)
             y = products.gated("big", x, weight, bias, rows, count, predicted, nonnegative=nonnegative)
             counts.append(count)
         elif form.needs_little:
             y = predicted
         else:
             y = products.exact(form.input, "big", x, weight, bias, nonnegative=nonnegative)
-        step.finish(step.call("epilogue", activation(n, layer_activation(function)), y), *counts)
+        step.finish(step.call("epilogue", kernel(activation, n, layer_activation(function)), y), *counts)
     return StepCall(step, inputs=[(call.args[0], (k,))], outputs=[tuple(call.ty.shape)], threshold=(2, n) if form.gated else None)
 
 

@@ -17,6 +17,7 @@ from relay_passes.site_plan import SiteForm, planned_bias, read_form, read_littl
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
+from schedules.registry import kernel
 
 #: Length of a GRU's thresholds: damage bound, sigmoid band (low, high), tanh band.
 LIMITS = 4
@@ -77,7 +78,7 @@ class _Cell:
         little, isa = read_little(function), self._form.level()
         if self._form.input in ("rows", "little"):
             both = products.little(little, [(x, self._nonnegative), (h, False)])
-            return step.call("split", gate.split_predictions(isa, self._hidden), both)
+            return step.call("split", kernel(gate.split_predictions, isa, self._hidden), both)
         return self._given(products, x), products.little(little, [(h, False)])
 
     def ungated(self, step, products, x, h, function) -> relax.Var:
@@ -87,7 +88,7 @@ class _Cell:
         else:
             given = self._given(products, x)
             hidden = products.dense("hidden", h, self._recurrence, self._hidden_bias)
-        return step.call("pointwise", recurrent.gru_pointwise(self._form.level(), self._hidden), given, hidden, h)
+        return step.call("pointwise", kernel(recurrent.gru_pointwise, self._form.level(), self._hidden), given, hidden, h)
 
     def gated(self, step, products, x, h, function) -> tuple[relax.Var, list[relax.Var]]:
         """Two gates in turn: update gate, then reset gate and candidate."""
@@ -95,13 +96,13 @@ class _Cell:
         limits = step.input("limits", (LIMITS,))
         spread = step.operand("spread", function.attrs["dual.spread"].numpy())
         given, hidden = self._predicted(step, products, x, h, function)
-        kernel = gate.gru_update_gate(isa, self._hidden, rule)
-        rows, first = step.call("update_gate", kernel, given, hidden, h, spread, limits)
+        stage = kernel(gate.gru_update_gate, isa, self._hidden, rule)
+        rows, first = step.call("update_gate", stage, given, hidden, h, spread, limits)
         given, hidden = self._open_rows(products, x, h, given, hidden, rows, first)
-        kernel = gate.gru_candidate_gate(isa, self._hidden, rule)
-        rows, second = step.call("candidate_gate", kernel, given, hidden, spread, limits)
+        stage = kernel(gate.gru_candidate_gate, isa, self._hidden, rule)
+        rows, second = step.call("candidate_gate", stage, given, hidden, spread, limits)
         given, hidden = self._open_rows(products, x, h, given, hidden, rows, second)
-        result = step.call("pointwise", recurrent.gru_pointwise(isa, self._hidden), given, hidden, h)
+        result = step.call("pointwise", kernel(recurrent.gru_pointwise, isa, self._hidden), given, hidden, h)
         return result, [first, second]
 
     def _open_rows(self, products, x, h, given, hidden, rows, count):
@@ -116,7 +117,7 @@ class _Cell:
         n, isa = self._hidden, self._form.level()
         given = self._given(products, x)
         gates = products.dense("gates", h, self._recurrence[: 2 * n], self._hidden_bias[: 2 * n])
-        reset = step.call("reset", recurrent.reset_state(isa, n), given, gates, h)
+        reset = step.call("reset", kernel(recurrent.reset_state, isa, n), given, gates, h)
         candidate = products.dense("candidate", reset, self._recurrence[2 * n :], self._hidden_bias[2 * n :])
-        return step.call("pointwise", recurrent.gru_pointwise_early(isa, n), given, gates, candidate, h)
+        return step.call("pointwise", kernel(recurrent.gru_pointwise_early, isa, n), given, gates, candidate, h)
 

@@ -13,7 +13,8 @@ from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.frontend.onnx import import_onnx
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
-from tvm_dual.planner import Model, make_plan
+from tvm_dual.plan import Plan
+from tvm_dual.planner import Model, apply_plan, make_plan
 from tvm_dual.quality import make_quality
 from tvm_dual.sites import Site, find_sites
 from tvm_dual.versions import check_compiler, check_linker
@@ -74,28 +75,72 @@ def build(
     ModelError, DataError, EvaluationError, PlanError, SetupError
         All of them `TvmDualError`; nothing is left behind.
     """
-    options, progress = options or AdvancedOptions(), progress or (lambda phase, done, total: None)
-    check_compiler()
-    check_linker()
-    isa = _checked_target(precision, target, threads)
+    builder = Builder(model, calibration, streaming=streaming, target=target, threads=threads, progress=progress, dump=dump)
+    return builder.build(precision, evaluate=evaluate, max_drop=max_drop, options=options)
 
-    # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
-    module = prepare_pipeline()(import_onnx(model, streaming=streaming))
-    sites = {site.name: site for site in find_sites(module)}
-    compiler = Compiler(module, list(sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None)
 
-    # 2. Calibrate: run the exact model on the data, note what each layer reads.
-    exact = {name: compiler.form("fp32", *_exact(site)) for name, site in sites.items() if site.rows_per_call == 1}
-    dense = compiler.compile(exact, observe=True)
-    data = check_calibration(calibration, dense.metadata.inputs[0].shape, dense.metadata.inputs[0].name)
-    seen = observe(dense, data, list(sites.values()), lambda done, total: progress("calibration", done, total))
+class Builder:
+    """A model, imported and calibrated, from which several libraries can be built."""
 
-    # 3. Judge: what the dense model's quality is, and what may be lost.
-    quality = make_quality(dense, data.streams, evaluate, max_drop)
+    def __init__(
+        self,
+        model,
+        calibration: Iterable,
+        *,
+        streaming: bool = False,
+        target: str = "native",
+        threads: int = 1,
+        progress: Progress | None = None,
+        dump: str | Path | None = None,
+    ) -> None:
+        """Import and calibrate; parameters and errors as for `build`."""
+        check_compiler()
+        check_linker()
+        self._progress = progress or (lambda phase, done, total: None)
+        isa = _checked_target(target, threads)
 
-    # 4. Plan: fit little modules, choose forms by time and thresholds by quality. 5. Compile it.
-    _, library = make_plan(Model(sites, seen, data, compiler, precision, options), quality, dense, progress)
-    return library
+        # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
+        module = prepare_pipeline()(import_onnx(model, streaming=streaming))
+        self._sites = {site.name: site for site in find_sites(module)}
+        self._compiler = Compiler(module, list(self._sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None)
+
+        # 2. Calibrate: run the exact model on the data, note what each layer reads.
+        forms = {n: self._compiler.form("fp32", *_exact(s)) for n, s in self._sites.items() if s.rows_per_call == 1}
+        self._dense = self._compiler.compile(forms, observe=True)
+        self._data = check_calibration(calibration, self._dense.metadata.inputs)
+        observed = observe(self._dense, self._data, lambda done, total: self._progress("calibration", done, total))
+        self._observations = {name: observed[name] for name in forms}
+
+    def build(
+        self,
+        precision: str = "int8",
+        *,
+        evaluate: Callable[[DualLibrary], float] | None = None,
+        max_drop: float | None = None,
+        options: AdvancedOptions | None = None,
+        plan: Plan | None = None,
+    ) -> DualLibrary:
+        """Plan and compile; parameters and errors as for `build`.
+
+        With `plan`, an earlier one's forms and bounds are used and nothing is searched.
+        """
+        if precision not in PRECISIONS:
+            raise PlanError(f"precision {precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
+        # 3. Judge: what the dense model's quality is, and what may be lost.
+        quality = make_quality(self._dense, self._data.streams, evaluate, max_drop)
+
+        # 4. Plan: fit little modules, choose forms by time and thresholds by quality. 5. Compile that.
+        model = Model(
+            {name: self._sites[name] for name in self._observations},
+            self._observations,
+            self._data,
+            self._compiler,
+            precision,
+            options or AdvancedOptions(),
+        )
+        if plan is not None:
+            return apply_plan(model, quality, plan)
+        return make_plan(model, quality, self._progress)
 
 
 def _exact(site: Site) -> tuple[str, str]:
@@ -103,9 +148,7 @@ def _exact(site: Site) -> tuple[str, str]:
     return ("columns" if site.nonnegative else "dense", "dense" if site.kind == "gru" else "")
 
 
-def _checked_target(precision: str, target: str, threads: int) -> str:
-    if precision not in PRECISIONS:
-        raise PlanError(f"precision {precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
+def _checked_target(target: str, threads: int) -> str:
     if not isinstance(threads, int) or not 1 <= threads <= available_cores():
         raise PlanError(f"threads: found {threads!r}; accepted: 1 to {available_cores()}, the cores of this process")
     native = native_isa()

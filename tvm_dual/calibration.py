@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_dual.errors import DataError
-from tvm_dual.library import DualLibrary
-from tvm_dual.sites import Site
+from tvm_dual.errors import DataError, ModelError
+from tvm_dual.library import DualLibrary, Tensor
 
 #: Calls that are kept for fitting; beyond a few thousand the fits do not change.
 MAX_SAMPLES = 12_000
@@ -45,23 +44,25 @@ class Observations:
     inputs: tuple[np.ndarray, ...]
 
 
-def check_calibration(data: Iterable, shape: tuple[int, ...], name: str) -> CalibrationData:
+def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> CalibrationData:
     """Check calibration data against the model's input.
 
     Parameters
     ----------
     data : iterable of ndarray, float32
-        Each item is ``(calls, *shape)``; axes of length one in `shape` may be left out.
-    shape : tuple of int
-        The input's shape for one call.
-    name : str
-        The input's name, for messages.
+        Each item is ``(calls, *shape)`` for the input's shape of one call; axes of length one may be
+        left out.
+    inputs : tuple of Tensor
+        The model's inputs, of which there must be one.
 
     Raises
     ------
     DataError
         If there is none, or an item has the wrong shape or dtype, or holds NaN or infinity.
     """
+    if len(inputs) != 1:
+        raise ModelError(f"model: {len(inputs)} inputs ({', '.join(t.name for t in inputs)}); accepted: models with one")
+    name, shape = inputs[0].name, inputs[0].shape
     if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
         raise DataError(
             f"calibration data: found {type(data).__name__}; accepted: an iterable (a list, a generator) of float32 "
@@ -87,7 +88,7 @@ def check_calibration(data: Iterable, shape: tuple[int, ...], name: str) -> Cali
     return CalibrationData(tuple(streams), digest.hexdigest())
 
 
-def observe(library: DualLibrary, data: CalibrationData, sites: list[Site], progress=None) -> dict[str, Observations]:
+def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[str, Observations]:
     """Run the dense model over the data and collect what each site reads.
 
     Parameters
@@ -95,7 +96,6 @@ def observe(library: DualLibrary, data: CalibrationData, sites: list[Site], prog
     library : DualLibrary
         Built with ``ExposeInputs``: further outputs give the sites' inputs.
     data : CalibrationData
-    sites : list of Site
     progress : callable, optional
         Called with ``(calls done, calls in all)``.
     """
@@ -113,9 +113,7 @@ def observe(library: DualLibrary, data: CalibrationData, sites: list[Site], prog
             done += 1
             if progress:
                 progress(done, data.calls)
-    arrays = {name: np.stack(values) for name, values in collected.items()}
-    found = {}
-    for site in sites:
-        keys = sorted(name for name in arrays if name.split(".")[0] == site.name)
-        found[site.name] = Observations(tuple(arrays[key] for key in keys))
-    return found
+    found: dict[str, list[np.ndarray]] = {}
+    for name in sorted(names):
+        found.setdefault(name.split(".")[0], []).append(np.stack(collected[name]))
+    return {site: Observations(tuple(arrays)) for site, arrays in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from relay_passes.pipeline import Watch, dual_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS, tvm_target
 from tvm_dual.container import write_container
-from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions
+from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions, load, start
 from tvm_dual.little import FittedLittle
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
@@ -22,10 +23,7 @@ from tvm_dual.versions import check_compiler, check_linker
 
 
 class Compiler:
-    """Compiles variants of one model into a folder of its own.
-
-    TVM deletes the parent folder of artifacts it manages, so nothing is written next to other files.
-    """
+    """Compiles variants of one model."""
 
     def __init__(self, module: IRModule, sites: list[Site], isa: str, threads: int, watch: Watch | None = None) -> None:
         """Compile variants of `module`, whose sites are marked, for one level and number of threads."""
@@ -33,8 +31,6 @@ class Compiler:
         check_linker()
         self._module, self._sites = module, {site.name: site for site in sites}
         self._isa, self._threads, self._watch = ISAS[isa], threads, watch
-        self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
-        self._count = 0
 
     @property
     def isa(self) -> str:
@@ -78,27 +74,30 @@ class Compiler:
         observe : bool
             Whether the library also gives what each site reads.
         plan : Plan, optional
-            Travels with the library.
+            With it the library is linked to a file, which the plan travels in; without it the code
+            stays in memory, which is sooner done.
         """
         modules = {name: fitted.module for name, fitted in (littles or {}).items()}
         attach = AttachPlan(forms, modules, spreads or {}, means or {})
         module = ExposeInputs()(self._module) if observe else self._module
         module = dual_pipeline(attach, self._watch)(module)
         executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
-        self._count += 1
-        folder = Path(self._folder.name) / str(self._count)
-        folder.mkdir()
-        executable.export_library(str(folder / "code.so"))
         metadata = self._metadata(module["main"], plan)
-        arrays = {f"thresholds/{name}": table for name, table in (thresholds or {}).items() if name in metadata.thresholds}
-        for name in metadata.thresholds:
-            arrays.setdefault(f"thresholds/{name}", self._open(name))
-        path = folder / "library.so"
-        write_container(path, (folder / "code.so").read_bytes(), arrays, metadata.to_dict())
-        (folder / "code.so").unlink()
-        library = DualLibrary(path)
-        # The folder must outlive every library in it.
-        library._folder = self._folder
+        arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
+        arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}
+        if plan is None:
+            return DualLibrary(metadata, arrays, start(executable, self._threads))
+        return self._linked(executable, metadata, arrays)
+
+    def _linked(self, executable, metadata: Metadata, arrays: dict[str, np.ndarray]) -> DualLibrary:
+        # A folder of its own: TVM deletes the parent folder of artifacts it manages.
+        folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
+        code, path = Path(folder.name) / "code.so", Path(folder.name) / "library.so"
+        executable.export_library(str(code))
+        write_container(path, code.read_bytes(), arrays, metadata.to_dict())
+        code.unlink()
+        library = load(path)
+        weakref.finalize(library, folder.cleanup)
         return library
 
     def _open(self, name: str) -> np.ndarray:

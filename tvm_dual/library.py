@@ -81,21 +81,12 @@ class DualLibrary:
     carries the states itself. One library must not be called from two threads at once.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Load a library file.
-
-        Raises
-        ------
-        LibraryError
-            If the file is not a library, is damaged, was built by another version, or needs what
-            this CPU lacks.
-        """
-        self._path = Path(path)
-        raw, arrays = read_container(path)
-        self.metadata = _checked_metadata(raw, self._path)
-        self._main = _load_main(self._path, self.metadata.threads)
-        self._tables = [arrays[f"thresholds/{name}"] for name in self.metadata.thresholds]
-        self._buffers = [_Buffer(t.shape) for t in (*self.metadata.inputs, *self.metadata.states)]
+    def __init__(self, metadata: Metadata, arrays: dict[str, np.ndarray], main, path: Path | None = None) -> None:
+        """Wrap a compiled ``main``; use `tvm_dual.build` or `tvm_dual.load` to get one."""
+        self.metadata = metadata
+        self._main, self._path = main, path
+        self._tables = [arrays[f"thresholds/{name}"] for name in metadata.thresholds]
+        self._buffers = [_Buffer(t.shape) for t in (*metadata.inputs, *metadata.states)]
         self._thresholds = [_Buffer(table.shape[1:]) for table in self._tables]
         self._extras: list = []
         self.effort = 1.0
@@ -200,6 +191,8 @@ class DualLibrary:
         LibraryError
             If `path` cannot be written; nothing is left behind then.
         """
+        if self._path is None:
+            raise LibraryError("this library is a step of planning; accepted: what build() or load() returned")
         atomic_write(Path(path), self._path.read_bytes())
         return Path(path)
 
@@ -213,7 +206,26 @@ def load(path: str | Path) -> DualLibrary:
         If the file is no library of this project, is damaged, was built by another version, or for
         a CPU with more features than this one.
     """
-    return DualLibrary(path)
+    raw, arrays = read_container(path)
+    metadata = _checked_metadata(raw, Path(path))
+    import tvm
+
+    try:
+        module = tvm.runtime.load_module(str(path))
+        return DualLibrary(metadata, arrays, start(module, metadata.threads), Path(path))
+    except (RuntimeError, OSError) as error:
+        raise LibraryError(f"'{path}' cannot be loaded: {str(error).splitlines()[-1]}") from error
+
+
+def start(module, threads: int):
+    """Return the ``main`` of a compiled module, ready to run on `threads` threads."""
+    # The variable is read when the pool starts: binding would put two processes on the same cores.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    return VirtualMachine(module, tvm.cpu())["main"]
 
 
 class Stream:
@@ -308,19 +320,3 @@ def _checked_metadata(raw: dict, path: Path) -> Metadata:
             "Build the model with target='avx2', or on a CPU like this one"
         )
     return metadata
-
-
-def _load_main(path: Path, threads: int):
-    # The variable is read when the pool starts: binding would put two processes on the same cores.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    import tvm
-    from tvm.runtime.vm import VirtualMachine
-
-    try:
-        module = tvm.runtime.load_module(str(path))
-    except (RuntimeError, OSError) as error:
-        raise LibraryError(f"'{path}' cannot be loaded: {str(error).splitlines()[-1]}") from error
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
-    machine = VirtualMachine(module, tvm.cpu())
-    main = machine["main"]
-    return main

@@ -130,10 +130,11 @@ def _reduced_rank(covariance: np.ndarray, cross: np.ndarray, k: int, importance:
 
 def _ridge(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return weights ``(n, k)`` of the ridge regression from `z` to centered `targets`."""
-    centered = (z - z.mean(axis=0)).astype("float64")
-    gram = centered.T @ centered / len(z)
+    # The products in float32, where the time goes; the small system in float64.
+    centered = z - z.mean(axis=0)
+    gram = (centered.T @ centered).astype("float64") / len(z)
     gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
-    cross = centered.T @ (targets - targets.mean(axis=0)) / len(z)
+    cross = (centered.T @ targets).astype("float64") / len(z)
     return np.linalg.solve(gram, cross).T.astype("float32")
 
 

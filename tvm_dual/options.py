@@ -9,12 +9,18 @@ from tvm_dual.gates import RULES
 from tvm_dual.little import PROJECTIONS
 
 
+MODES = ("dual", "skip", "dense", "little")
+
+
 @dataclass(frozen=True)
 class AdvancedOptions:
     """Knobs that most users leave alone.
 
     Attributes
     ----------
+    mode : str
+        What may be used: ``dual``, everything; ``skip``, zero skipping alone, which is exact; ``dense``,
+        every row; ``little``, little modules in place of every gated matrix, a static low-rank model.
     rule : str
         Gate rule, ``damage`` or ``activation``, or ``auto``: search both and keep the faster.
     projection : str
@@ -33,6 +39,7 @@ class AdvancedOptions:
         Refinements of the bound after the first bracket, each costing one ``evaluate``.
     """
 
+    mode: str = "dual"
     rule: str = "auto"
     projection: str = "reduced_rank"
     dimensions: int | None = None
@@ -51,6 +58,7 @@ class AdvancedOptions:
             Naming the first knob that is out of range.
         """
         checks = {
+            "mode": self.mode in MODES,
             "rule": self.rule in (*RULES, "auto"),
             "projection": self.projection in PROJECTIONS,
             "dimensions": self.dimensions is None or self.dimensions > 0,

@@ -11,6 +11,7 @@ from schedules.cpu import ISAS
 from tvm_dual.calibration import CalibrationData, Observations
 from tvm_dual.compiler import Compiler
 from tvm_dual.cost import bytes_read, weight_bytes
+from tvm_dual.errors import PlanError
 from tvm_dual.fitting import SiteFit, fit_site
 from tvm_dual.gates import EFFORTS, RULES, thresholds
 from tvm_dual.library import DualLibrary
@@ -81,32 +82,51 @@ class Variant:
         return tables
 
 
-def make_plan(
-    model: Model, quality: Quality, dense: DualLibrary, progress: Callable[[str, int, int], None]
-) -> tuple[Plan, DualLibrary]:
-    """Return the plan of a model and its library.
+def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
+    """Return the library of a model, with its plan.
 
     The steps: exact forms and gated forms of every matrix are timed in the whole model; the bound of
     the gates is searched under the quality budget, for each rule; the faster rule is kept, and all
     of it only if it beats the exact forms.
     """
     fits = _Fits(model)
+    if model.options.mode != "dual":
+        only = fits.variant({name: _mode_form(site, model.options.mode) for name, site in model.sites.items()})
+        return _final(model, only, None, _plan(model, quality, only, None, []))
     exact = _best_exact(model, fits, progress)
     exact_time = median_microseconds([exact.library], model.longest)[0]
     gated = _best_gated(model, fits, exact, progress)
-    if gated is None:
-        plan = _plan(model, quality, exact, None, [], dense)
-        return plan, _final(model, exact, None, plan)
-    rules = RULES if model.options.rule == "auto" else (model.options.rule,)
-    searches = [_search(model, quality, gated if rule == gated.rule else fits.variant(gated.forms, rule), progress) for rule in rules]
+    searches = []
+    if gated is not None:
+        rules = RULES if model.options.rule == "auto" else (model.options.rule,)
+        searches = [_search(model, quality, fits.variant(gated.forms, rule), progress) for rule in rules]
     trials = [trial for found in searches for trial in found.trials]
     accepted = [found for found in searches if found.limit is not None]
     best = min(accepted, key=lambda found: found.microseconds, default=None)
     if best is None or best.microseconds > WORTH * exact_time:
-        plan = _plan(model, quality, exact, None, trials, dense)
-        return plan, _final(model, exact, None, plan)
-    plan = _plan(model, quality, best.variant, best, trials, dense)
-    return plan, _final(model, best.variant, best.limit, plan)
+        return _final(model, exact, None, _plan(model, quality, exact, None, trials))
+    return _final(model, best.variant, best.limit, _plan(model, quality, best.variant, best, trials))
+
+
+def apply_plan(model: Model, quality: Quality, plan: Plan) -> DualLibrary:
+    """Return the library of a model by the forms and bounds of an earlier plan.
+
+    Raises
+    ------
+    PlanError
+        If the plan's sites are not the model's.
+    """
+    planned = {site.name: site for site in plan.sites}
+    if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
+        raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
+    rules = {site.rule for site in plan.sites if site.rule} or {"damage"}
+    limits = {site.limit for site in plan.sites if site.rule} or {None}
+    variant = _Fits(model).variant({name: (site.input, site.hidden) for name, site in planned.items()}, rules.pop())
+    limit = limits.pop()
+    if limit is not None:
+        variant.set_limit(limit)
+    search = None if limit is None else Search(variant, [], limit, quality.judge(variant.library), 0.0)
+    return _final(model, variant, limit, _plan(model, quality, variant, search, []))
 
 
 class _Fits:
@@ -286,6 +306,19 @@ def _exact_form(site: Site, skip: bool) -> tuple[str, str]:
     return ("columns" if skip else "dense", "dense" if site.kind == "gru" else "")
 
 
+def _mode_form(site: Site, mode: str) -> tuple[str, str]:
+    """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
+    if mode == "little" and site.can_gate:
+        return ("columns", "little") if site.kind == "gru" and site.nonnegative else _little_form(site)
+    return _exact_form(site, mode != "dense" and site.nonnegative)
+
+
+def _little_form(site: Site) -> tuple[str, str]:
+    if site.nonnegative:
+        return ("columns", "")
+    return ("little", "little" if site.kind == "gru" else "")
+
+
 def _error(site: Site, fit: SiteFit) -> np.ndarray:
     return fit.little.spread if site.kind == "dense" else fit.spread
 
@@ -296,7 +329,7 @@ def _final(model: Model, variant: Variant, limit: float | None, plan: Plan) -> D
     return fits.variant(variant.forms, variant.rule, limit, plan).library
 
 
-def _plan(model: Model, quality: Quality, variant: Variant, search: Search | None, trials: list[Trial], dense) -> Plan:
+def _plan(model: Model, quality: Quality, variant: Variant, search: Search | None, trials: list[Trial]) -> Plan:
     if search is not None:
         variant.set_limit(search.limit)
     shares = open_share(variant.library, model.data.streams) if variant.fits else {}

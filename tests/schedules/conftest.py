@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -19,7 +21,9 @@ GUARD_BYTES = 256
 def compile_kernel(isa: cpu.Isa, prim_func, threads: int = 1):
     """Return `prim_func` compiled for `isa`, as a function of TVM tensors."""
     module = tvm.IRModule({"main": prim_func.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=cpu.tvm_target(isa, threads))["main"]
+    # The older just-in-time compiler starts three times as fast, and the tests compile hundreds of times.
+    target = tvm.target.Target({**cpu.tvm_target(isa, threads).export(), "jit": "mcjit"})
+    return tvm.compile(module, target=target)["main"]
 
 
 def call(kernel, *operands, threads: int = 1) -> list[np.ndarray]:
@@ -99,6 +103,28 @@ def join(operands: dict[str, np.ndarray], stages, result: str):
     module = relax.transform.DeadCodeElimination()(relax.transform.FuseTIR()(builder.get()))
     (fused,) = [f for f in module.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
     return fused
+
+
+def _plain_stack(context: int = 0) -> list[inspect.FrameInfo]:
+    """Return the callers' frames as ``inspect.stack`` does, without source lines."""
+    frames, frame = [], sys._getframe(1)
+    while frame:
+        code = frame.f_code
+        frames.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+        frame = frame.f_back
+    return frames
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_parser():
+    """Keep TVMScript's parser from reading the sources of all its callers, of which pytest adds many.
+
+    For every function it parses it asks for ``inspect.stack()``, of which it needs the variables
+    alone; under pytest that took longer than to parse and compile a kernel.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", _plain_stack)
+        yield
 
 
 @pytest.fixture(scope="session", params=list(cpu.ISAS))
