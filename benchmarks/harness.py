@@ -146,11 +146,13 @@ class Harness(AbstractContextManager):
         list
             Per engine, in the order of the specs: float32 (frames, outputs) by clip, or None for one that failed.
         """
-        results = []
-        for child in self._children:
-            clips = {name: child.ask("outputs", frames=frames) for name, frames in frames_by_clip.items()}
-            results.append(None if child.error else clips)
-        return results
+        return [self.outputs_of(index, frames_by_clip) for index in range(len(self._children))]
+
+    def outputs_of(self, index: int, frames_by_clip: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """`outputs` of the engine at one position of the specs."""
+        child = self._children[index]
+        clips = {name: child.ask("outputs", frames=frames) for name, frames in frames_by_clip.items()}
+        return None if child.error else clips
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far, JSON-able, in the order of the specs.

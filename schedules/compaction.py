@@ -38,9 +38,8 @@ def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: i
         Index of the first element.
     """
     lanes = isa.lanes
-    chunks, rest = n // lanes, n % lanes
-    compressing = isa.vector_bytes == 64
-    flagged = chunks * lanes
+    # Without AVX-512 everything is remainder. Conditions taken in vectors first were no faster there.
+    chunks = n // lanes if isa.vector_bytes == 64 else 0
 
     def at(chunk):
         return T.ramp(chunk * lanes, 1, lanes)
@@ -56,17 +55,10 @@ def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: i
         return T.Cast(f"uint8x{lanes}", compress(isa, "int32", wide, keep(source, at(chunk))))
 
     @T.inline
-    def one(source, i, kept, indices, values, end):
-        indices[end[0]] = first + i
-        if value is not None:
-            values[end[0]] = value(source, i)
-        end[0] = end[0] + kept
-
-    @T.inline
     def compacted(source, indices, values, found):
         end = T.alloc_buffer((1,), "int32", scope="local")
         end[0] = 0
-        if compressing:
+        if chunks > 0:
             # A whole vector is stored at the end of the list. After c chunks that is at c * lanes
             # or before, so the store stays within n.
             for c in T.serial(chunks):
@@ -74,15 +66,11 @@ def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: i
                 if value is not None:
                     values[T.ramp(end[0], 1, lanes)] = kept_values(source, c)
                 end[0] = end[0] + count_true(isa, keep(source, at(c)))
-        elif chunks > 0:
-            # The conditions in vectors first: comparing one by one would cost more than the list.
-            flags = T.alloc_buffer((flagged,), "int32")
-            for c in T.serial(chunks):
-                flags[at(c)] = T.Cast(f"int32x{lanes}", keep(source, at(c)))
-            for i in T.serial(flagged):
-                one(source, i, flags[i], indices, values, end)
-        for i in T.serial(rest):
-            one(source, flagged + i, T.Cast("int32", keep(source, flagged + i)), indices, values, end)
+        for i in T.serial(chunks * lanes, n):
+            indices[end[0]] = first + i
+            if value is not None:
+                values[end[0]] = value(source, i)
+            end[0] = end[0] + T.Cast("int32", keep(source, i))
         found[0] = end[0]
 
     @T.inline

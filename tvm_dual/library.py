@@ -228,6 +228,16 @@ def start(module, threads: int):
     return VirtualMachine(module, tvm.cpu())["main"]
 
 
+def describe(raw: dict) -> str:
+    """Return what a library's metadata says, for people."""
+    metadata = from_dict(Metadata, raw)
+    lines = [f"{key} {value}" for key, value in metadata.versions.items()]
+    lines.append(f"built for {metadata.isa} ({', '.join(ISAS[metadata.isa].requires)}), {metadata.threads} thread(s)")
+    for label in ("inputs", "states", "outputs"):
+        lines += [f"{label[:-1]} {tensor.name}: float32 {tensor.shape}" for tensor in getattr(metadata, label)]
+    return "\n".join([*lines, "", str(Report(metadata.plan)) if metadata.plan else "no plan"])
+
+
 class Stream:
     """A streaming model and its state."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from benchmarks.peers.streaming_onnx import drop_dead
+from tvm_dual.frontend.streaming import drop_dead
 from tvm_dual.errors import ModelError
 
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from benchmarks.peers.base import Engine
-from benchmarks.peers.streaming_onnx import recurrent_states, streaming_model
+from tvm_dual.frontend.streaming import recurrent_states, streaming_model
 from tvm_dual.errors import ModelError
 
 # ONNX stacks the gates of a GRU as z, r, h and of an LSTM as i, o, f, c; torch as r, z, n and i, f, g, o.

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from benchmarks.peers.base import EngineError
 from benchmarks.peers.rewrites import expand_gru
-from benchmarks.peers.streaming_onnx import recurrent_states, streaming_model
+from tvm_dual.frontend.streaming import recurrent_states, streaming_model
 from tvm_dual.errors import ModelError
 
 FRAMES = 50

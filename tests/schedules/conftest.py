@@ -21,9 +21,7 @@ GUARD_BYTES = 256
 def compile_kernel(isa: cpu.Isa, prim_func, threads: int = 1):
     """Return `prim_func` compiled for `isa`, as a function of TVM tensors."""
     module = tvm.IRModule({"main": prim_func.with_attr("global_symbol", "main")})
-    # The older just-in-time compiler starts three times as fast, and the tests compile hundreds of times.
-    target = tvm.target.Target({**cpu.tvm_target(isa, threads).export(), "jit": "mcjit"})
-    return tvm.compile(module, target=target)["main"]
+    return tvm.compile(module, target=cpu.tvm_target(isa, threads))["main"]
 
 
 def call(kernel, *operands, threads: int = 1) -> list[np.ndarray]:
@@ -105,9 +103,9 @@ def join(operands: dict[str, np.ndarray], stages, result: str):
     return fused
 
 
-def _plain_stack(context: int = 0) -> list[inspect.FrameInfo]:
-    """Return the callers' frames as ``inspect.stack`` does, without source lines."""
-    frames, frame = [], sys._getframe(1)
+def _plain_frames(frame, context: int = 0) -> list[inspect.FrameInfo]:
+    """Return what ``inspect.getouterframes`` does, without source lines."""
+    frames = []
     while frame:
         code = frame.f_code
         frames.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
@@ -119,11 +117,12 @@ def _plain_stack(context: int = 0) -> list[inspect.FrameInfo]:
 def quick_parser():
     """Keep TVMScript's parser from reading the sources of all its callers, of which pytest adds many.
 
-    For every function it parses it asks for ``inspect.stack()``, of which it needs the variables
-    alone; under pytest that took longer than to parse and compile a kernel.
+    For every function and macro it asks ``inspect`` for the frames on the stack, of which it needs
+    the variables alone; under pytest that took longer than to parse and compile a kernel.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", _plain_stack)
+        patch.setattr(inspect, "getouterframes", _plain_frames)
+        patch.setattr(inspect, "stack", lambda context=0: _plain_frames(sys._getframe(1)))
         yield
 
 

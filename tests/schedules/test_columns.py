@@ -12,7 +12,7 @@ from schedules.quantize import quantize_rows, quantize_vector, round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
 
 #: Rows, columns, threads.
-CASES = [(1, 1, 2), (1, 19, 1), (37, 1, 2), (37, 19, 1), (513, 800, 1), (513, 800, 2)]
+CASES = [(1, 19, 2), (37, 1, 1), (37, 19, 2), (513, 800, 1), (513, 800, 2)]
 DENSITIES = [0.0, 0.2, 1.0]
 
 
@@ -58,7 +58,7 @@ def test_negative_values_count_as_nonzero_and_negative_zero_does_not(isa):
     check_list(isa, x)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), k=st.integers(1, 300), seed=st.integers(0, 1000), density=st.floats(0, 1))
 def test_lists_are_right_at_any_length_and_density(isa, k, seed, density):
     x = sparse(k, density, seed)
@@ -100,11 +100,11 @@ def test_int8_products_are_the_exact_sums_of_the_quantized_values(isa, n, k, thr
     check_int8(isa, n, k, threads, [sparse_bytes(isa, k, density) for density in DENSITIES], weight, bias)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_bytes_everywhere_do_not_saturate(isa, sign):
+def test_the_largest_bytes_everywhere_do_not_saturate(isa):
     n, k = 37, 803
-    q = np.full(k, isa.activation_levels, "uint8")
-    check_int8(isa, n, k, 1, [q], np.full((n, k), float(sign), "float32"), np.zeros(n, "float32"))
+    weight = np.ones((n, k), "float32")
+    weight[::2] = -1
+    check_int8(isa, n, k, 1, [np.full(k, isa.activation_levels, "uint8")], weight, np.zeros(n, "float32"))
 
 
 @pytest.mark.parametrize(("n", "k", "threads"), CASES)
@@ -121,7 +121,7 @@ def test_fp32_products_match_numpy(isa, n, k, threads):
         assert (np.abs(y - (weight.astype("float64") @ x + bias)) <= 1e-5 * size).all()
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 150),
@@ -136,16 +136,16 @@ def test_int8_products_are_exact_at_any_shape_and_density(isa, n, k, seed, densi
 
 
 @pytest.mark.parametrize(("n", "k"), [(37, 19)])
-def test_quantize_list_and_product_joined_in_one_kernel_equal_the_three_apart(isa, threads, n, k):
+def test_quantize_list_and_product_joined_in_one_kernel_equal_the_three_apart(isa, n, k):
     rng = np.random.default_rng(3)
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")
     x = sparse(k, 0.3)
     packed, meta = columns.pack_columns_int8(isa, weight, bias)
     quantize, nonzeros = quantize_vector(isa, k, nonnegative=True), columns.nonzero_bytes(isa, k)
-    product = columns.columns_int8(isa, n, k, threads)
+    product = columns.columns_int8(isa, n, k, 2)
     q, affine = run(isa, quantize, x, Output((round_up(k, isa.row_bytes),), "uint8"), Output((2,), "float32"))
     listed = run(isa, nonzeros, q, *list_outputs(k, "uint8"))
-    (apart,) = run(isa, product, *listed, affine, packed, meta, Output((n,), "float32"), threads=threads)
+    (apart,) = run(isa, product, *listed, affine, packed, meta, Output((n,), "float32"), threads=2)
     operands = {"x": x, "weight": packed, "meta": meta}
     stages = [
         (quantize, ["x"], ["q", "affine"]),
@@ -153,5 +153,5 @@ def test_quantize_list_and_product_joined_in_one_kernel_equal_the_three_apart(is
         (product, ["columns", "values", "count", "affine", "weight", "meta"], ["y"]),
     ]
     joined = join(operands, stages, "y")
-    (together,) = run(isa, joined, *operands.values(), Output((n,), "float32"), threads=threads)
+    (together,) = run(isa, joined, *operands.values(), Output((n,), "float32"), threads=2)
     np.testing.assert_array_equal(together, apart)

@@ -12,7 +12,7 @@ from schedules.quantize import quantize_rows, quantize_vector, round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
 
 #: Rows, columns, threads.
-CASES = [(1, 1, 2), (1, 19, 1), (37, 1, 2), (37, 19, 1), (513, 800, 1), (513, 800, 2)]
+CASES = [(1, 19, 2), (37, 1, 1), (37, 19, 2), (513, 800, 1), (513, 800, 2)]
 
 
 def open_rows(n, opened):
@@ -72,22 +72,13 @@ def test_int8_rows_are_the_exact_sums_of_the_quantized_values(isa, n, k, threads
     check_int8(isa, n, k, threads, gates(n), q, affine, weight, bias, closed)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(("n", "k"), [(5, 64), (37, 800)])
-def test_the_largest_bytes_everywhere_do_not_saturate(isa, n, k, sign):
+def test_the_largest_bytes_everywhere_do_not_saturate(isa):
+    n, k = 37, 800
     q = np.full(k, isa.activation_levels, "uint8")
-    check_int8(
-        isa,
-        n,
-        k,
-        1,
-        [range(n)],
-        q,
-        np.array([1, 0], "float32"),
-        np.full((n, k), float(sign), "float32"),
-        np.zeros(n, "float32"),
-        np.zeros(n, "float32"),
-    )
+    weight = np.ones((n, k), "float32")
+    weight[::2] = -1
+    zeros = np.zeros(n, "float32")
+    check_int8(isa, n, k, 1, [range(n)], q, np.array([1, 0], "float32"), weight, zeros, zeros)
 
 
 @pytest.mark.parametrize(("n", "k", "threads"), CASES)
@@ -124,7 +115,7 @@ def test_the_list_of_every_row_opens_each_and_repeats_the_last(n):
     assert (rows[n:] == n - 1).all()
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 80),

@@ -12,7 +12,7 @@ from schedules.quantize import quantize_rows
 from tests.schedules.conftest import RUNNABLE, Output, join, run
 
 #: Rows, columns, threads.
-CASES = [(1, 1, 2), (1, 19, 1), (37, 1, 2), (37, 19, 1), (513, 96, 1), (513, 96, 2)]
+CASES = [(1, 19, 2), (37, 1, 1), (37, 19, 2), (513, 96, 1), (513, 96, 2)]
 
 
 def quantize(isa, z, bits):
@@ -88,7 +88,7 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa, bits, sign):
     check_rows(isa, n, k, bits, 1, q, affine, weight, np.zeros(n, "float32"))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 150),
@@ -104,20 +104,20 @@ def test_rows_are_exact_at_any_shape(isa, n, k, bits, seed):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, threads, bits):
+def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, bits):
     n, k = 70, 19
     rng = np.random.default_rng(4)
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")
     z = rng.standard_normal(k).astype("float32")
     packed, meta = little.pack_little(isa, weight, bias, bits)
-    rows = little.little_rows(isa, n, k, bits, threads)
+    rows = little.little_rows(isa, n, k, bits, 2)
     q, affine = quantize(isa, z, bits)
-    (apart,) = run(isa, rows, q, affine, packed, meta, Output((n,), "float32"), threads=threads)
+    (apart,) = run(isa, rows, q, affine, packed, meta, Output((n,), "float32"), threads=2)
     operands = {"z": z, "weight": packed, "meta": meta}
     stages = [
         (little.quantize_projection(isa, k, bits), ["z"], ["q", "affine"]),
         (rows, ["q", "affine", "weight", "meta"], ["y"]),
     ]
     joined = join(operands, stages, "y")
-    (together,) = run(isa, joined, *operands.values(), Output((n,), "float32"), threads=threads)
+    (together,) = run(isa, joined, *operands.values(), Output((n,), "float32"), threads=2)
     np.testing.assert_array_equal(together, apart)

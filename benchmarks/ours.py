@@ -1,0 +1,37 @@
+"""Our own libraries as an engine of the harness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import tvm_dual
+from benchmarks.peers.base import Engine
+
+
+class DualEngine(Engine):
+    """An exported library, streamed frame by frame."""
+
+    precisions = ("fp32", "int8")
+
+    def __init__(self, model_path: str, precision: str, threads: int) -> None:
+        """Load the library at `model_path`."""
+        super().__init__(model_path, precision, threads)
+        self._library = tvm_dual.load(model_path)
+        self._stream = self._library.stream()
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        """Compute one frame; see `Engine.step`."""
+        return self._stream(frame).reshape(-1)
+
+    def reset(self) -> None:
+        """Return to the zero state."""
+        self._stream.reset()
+
+    def facts(self) -> dict:
+        """Return density and bytes per frame on the calibration data, and the time of the planning run."""
+        report = self._library.report
+        return {
+            "density": report.density,
+            "weight_bytes_read": round(report.bytes_read),
+            "weight_bytes": sum(site["weight_bytes"] for site in report.rows()),
+        }

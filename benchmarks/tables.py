@@ -1,0 +1,69 @@
+"""Tables of a suite's rows, for people."""
+
+from __future__ import annotations
+
+import math
+
+LOW = ("int8", "bf16")
+
+
+def fastest(rows: list[dict], precisions: tuple[str, ...], ours: bool, mode: str | None = None) -> dict | None:
+    """Return the fastest measured row of the given precisions, ours or the peers'; None if there is none."""
+    found = [
+        row
+        for row in rows
+        if row.get("median_ms") and (row["engine"] == "tvm_dual") == ours and row["precision"] in precisions
+        and mode in (None, row["mode"])
+    ]  # fmt: skip
+    return min(found, key=lambda row: row["median_ms"], default=None)
+
+
+def ratios(rows: list[dict]) -> dict[str, float]:
+    """Return the figures that matter: how many times slower the first is than the second."""
+    dual, dual_low = fastest(rows, ("fp32", *LOW), True, "dual"), fastest(rows, LOW, True, "dual")
+    dense32, dense8 = fastest(rows, ("fp32",), True, "dense"), fastest(rows, ("int8",), True, "dense")
+    peer32, peer_low = fastest(rows, ("fp32",), False), fastest(rows, LOW, False)
+
+    def ratio(slow: dict | None, fast: dict | None) -> float:
+        return slow["median_ms"] / fast["median_ms"] if slow and fast else math.nan
+
+    return {
+        "fastest fp32 peer / dual": ratio(peer32, dual),
+        "fastest int8 or bf16 peer / dual": ratio(peer_low, dual_low),
+        "our dense int8 / dual int8": ratio(dense8, dual_low),
+        "fastest fp32 peer / our dense fp32": ratio(peer32, dense32),
+        "p95 / median of dual": dual["p95_ms"] / dual["median_ms"] if dual else math.nan,
+    }
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """Return one line per figure."""
+    lines = [f"{name}: {value:.2f}" for name, value in ratios(rows).items()]
+    dual = fastest(rows, ("fp32", *LOW), True, "dual")
+    if dual and "load_seconds" in dual:
+        lines.append(f"loading, first frame included: {dual['load_seconds']:.2f} s, {dual['resident_mb']:.0f} MB")
+    return lines
+
+
+def print_rows(rows: list[dict]) -> None:
+    """Print a table, fastest first; engines that failed come last with their error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = sorted({key for row in rows for key in row.get("quality", {}) if "/" not in key}, reverse=True)
+    table = Table()
+    for heading in ("engine", "mode", "precision"):
+        table.add_column(heading)
+    for heading in ("median ms", "p95 ms", *names, "MB read"):
+        table.add_column(heading, justify="right")
+    for row in sorted(rows, key=lambda row: row.get("median_ms", math.inf)):
+        ours = row["engine"] == "tvm_dual"
+        if "error" in row:
+            cells = [row["engine"], row["mode"], row["precision"], "-", "-", row["error"]]
+        else:
+            quality = [f"{row['quality'][n]:.3f}" if n in row.get("quality", {}) else "-" for n in names]
+            read = f"{row['weight_bytes_read'] / 1e6:.2f}" if "weight_bytes_read" in row else "-"
+            cells = [row["engine"], row["mode"], row["precision"], f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}"]
+            cells += [*quality, read]
+        table.add_row(*cells, style="bold green" if ours and row["mode"] == "dual" else None)
+    Console(width=150).print(table)

@@ -1,0 +1,118 @@
+"""The command ``tvm-dual``: argument parsing alone; the work is in the functions it calls."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tvm_dual.errors import DataError, PlanError, TvmDualError
+from tvm_dual.versions import VERSION
+
+#: Suites of `benchmarks`, each a module with ``run``.
+SUITES = ("nsnet2",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status, 2 for a mistake that a message explains."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except TvmDualError as error:
+        print(f"tvm-dual: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tvm-dual: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tvm-dual", description="Neural networks computing only what matters.")
+    parser.add_argument("--version", action="version", version=f"tvm_dual {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    build = commands.add_parser("build", help="compile an ONNX model to a shared library")
+    build.add_argument("model", help="ONNX file")
+    build.add_argument("--calibration", required=True, help=".npz file; each array is one stream of inputs, float32")
+    build.add_argument("--out", required=True, help="library to write")
+    build.add_argument("--streaming", action="store_true", help="one step per call, recurrent states in and out")
+    build.add_argument("--precision", default="int8", choices=("int8", "fp32"))
+    build.add_argument("--target", default="native", help="native, avx512_vnni, avx512 or avx2")
+    build.add_argument("--threads", type=int, default=1)
+    build.add_argument("--max-drop", type=float, help="allowed loss of agreement with the dense model (0.05)")
+    build.add_argument("--dump", help="folder for the module after each phase")
+    build.set_defaults(run=_build)
+
+    demo = commands.add_parser("demo", help="build a speech denoiser, measure it, export and reload it")
+    demo.add_argument("--short", action="store_true", help="less of everything")
+    demo.add_argument("--threads", type=int, default=1)
+    demo.add_argument("--out", default="demo_output", help="folder for what it writes")
+    demo.set_defaults(run=lambda o: importlib.import_module("benchmarks.demo").run(o.threads, o.short, Path(o.out)))
+
+    bench = commands.add_parser("bench", help="run a benchmark suite: us beside the strongest peers")
+    bench.add_argument("suite", help=", ".join(SUITES))
+    bench.add_argument("--json", required=True, help="file to write")
+    bench.add_argument("--threads", type=int, default=1)
+    bench.add_argument("--short", action="store_true", help="less of everything")
+    bench.set_defaults(run=_bench)
+
+    inspect = commands.add_parser("inspect", help="show what is inside a library")
+    inspect.add_argument("library", help="file from export_library")
+    inspect.add_argument("--json", action="store_true", help="print the metadata as JSON")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _build(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from tvm_dual.build import build
+    from tvm_dual.console import progress_bars
+
+    path = Path(options.calibration)
+    try:
+        with np.load(path) as arrays:
+            calibration = [arrays[name] for name in arrays.files]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"calibration '{path}': cannot be read ({error}); accepted: a .npz file of float32 arrays") from error
+    if not Path(options.out).resolve().parent.is_dir():
+        raise DataError(f"--out '{options.out}': its folder does not exist; nothing was built")
+    with progress_bars() as progress:
+        library = build(
+            options.model,
+            calibration,
+            streaming=options.streaming,
+            precision=options.precision,
+            target=options.target,
+            threads=options.threads,
+            max_drop=options.max_drop,
+            progress=progress,
+            dump=options.dump,
+        )
+    print(library.report)
+    print(f"wrote {library.export_library(options.out)}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    if options.suite not in SUITES:
+        raise PlanError(f"suite '{options.suite}' is not known; accepted: {', '.join(SUITES)}")
+    from benchmarks.bench import bench
+
+    bench(options.suite, Path(options.json), options.threads, options.short)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    import json
+
+    from tvm_dual.container import read_container
+    from tvm_dual.library import describe
+
+    raw, _ = read_container(options.library)
+    print(json.dumps(raw, indent=1) if options.json else describe(raw))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
