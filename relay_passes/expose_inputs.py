@@ -43,6 +43,8 @@ class _Exposer(PyExprMutator):
         if not isinstance(function, relax.Function) or not function.attrs or "dual.site" not in function.attrs:
             return call
         name, live = str(function.attrs["dual.site"]), [a for a in call.args if not isinstance(a, GenericConst)]
+        if function.attrs["Composite"] == "dual.gru":
+            live = call.args[:2]  # a state may be a constant, and is read all the same
         for i, value in enumerate(live):
             self.names.append(f"{name}.{i}")
             # A copy: the same value may be read twice, and a parameter cannot be an output.

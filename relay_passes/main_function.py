@@ -29,7 +29,7 @@ def extend_main(
     fields += outputs
     type_ = relax.TupleType([value.ty for value in fields])
     output = bound(relax.Tuple(fields), type_)
-    body = relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], output)
+    body = relax.BlockBuilder().normalize(relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], output))
     return relax.Function([*main.params, *parameters], body, type_, is_pure=True).with_attrs(
         dict(main.attrs) | attributes
     )

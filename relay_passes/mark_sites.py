@@ -58,8 +58,11 @@ def _is_dense(context: relax.transform.PatternCheckContext) -> bool:
         constants = [a for a in call.args if isinstance(a, GenericConst)]
         if call.op.name == "relax.matmul" and any(len(a.ty.shape) != 2 for a in constants):
             return False
-        if call.op.name == "relax.add" and any(len(a.ty.shape) != 1 for a in constants):
-            return False
+        if call.op.name == "relax.add":
+            # Anything else, a scalar say, would be broadcast.
+            one_each = len({int(a.ty.shape[-1]) for a in call.args if len(a.ty.shape)}) == 1
+            if not one_each or any(len(a.ty.shape) != 1 for a in constants):
+                return False
     return True
 
 

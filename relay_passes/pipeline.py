@@ -9,11 +9,13 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_recurrent import RewriteRecurrent
 from relay_passes.site_plan import AttachPlan
+from relay_passes.write_in_place import WriteInPlace
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
+        ],
+        # 5. A streamed step becomes one kernel, so that nothing is allocated or dispatched within it.
+        "5_step": [
+            relax.transform.ConvertToDataflow(),
+            relax.transform.CanonicalizeBindings(),
+            FuseStep(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(["main"]),
+            WriteInPlace(),
         ],
     }
     return tvm.transform.Sequential([step for name, passes in phases.items() for step in _watched(name, passes, watch)])

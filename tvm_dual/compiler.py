@@ -15,7 +15,7 @@ from relay_passes.pipeline import Watch, dual_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS, tvm_target
 from tvm_dual.container import write_container
-from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions, load, start
+from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions, load
 from tvm_dual.little import FittedLittle
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
@@ -86,7 +86,7 @@ class Compiler:
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}
         if plan is None:
-            return DualLibrary(metadata, arrays, start(executable, self._threads))
+            return DualLibrary(metadata, arrays, executable)
         return self._linked(executable, metadata, arrays)
 
     def _linked(self, executable, metadata: Metadata, arrays: dict[str, np.ndarray]) -> DualLibrary:
@@ -113,6 +113,7 @@ class Compiler:
         names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
         inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
         shapes = [_shape(parameter.ty) for parameter in main.params]
+        in_place = bool(attributes.get("dual.in_place", 0))
         results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
         counts = [str(name) for name in attributes.get("dual.counts", [])]
         return Metadata(
@@ -123,6 +124,10 @@ class Compiler:
             counts=tuple(counts),
             gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
+            extras=tuple(
+                Tensor(str(i), _shape(t), str(t.dtype.dtype)) for i, t in enumerate(results[len(outputs) :])
+            ),
+            in_place=in_place,
             isa=self._isa.name,
             threads=self._threads,
             versions=current_versions(),

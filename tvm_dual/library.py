@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from schedules.cpu import ISAS, aligned_empty, cpu_name, missing_flags
+from schedules.cpu import ISAS, cpu_name, missing_flags
 from tvm_dual.container import atomic_write, read_container
 from tvm_dual.errors import DataError, LibraryError, PlanError
 from tvm_dual.plan import Plan, from_dict
 from tvm_dual.report import Report
+from tvm_dual.runner import Runner
 from tvm_dual.versions import FFI_VERSION, TVM_VERSION, VERSION
 
 FORMAT_VERSION = 1
@@ -20,10 +20,11 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Tensor:
-    """Name and shape of a float32 input or output."""
+    """Name and shape of an input or output; -1 is an extent that calls may choose."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Metadata:
         All rows of each of `counts`.
     observed : tuple of str
         Further outputs of a library built to observe; empty otherwise.
+    extras : tuple of Tensor
+        All outputs behind the states: numbers of open rows, or observations.
+    in_place : bool
+        Whether ``main`` writes its results into tensors that it is given.
     isa : str
         Instruction set level.
     threads : int
@@ -58,6 +63,8 @@ class Metadata:
     counts: tuple[str, ...]
     gated_rows: tuple[int, ...]
     observed: tuple[str, ...]
+    extras: tuple[Tensor, ...]
+    in_place: bool
     isa: str
     threads: int
     versions: dict
@@ -81,14 +88,13 @@ class DualLibrary:
     carries the states itself. One library must not be called from two threads at once.
     """
 
-    def __init__(self, metadata: Metadata, arrays: dict[str, np.ndarray], main, path: Path | None = None) -> None:
-        """Wrap a compiled ``main``; use `tvm_dual.build` or `tvm_dual.load` to get one."""
-        self.metadata = metadata
-        self._main, self._path = main, path
+    def __init__(self, metadata: Metadata, arrays: dict[str, np.ndarray], module, path: Path | None = None) -> None:
+        """Wrap a compiled module; use `tvm_dual.build` or `tvm_dual.load` to get one."""
+        self.metadata, self._path = metadata, path
         self._tables = [arrays[f"thresholds/{name}"] for name in metadata.thresholds]
-        self._buffers = [_Buffer(t.shape) for t in (*metadata.inputs, *metadata.states)]
-        self._thresholds = [_Buffer(table.shape[1:]) for table in self._tables]
-        self._extras: list = []
+        described = [Tensor(n, t.shape[1:]) for n, t in zip(metadata.thresholds, self._tables, strict=True)]
+        self._runner = Runner(module, metadata, described)
+        self._streaming: Stream | None = None
         self.effort = 1.0
 
     @property
@@ -102,7 +108,7 @@ class DualLibrary:
         if value not in efforts:
             raise PlanError(f"effort {value!r} has no thresholds; accepted: {', '.join(map(str, efforts))}")
         self._effort = value
-        for buffer, table in zip(self._thresholds, self._tables, strict=True):
+        for buffer, table in zip(self._runner.thresholds, self._tables, strict=True):
             buffer.view[...] = table[efforts.index(value) if len(table) > 1 else 0]
 
     def set_thresholds(self, tables: dict[str, np.ndarray]) -> None:
@@ -141,21 +147,21 @@ class DualLibrary:
         if len(arrays) != len(expected):
             names = ", ".join(f"{t.name} {t.shape}" for t in expected)
             raise DataError(f"call: {len(arrays)} arrays; accepted: {len(expected)} ({names}), each float32")
-        for array, tensor, buffer in zip(arrays, expected, self._buffers, strict=True):
-            buffer.fill(array, tensor)
-        results = self._invoke([b.tensor for b in self._buffers])
-        values = [_array(value) for value in results]
+        self._give_to(None)
+        for array, buffer in zip(arrays, (*self._runner.inputs, *self._runner.states), strict=True):
+            buffer.fill(array)
+        self._runner.run()
+        values = [*self._runner.outputs(), *(state.copy() for state in self._runner.new_states())]
         return values[0] if len(values) == 1 else tuple(values)
 
-    def _invoke(self, tensors: list):
-        """Run on TVM tensors; return outputs and states, and keep what follows them."""
-        results = self._main(*tensors, *(b.tensor for b in self._thresholds))
-        kept = len(self.metadata.outputs) + len(self.metadata.states)
-        if kept == 1 and not hasattr(results, "__len__"):
-            return [results]
-        results = list(results)
-        self._extras = results[kept:]
-        return results[:kept]
+    def _give_to(self, stream: Stream | None) -> None:
+        """Let the runner's state be that of another stream; the one before keeps a copy of its own."""
+        if self._streaming is not None:
+            self._streaming._states = [buffer.view.copy() for buffer in self._runner.states]
+        self._streaming = stream
+        if stream is not None:
+            for buffer, state in zip(self._runner.states, stream._states, strict=True):
+                np.copyto(buffer.view, state)
 
     def initial_state(self) -> tuple[np.ndarray, ...]:
         """Return the states before the first call: zeros."""
@@ -167,13 +173,13 @@ class DualLibrary:
 
     def last_extras(self) -> list[np.ndarray]:
         """Return what the last call gave besides outputs and states: numbers of open rows, or observations."""
-        return [_array(value) for value in self._extras]
+        return self._runner.extras()
 
     def last_open_rows(self) -> dict[str, int]:
         """Return how many rows of each gated site the last call opened."""
         found: dict[str, int] = {}
-        for name, value in zip(self.metadata.counts, self._extras, strict=False):
-            found[name] = found.get(name, 0) + int(_array(value)[0])
+        for name, value in zip(self.metadata.counts, self._runner.extras(), strict=False):
+            found[name] = found.get(name, 0) + int(value[0])
         return found
 
     def all_rows(self) -> dict[str, int]:
@@ -212,20 +218,9 @@ def load(path: str | Path) -> DualLibrary:
 
     try:
         module = tvm.runtime.load_module(str(path))
-        return DualLibrary(metadata, arrays, start(module, metadata.threads), Path(path))
+        return DualLibrary(metadata, arrays, module, Path(path))
     except (RuntimeError, OSError) as error:
         raise LibraryError(f"'{path}' cannot be loaded: {str(error).splitlines()[-1]}") from error
-
-
-def start(module, threads: int):
-    """Return the ``main`` of a compiled module, ready to run on `threads` threads."""
-    # The variable is read when the pool starts: binding would put two processes on the same cores.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    import tvm
-    from tvm.runtime.vm import VirtualMachine
-
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
-    return VirtualMachine(module, tvm.cpu())["main"]
 
 
 def describe(raw: dict) -> str:
@@ -243,13 +238,15 @@ class Stream:
 
     def __init__(self, library: DualLibrary) -> None:
         """Start from the zero state."""
-        self._library = library
-        self._buffers = [_Buffer(tensor.shape) for tensor in library.metadata.inputs]
+        self._library, self._runner = library, library._runner
+        self._states: list[np.ndarray] = []
         self.reset()
 
     def reset(self) -> None:
         """Return to the zero state."""
-        self._states = [_Buffer(tensor.shape, zero=True).tensor for tensor in self._library.metadata.states]
+        if self._library._streaming is self:
+            self._library._streaming = None
+        self._states = list(self._library.initial_state())
 
     def __call__(self, *arrays: np.ndarray):
         """Run one step.
@@ -263,57 +260,24 @@ class Stream:
         -------
         ndarray or tuple of ndarray
             The outputs, in the shape of ``metadata``.
+
+        Raises
+        ------
+        DataError
+            If a number of arrays, a shape or a dtype is wrong.
         """
-        tensors = self._library.metadata.inputs
-        if len(arrays) != len(tensors):
-            raise DataError(f"call: {len(arrays)} arrays; accepted: {len(tensors)}, without the states")
-        for array, tensor, buffer in zip(arrays, tensors, self._buffers, strict=True):
-            buffer.fill(array, tensor, squeeze=True)
-        results = self._library._invoke([*(b.tensor for b in self._buffers), *self._states])
-        count = len(self._library.metadata.outputs)
-        self._states = results[count:]
-        values = [_array(value) for value in results[:count]]
-        return values[0] if count == 1 else tuple(values)
-
-
-class _Buffer:
-    """A TVM tensor and a numpy view of its memory, aligned as the kernels' vector loads want it."""
-
-    def __init__(self, shape: tuple[int, ...], zero: bool = False) -> None:
-        # An open extent is allocated when an array arrives.
-        self._allocate(tuple(max(extent, 0) for extent in shape))
-        if zero:
-            self.view[...] = 0
-
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        import tvm
-
-        self.view = aligned_empty(shape, "float32")
-        self.tensor = tvm.runtime.from_dlpack(self.view)
-
-    def fill(self, array, tensor: Tensor, squeeze: bool = False) -> None:
-        """Copy an array in, if it is what `tensor` says."""
-        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise DataError(f"input '{tensor.name}': {found}; accepted: a numpy array, float32 {tensor.shape}")
-        if array.shape != self.view.shape:
-            array = self._fitted(array, tensor, squeeze)
-        np.copyto(self.view, array)
-
-    def _fitted(self, array: np.ndarray, tensor: Tensor, squeeze: bool) -> np.ndarray:
-        """Return `array` in the tensor's shape, with the buffer's open extents set to it."""
-        plain = tuple(extent for extent in array.shape if extent != 1)
-        if squeeze and plain == tuple(extent for extent in tensor.shape if extent != 1):
-            return array.reshape(tensor.shape)
-        same = len(array.shape) == len(tensor.shape) and array.size > 0
-        if not same or any(want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)):
-            raise DataError(f"input '{tensor.name}': shape {array.shape}; accepted: float32 {tensor.shape}, -1 is any")
-        self._allocate(array.shape)
-        return array
-
-
-def _array(value) -> np.ndarray:
-    return np.from_dlpack(value).copy()
+        runner = self._runner
+        if len(arrays) != len(runner.inputs):
+            raise DataError(f"call: {len(arrays)} arrays; accepted: {len(runner.inputs)}, without the states")
+        if self._library._streaming is not self:
+            self._library._give_to(self)
+        for array, buffer in zip(arrays, runner.inputs, strict=True):
+            buffer.fill(array, squeeze=True)
+        runner.run()
+        for buffer, state in zip(runner.states, runner.new_states(), strict=True):
+            np.copyto(buffer.view, state)
+        values = runner.outputs()
+        return values[0] if len(values) == 1 else tuple(values)
 
 
 def _checked_metadata(raw: dict, path: Path) -> Metadata:

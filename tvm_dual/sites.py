@@ -120,7 +120,8 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
     fixed = all(isinstance(extent, tvm.tirx.IntImm) for extent in extents)
     rows = int(np.prod([int(extent) for extent in extents])) if fixed else None
     if kind == "gru":
-        weight, recurrence, bias = arrays
+        # The last three: the state before them may be a constant too.
+        weight, recurrence, bias = arrays[-3:]
         n = weight.shape[0]
         bias, recurrent_bias = bias[:n], bias[n:]
         late_reset = bool(int(function.attrs["linear_before_reset"]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections import namedtuple
 
 import numpy as np
@@ -101,29 +99,6 @@ def join(operands: dict[str, np.ndarray], stages, result: str):
     module = relax.transform.DeadCodeElimination()(relax.transform.FuseTIR()(builder.get()))
     (fused,) = [f for f in module.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
     return fused
-
-
-def _plain_frames(frame, context: int = 0) -> list[inspect.FrameInfo]:
-    """Return what ``inspect.getouterframes`` does, without source lines."""
-    frames = []
-    while frame:
-        code = frame.f_code
-        frames.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-        frame = frame.f_back
-    return frames
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_parser():
-    """Keep TVMScript's parser from reading the sources of all its callers, of which pytest adds many.
-
-    For every function and macro it asks ``inspect`` for the frames on the stack, of which it needs
-    the variables alone; under pytest that took longer than to parse and compile a kernel.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "getouterframes", _plain_frames)
-        patch.setattr(inspect, "stack", lambda context=0: _plain_frames(sys._getframe(1)))
-        yield
 
 
 @pytest.fixture(scope="session", params=list(cpu.ISAS))

@@ -47,6 +47,8 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     ModelError
         If the file is missing, is not ONNX, or is not valid.
     """
+    if not isinstance(source, (str, Path, onnx.ModelProto)):
+        raise ModelError(f"model: found {type(source).__name__}; accepted: a path to an ONNX file, or an onnx.ModelProto")
     if isinstance(source, onnx.ModelProto):
         model, label = source, "the ModelProto"
     else:
@@ -95,6 +97,7 @@ def import_onnx(
     """
     model = load_onnx(source)
     _refuse_unsupported_recurrent(model.graph)
+    _refuse_other_inputs(model.graph)
     states = ()
     if streaming:
         model = streaming_model(model)
@@ -138,6 +141,16 @@ def _refuse_unsupported_recurrent(graph: onnx.GraphProto) -> None:
                 )
         if len(node.input) > 4 and node.input[4]:
             raise ModelError(f"{label}: has sequence_lens; accepted: sequences of one length, sequence_lens absent")
+
+
+def _refuse_other_inputs(graph: onnx.GraphProto) -> None:
+    """Name the first input that is not float32: libraries take nothing else."""
+    initial = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.name not in initial and kind != onnx.TensorProto.FLOAT:
+            found = onnx.TensorProto.DataType.Name(kind)
+            raise ModelError(f"input '{value.name}': {found}; accepted: float32 inputs")
 
 
 def _constant(value, label: str) -> np.ndarray:

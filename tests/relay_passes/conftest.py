@@ -1,0 +1,149 @@
+"""Small models as modules, and what their rewritten steps consist of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import IRModule, relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from relay_passes.mark_sites import MarkSites
+from schedules import cpu
+from schedules.recurrent import gru_reference
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return small random numbers, float32."""
+    return (np.random.default_rng(seed).standard_normal(shape) * 0.5).astype("float32")
+
+
+def bound(module: IRModule, **constants: np.ndarray) -> IRModule:
+    """Return `module` with parameters of its ``main`` as constants."""
+    return relax.transform.BindParams("main", constants)(module)
+
+
+def step_calls(module: IRModule, name: str) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Return the kernel calls of a site's step, in order: kernel name and the operands' shapes."""
+    (block,) = module[f"{name}_step"].body.blocks
+    calls = []
+    for binding in block.bindings:
+        value = binding.value
+        if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+            shapes = [tuple(int(n) for n in operand.ty.shape) for operand in value.args[1].fields]
+            # A kernel that serves two matrices is called once more under a number of its own.
+            kernel = value.args[0].name_hint.removeprefix(f"{name}_").rstrip("0123456789")
+            calls.append((kernel.rstrip("_"), shapes))
+    return calls
+
+
+def run_module(module: IRModule, isa: cpu.Isa, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Compile a rewritten module and return what its ``main`` gives, as one flat list."""
+    passes = [relax.transform.LegalizeOps(), relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])]
+    module = tvm.transform.Sequential(passes)(module)
+    executable = tvm.compile(module, target=cpu.tvm_target(isa, 1))
+    tensors = []
+    for array in arrays:
+        memory = cpu.aligned_empty(array.shape, "float32")
+        memory[...] = array
+        tensors.append(tvm.runtime.from_dlpack(memory))
+    found = []
+
+    def collect(value) -> None:
+        if isinstance(value, tvm.runtime.Tensor):
+            found.append(value.numpy())
+        else:
+            for part in value:
+                collect(part)
+
+    collect(relax.VirtualMachine(executable, tvm.cpu())["main"](*tensors))
+    return found
+
+
+def dense_relu(weight: np.ndarray, bias: np.ndarray) -> IRModule:
+    """Return a dense layer of 4 inputs and 6 outputs with a ReLU, marked as ``dense0``."""
+
+    @I.ir_module
+    class Model:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4), "float32"), w: R.Tensor((4, 6), "float32"), b: R.Tensor((6,), "float32")
+        ) -> R.Tensor((1, 6), "float32"):
+            with R.dataflow():
+                y = R.nn.relu(R.add(R.matmul(x, w), b))
+                R.output(y)
+            return y
+
+    return MarkSites()(bound(Model, w=weight.T.copy(), b=bias))
+
+
+def gru_module(
+    weight: np.ndarray, recurrence: np.ndarray, bias: np.ndarray, late_reset: int, layers: int = 1, relu: bool = False
+) -> IRModule:
+    """Return GRU layers as the importer gives them: one shared shape, ``main(x, h0, ...) -> (y, h0', ...)``."""
+    hidden, k = recurrence.shape[1], weight.shape[1]
+    builder = relax.BlockBuilder()
+    types = [(1, 1, k), (1, 1, hidden), weight.shape, recurrence.shape, bias.shape]
+    outputs = [relax.TensorType([1, 1, 1, hidden], "float32"), relax.TensorType([1, 1, hidden], "float32")]
+    kernel = builder.add_func(gru_reference(k, hidden, late_reset), "gru_reference")
+    parameters = [relax.Var(f"p{i}", relax.TensorType(list(t), "float32")) for i, t in enumerate(types)]
+    layer = relax.BlockBuilder()
+    with layer.function("layer", parameters, private=True):
+        with layer.dataflow():
+            result = layer.emit_output(relax.call_tir(kernel, parameters, outputs))
+        layer.emit_func_output(result)
+    attributes = {"Composite": "dual.gru", "linear_before_reset": late_reset, "hidden_size": hidden}
+    function = builder.add_func(layer.get()["layer"].with_attrs(attributes), "layer")
+    x = relax.Var("x", relax.TensorType([1, 1, k], "float32"))
+    states = [relax.Var(f"h{i}", relax.TensorType([1, 1, hidden], "float32")) for i in range(layers)]
+    constants = [relax.const(array) for array in (weight, recurrence, bias)]
+    with builder.function("main", [x, *states]):
+        with builder.dataflow():
+            value, finals = builder.emit(relax.op.nn.relu(x)) if relu else x, []
+            for state in states:
+                result = builder.emit(relax.Call(function, [value, state, *constants]))
+                value = builder.emit(relax.op.squeeze(builder.emit(relax.TupleGetItem(result, 0)), [1]))
+                finals.append(builder.emit(relax.TupleGetItem(result, 1)))
+            output = builder.emit_output(relax.Tuple([value, *finals]))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def gru_step(x, h, weight, recurrence, bias, late_reset: int) -> np.ndarray:
+    """Return a GRU's next state, by NumPy."""
+    n = recurrence.shape[1]
+    given, hidden = weight @ x + bias[: 3 * n], recurrence @ h + bias[3 * n :]
+    z, r = (1 / (1 + np.exp(-(given[i : i + n] + hidden[i : i + n]))) for i in (0, n))
+    if late_reset:
+        candidate = np.tanh(given[2 * n :] + r * hidden[2 * n :])
+    else:
+        candidate = np.tanh(given[2 * n :] + recurrence[2 * n :] @ (r * h) + bias[5 * n :])
+    return (1 - z) * candidate + z * h
+
+
+class Tools:
+    """The functions of this file, for tests: ``importlib`` mode has no way to import it."""
+
+    normal = staticmethod(normal)
+    bound = staticmethod(bound)
+    step_calls = staticmethod(step_calls)
+    run = staticmethod(run_module)
+    dense_relu = staticmethod(dense_relu)
+    gru_module = staticmethod(gru_module)
+    gru_step = staticmethod(gru_step)
+
+
+@pytest.fixture(scope="session")
+def tools() -> type[Tools]:
+    """Return what makes and runs small modules."""
+    return Tools
+
+
+@pytest.fixture(scope="session")
+def native() -> cpu.Isa:
+    """Return the level of this machine."""
+    level = cpu.native_isa()
+    if level is None:
+        pytest.skip("this CPU lacks AVX2")
+    return level

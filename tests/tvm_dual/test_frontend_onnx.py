@@ -1,0 +1,261 @@
+"""The ONNX importer: what it takes agrees with ONNX Runtime, what it does not take it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from relay_passes.pipeline import prepare_pipeline
+from schedules.cpu import native_isa
+from tvm_dual.build import _exact
+from tvm_dual.compiler import Compiler
+from tvm_dual.errors import ModelError
+from tvm_dual.frontend.onnx import import_onnx
+from tvm_dual.sites import find_sites
+
+FRAMES = 12
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * 0.4).astype("float32")
+
+
+def make_model(nodes, weights, shape, outputs=("y",)) -> onnx.ModelProto:
+    """Return a model with one input ``x`` and float32 weights."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def gru_model(k=9, hidden=20, *, bias=True, state=None, late_reset=1, more_inputs=(), **attributes) -> onnx.ModelProto:
+    """Return a model that is one GRU named ``cell``, ``x: (time, 1, k)``."""
+    weights = {"w": normal(1, 3 * hidden, k), "r": normal(1, 3 * hidden, hidden, seed=1)}
+    if bias:
+        weights["b"] = normal(1, 6 * hidden, seed=2)
+    if state is not None:
+        weights["h0"] = state
+    inputs = ["x", "w", "r", "b" if bias else "", "", "h0" if state is not None else ""]
+    for slot, name, value in more_inputs:
+        inputs[slot] = name
+        weights[name] = value
+    while not inputs[-1]:
+        inputs.pop()
+    node = helper.make_node(
+        "GRU", inputs, ["y"], "cell", hidden_size=hidden, linear_before_reset=late_reset, **attributes
+    )
+    return make_model([node], weights, ["time", 1, k])
+
+
+def compiled(model: onnx.ModelProto, precision: str = "fp32", *, streaming: bool = False):
+    """Return a library of the exact forms, and the names of its sites."""
+    module = prepare_pipeline()(import_onnx(model, streaming=streaming))
+    sites = find_sites(module)
+    compiler = Compiler(module, sites, native_isa().name, 1)
+    forms = {s.name: compiler.form(precision, *_exact(s)) for s in sites if s.rows_per_call == 1}
+    return compiler.compile(forms), [s.name for s in sites]
+
+
+def reference(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 3e-6), ("int8", 0.05)])
+@pytest.mark.parametrize("late_reset", [0, 1])
+@pytest.mark.parametrize("hidden, bias, zero_state", [(20, True, False), (16, False, True), (7, True, True)])
+def test_streamed_gru(hidden, bias, zero_state, late_reset, precision, tolerance):
+    state = np.zeros((1, 1, hidden), "float32") if zero_state else None
+    model = gru_model(9, hidden, bias=bias, state=state, late_reset=late_reset)
+    library, names = compiled(model, precision, streaming=True)
+    assert names == ["gru0"]
+    x = normal(FRAMES, 1, 9, seed=5)
+    run = library.stream()
+    found = np.stack([run(frame[None]).reshape(-1) for frame in x])
+    np.testing.assert_allclose(found, reference(model, x).reshape(FRAMES, hidden), atol=tolerance)
+
+
+@pytest.mark.parametrize("late_reset", [0, 1])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_whole_sequences_of_any_length(late_reset, with_state):
+    state = normal(1, 1, 6, seed=8) if with_state else None
+    model = gru_model(5, 6, state=state, late_reset=late_reset)
+    library, _ = compiled(model)
+    for frames in (1, 7):
+        x = normal(frames, 1, 5, seed=frames)
+        np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 3e-6), ("int8", 0.05)])
+@pytest.mark.parametrize("activation", ["Relu", "Sigmoid", "Tanh", None])
+def test_dense_layers(activation, precision, tolerance):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["a"])]
+    nodes.append(helper.make_node(activation or "Identity", ["a"], ["h"]))
+    nodes.append(helper.make_node("MatMul", ["h", "v"], ["y"]))
+    weights = {"w": normal(19, 33), "b": normal(33, seed=1), "v": normal(33, 3, seed=2)}
+    model = make_model(nodes, weights, [1, 19])
+    library, names = compiled(model, precision)
+    assert names == ["dense0", "dense1"]
+    for seed in range(4):
+        x = normal(1, 19, seed=10 + seed)
+        np.testing.assert_allclose(library(x), reference(model, x), atol=tolerance)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("bias_shape", [(33,), (1, 33), (1,), None])
+def test_gemm(transposed, bias_shape):
+    weight = normal(19, 33)
+    weights = {"w": weight.T.copy() if transposed else weight}
+    if bias_shape:
+        weights["b"] = normal(*bias_shape, seed=1)
+    model = make_model([helper.make_node("Gemm", ["x", *weights], ["y"], transB=transposed)], weights, [1, 19])
+    library, names = compiled(model)
+    assert names == ["dense0"]
+    x = normal(1, 19, seed=7)
+    np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
+
+
+def test_a_scalar_addend():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    for value in (np.float32(0.5), normal(1)):
+        model = make_model(nodes, {"w": normal(19, 33), "b": value}, [1, 19])
+        library, _ = compiled(model)
+        x = normal(1, 19, seed=7)
+        np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
+
+
+def test_layers_left_to_tvm():
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["m"]),
+        helper.make_node("Softmax", ["m"], ["y"]),
+    ]
+    model = make_model(nodes, {"k": normal(4, 2, 3, 3), "w": normal(100, 8)}, [1, 2, 5, 5])
+    library, names = compiled(model)
+    assert names == ["dense0"]
+    x = normal(1, 2, 5, 5, seed=3)
+    np.testing.assert_allclose(library(x), reference(model, x), atol=1e-5)
+
+
+def test_a_model_without_any_site():
+    model = make_model([helper.make_node("Softmax", ["x"], ["y"])], {}, [1, 6])
+    library, names = compiled(model)
+    assert names == []
+    x = normal(1, 6)
+    np.testing.assert_allclose(library(x), reference(model, x), atol=1e-6)
+
+
+def test_several_rows_per_call_are_left_to_tvm():
+    model = make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": normal(6, 8)}, [5, 6])
+    library, _ = compiled(model)
+    x = normal(5, 6, seed=2)
+    np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "attributes, parts",
+    [
+        ({"layout": 1}, ["layout is 1", "0"]),
+        ({"activations": ["Relu", "Tanh"]}, ["activations", "Relu", "Sigmoid"]),
+        ({"clip": 3.0}, ["clip is 3.0", "0.0"]),
+        ({"direction": "reverse"}, ["direction", "reverse", "forward"]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_unsupported_forms_of_gru(attributes, parts, streaming):
+    with pytest.raises(ModelError) as caught:
+        import_onnx(gru_model(**attributes), streaming=streaming)
+    for part in ("cell", "GRU", "accepted", *parts):
+        assert part in str(caught.value)
+
+
+def test_bidirectional_gru():
+    h, k = 4, 3
+    weights = {"w": normal(2, 3 * h, k), "r": normal(2, 3 * h, h)}
+    node = helper.make_node("GRU", ["x", "w", "r"], ["y"], "both", hidden_size=h, direction="bidirectional")
+    with pytest.raises(ModelError, match=r"both.*bidirectional.*accepted.*forward"):
+        import_onnx(make_model([node], weights, ["time", 1, k]))
+
+
+def test_sequence_lens():
+    model = gru_model(more_inputs=[(4, "lens", np.array([3], "int32"))])
+    with pytest.raises(ModelError, match=r"cell.*sequence_lens.*accepted"):
+        import_onnx(model)
+
+
+@pytest.mark.parametrize("kind, gates", [("LSTM", 4), ("RNN", 1)])
+def test_other_recurrent_layers(kind, gates):
+    h, k = 4, 3
+    weights = {"w": normal(1, gates * h, k), "r": normal(1, gates * h, h)}
+    node = helper.make_node(kind, ["x", "w", "r"], ["y"], "memory", hidden_size=h)
+    with pytest.raises(ModelError, match=rf"memory.*{kind}.*accepted.*GRU"):
+        import_onnx(make_model([node], weights, ["time", 1, k]))
+
+
+def test_a_streamed_layer_that_starts_elsewhere():
+    model = gru_model(state=normal(1, 1, 20, seed=9))
+    with pytest.raises(ModelError, match=r"cell.*h0.*zero"):
+        import_onnx(model, streaming=True)
+
+
+def test_an_operator_that_nobody_imports():
+    model = make_model([helper.make_node("Det", ["x"], ["y"])], {}, [1, 3, 3])
+    with pytest.raises(ModelError, match="Det"):
+        import_onnx(model)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_inputs_are_float32(kind):
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", kind, [1, 4])],
+        [helper.make_tensor_value_info("y", kind, [1, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError, match=r"'x'.*accepted.*float32"):
+        import_onnx(model)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model at all", bytes(range(256)) * 4])
+def test_a_file_that_is_not_onnx(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        import_onnx(path)
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "."])
+def test_a_file_that_is_not_there(tmp_path, name):
+    with pytest.raises(ModelError, match=r"no such file.*accepted"):
+        import_onnx(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [None, 3, normal(2)])
+def test_something_that_is_no_model(value):
+    with pytest.raises(ModelError, match="accepted"):
+        import_onnx(value)
+
+
+def test_an_empty_graph():
+    model = make_model([], {}, [1, 3], outputs=())
+    with pytest.raises(ModelError, match="accepted"):
+        import_onnx(model)
+
+
+def test_two_inputs_cannot_be_streamed():
+    model = make_model([helper.make_node("Add", ["x", "x2"], ["y"])], {}, [1, 3])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]))
+    model.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, [1, 3]))
+    with pytest.raises(ModelError, match=r"one input.*x, x2"):
+        import_onnx(model, streaming=True)
