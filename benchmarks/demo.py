@@ -24,7 +24,9 @@ def run(threads: int, short: bool, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--out '{folder}': cannot be made ({error.strerror}); accepted: a folder, or a name for one") from error
+        raise DataError(
+            f"--out '{folder}': cannot be made ({error.strerror}); accepted: a folder, or a name for one"
+        ) from error
     print("NSNet2-48k, a speech denoiser of 6.2 million weights, runs on every 11 ms of sound.")
     with progress_bars() as progress:
         result = nsnet2.run(threads, nsnet2.SHORT if short else nsnet2.DEMO, progress)

@@ -70,7 +70,5 @@ def deviation(found: dict[str, float], dense: dict[str, float]) -> float:
         abs(found["si_sdr_db"] - dense["si_sdr_db"]) / SI_SDR_TOLERANCE_DB,
         abs(found["pesq_wb"] - dense["pesq_wb"]) / PESQ_TOLERANCE,
     ]
-    shares += [
-        (dense[name] - found[name]) / CONDITION_TOLERANCE_DB for name in dense if name.startswith("si_sdr_db/")
-    ]
+    shares += [(dense[name] - found[name]) / CONDITION_TOLERANCE_DB for name in dense if name.startswith("si_sdr_db/")]
     return max(shares)

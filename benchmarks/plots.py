@@ -71,13 +71,13 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
     places = np.arange(len(timed))
     axes.barh(places, medians, height=0.68, color=[_OURS if own else _PEER for own in ours])
     axes.errorbar(medians, places, xerr=[np.zeros_like(tails), tails], fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
-    for place, median, tail, own in zip(places, medians, tails, ours):
+    for place, median, tail, own in zip(places, medians, tails, ours, strict=False):
         axes.annotate(
             f"{median:.3f}", (median + tail, place), xytext=(6, 0), textcoords="offset points", va="center",
             color=_OURS if own else _INK, fontweight="bold" if own else "normal",
         )  # fmt: skip
     axes.set_yticks(places, [_name(row) for row in timed])
-    for label, own in zip(axes.get_yticklabels(), ours):
+    for label, own in zip(axes.get_yticklabels(), ours, strict=False):
         label.set(color=_OURS if own else _INK, fontweight="bold" if own else "normal")
     axes.invert_yaxis()
     axes.margins(x=0.1)
@@ -103,7 +103,7 @@ def _spectrograms(figure: Any, axes: Sequence[Axes], panels: Sequence[tuple[str,
     levels = [_decibels(wave, rate) for _, wave in panels]
     top = max(level.max() for level in levels)
     image = None
-    for place, ((title, wave), level) in enumerate(zip(panels, levels)):
+    for place, ((title, wave), level) in enumerate(zip(panels, levels, strict=False)):
         extent = (0, len(wave) / rate, 0, rate / 2000)
         image = axes[place].imshow(
             level.T, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - _RANGE_DB, vmax=top,

@@ -12,7 +12,8 @@ from typing import Any
 
 _PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "apache-tvm")
 _FEATURES = (
-    "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16",
 )  # fmt: skip
 
 

@@ -26,7 +26,9 @@ class MarkSites:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with every site in a function of its own."""
-        module = relax.transform.FuseOpsByPattern(_dense_patterns(), bind_constants=False, entry_functions=["main"])(module)
+        module = relax.transform.FuseOpsByPattern(_dense_patterns(), bind_constants=False, entry_functions=["main"])(
+            module
+        )
         marker = _Marker(module)
         main = marker.visit_expr(module["main"])
         marker.builder_.update_func(module.get_global_var("main"), main)

@@ -81,9 +81,7 @@ class Products:
                 self._step.operand(f"count_{n}", np.array([n], "int32")),
                 self._step.operand(f"nothing_{n}", np.zeros(n, "float32")),
             )
-        return self.gated(
-            name, x, weight, bias, *self._every_row[n], nonnegative=nonnegative, precision=precision
-        )
+        return self.gated(name, x, weight, bias, *self._every_row[n], nonnegative=nonnegative, precision=precision)
 
     def columns(self, name, x, weight, bias) -> relax.Var:
         """``weight x + bias`` over the nonzero inputs alone; `x` must not be negative."""

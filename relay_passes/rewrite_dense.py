@@ -53,7 +53,9 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         else:
             y = products.exact(form.input, "big", x, weight, bias, nonnegative=nonnegative)
         step.finish(step.call("epilogue", kernel(activation, n, layer_activation(function)), y), *counts)
-    return StepCall(step, inputs=[(call.args[0], (k,))], outputs=[tuple(call.ty.shape)], threshold=(2, n) if form.gated else None)
+    return StepCall(
+        step, inputs=[(call.args[0], (k,))], outputs=[tuple(call.ty.shape)], threshold=(2, n) if form.gated else None
+    )
 
 
 def _constants(call: relax.Call):

@@ -88,7 +88,9 @@ class _Cell:
         else:
             given = self._given(products, x)
             hidden = products.dense("hidden", h, self._recurrence, self._hidden_bias)
-        return step.call("pointwise", kernel(recurrent.gru_pointwise, self._form.level(), self._hidden), given, hidden, h)
+        return step.call(
+            "pointwise", kernel(recurrent.gru_pointwise, self._form.level(), self._hidden), given, hidden, h
+        )
 
     def gated(self, step, products, x, h, function) -> tuple[relax.Var, list[relax.Var]]:
         """Two gates in turn: update gate, then reset gate and candidate."""
@@ -120,4 +122,3 @@ class _Cell:
         reset = step.call("reset", kernel(recurrent.reset_state, isa, n), given, gates, h)
         candidate = products.dense("candidate", reset, self._recurrence[2 * n :], self._hidden_bias[2 * n :])
         return step.call("pointwise", kernel(recurrent.gru_pointwise_early, isa, n), given, gates, candidate, h)
-

@@ -158,9 +158,11 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
                         total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
                     for c in T.serial(whole):
                         for r in T.unroll(width):
-                            total[r, T.ramp(0, 1, lanes)] = total[r, T.ramp(0, 1, lanes)] + x[
-                                T.ramp(c * lanes, 1, lanes)
-                            ] * weight[T.ramp(base[r] * padded + c * lanes, 1, lanes)]
+                            total[r, T.ramp(0, 1, lanes)] = (
+                                total[r, T.ramp(0, 1, lanes)]
+                                + x[T.ramp(c * lanes, 1, lanes)]
+                                * weight[T.ramp(base[r] * padded + c * lanes, 1, lanes)]
+                            )
                     for c in T.serial(rest):
                         for r in T.unroll(width):
                             tail[r] = tail[r] + x[whole * lanes + c] * weight[base[r] * padded + whole * lanes + c]
@@ -196,9 +198,7 @@ def add(n: int):
     """Return the kernel ``(a: f32[n], b: f32[n]) -> a + b``."""
 
     @T.prim_func(s_tir=True, private=True)
-    def add_vectors(
-        a: T.Buffer((n,), "float32"), b: T.Buffer((n,), "float32"), result: T.Buffer((n,), "float32")
-    ):
+    def add_vectors(a: T.Buffer((n,), "float32"), b: T.Buffer((n,), "float32"), result: T.Buffer((n,), "float32")):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         with T.sblock("add"):
             T.reads(a[0:n], b[0:n])

@@ -43,7 +43,10 @@ def gru_pointwise(isa: Isa, n_hidden: int):
                 i: T.let = T.min(c * width, h - width)
                 r: T.let = gates[span(h + i, width)]
                 n: T.let = tanh(given[span(2 * h + i, width)] + r * hidden[span(2 * h + i, width)])
-                result[span(i, width)] = n + gates[span(i, width)] * (state[span(i, width)] - n)
+                # Read ahead: in one expression with the store, TVM would give both arrays the same memory,
+                # and the overlapping last vector would update units twice.
+                before: T.let = state[span(i, width)]
+                result[span(i, width)] = n + gates[span(i, width)] * (before - n)
 
     return pointwise
 
@@ -69,7 +72,9 @@ def reset_state(isa: Isa, n_hidden: int):
             for c in T.serial(-(-h // width)):
                 i: T.let = T.min(c * width, h - width)
                 r: T.let = sigmoid(given[span(h + i, width)] + gates[span(h + i, width)])
-                result[span(i, width)] = r * state[span(i, width)]
+                # Read ahead, as in `gru_pointwise`.
+                before: T.let = state[span(i, width)]
+                result[span(i, width)] = r * before
 
     return reset
 
@@ -97,7 +102,9 @@ def gru_pointwise_early(isa: Isa, n_hidden: int):
                 i: T.let = T.min(c * width, h - width)
                 z: T.let = sigmoid(given[span(i, width)] + gates[span(i, width)])
                 n: T.let = tanh(given[span(2 * h + i, width)] + candidate[span(i, width)])
-                result[span(i, width)] = n + z * (state[span(i, width)] - n)
+                # Read ahead, as in `gru_pointwise`.
+                before: T.let = state[span(i, width)]
+                result[span(i, width)] = n + z * (before - n)
 
     return pointwise
 

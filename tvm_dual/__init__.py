@@ -16,7 +16,9 @@ from tvm_dual.errors import (
     SetupError,
     TvmDualError,
 )
-from tvm_dual.versions import VERSION as __version__
+from tvm_dual.versions import VERSION
+
+__version__ = VERSION
 
 _HOMES = {
     "AdvancedOptions": "tvm_dual.options",

@@ -75,7 +75,9 @@ def build(
     ModelError, DataError, EvaluationError, PlanError, SetupError
         All of them `TvmDualError`; nothing is left behind.
     """
-    builder = Builder(model, calibration, streaming=streaming, target=target, threads=threads, progress=progress, dump=dump)
+    builder = Builder(
+        model, calibration, streaming=streaming, target=target, threads=threads, progress=progress, dump=dump
+    )
     return builder.build(precision, evaluate=evaluate, max_drop=max_drop, options=options)
 
 
@@ -102,7 +104,9 @@ class Builder:
         # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
         module = prepare_pipeline()(import_onnx(model, streaming=streaming))
         self._sites = {site.name: site for site in find_sites(module)}
-        self._compiler = Compiler(module, list(self._sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None)
+        self._compiler = Compiler(
+            module, list(self._sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None
+        )
 
         # 2. Calibrate: run the exact model on the data, note what each layer reads.
         forms = {n: self._compiler.form("fp32", *_exact(s)) for n, s in self._sites.items() if s.rows_per_call == 1}
@@ -162,6 +166,6 @@ def _checked_target(target: str, threads: int) -> str:
     if names.index(target) < names.index(native.name):
         raise PlanError(
             f"target {target!r} does not run on this CPU ({cpu_name()}), and building measures on it; "
-            f"accepted here: native, {', '.join(names[names.index(native.name):])}"
+            f"accepted here: native, {', '.join(names[names.index(native.name) :])}"
         )
     return target

@@ -61,7 +61,9 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
         If there is none, or an item has the wrong shape or dtype, or holds NaN or infinity.
     """
     if len(inputs) != 1:
-        raise ModelError(f"model: {len(inputs)} inputs ({', '.join(t.name for t in inputs)}); accepted: models with one")
+        raise ModelError(
+            f"model: {len(inputs)} inputs ({', '.join(t.name for t in inputs)}); accepted: models with one"
+        )
     name, shape = inputs[0].name, inputs[0].shape
     if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
         raise DataError(

@@ -77,7 +77,9 @@ def _build(options: argparse.Namespace) -> None:
         with np.load(path) as arrays:
             calibration = [arrays[name] for name in arrays.files]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"calibration '{path}': cannot be read ({error}); accepted: a .npz file of float32 arrays") from error
+        raise DataError(
+            f"calibration '{path}': cannot be read ({error}); accepted: a .npz file of float32 arrays"
+        ) from error
     if not Path(options.out).resolve().parent.is_dir():
         raise DataError(f"--out '{options.out}': its folder does not exist; nothing was built")
     with progress_bars() as progress:

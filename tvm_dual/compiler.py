@@ -81,10 +81,14 @@ class Compiler:
         attach = AttachPlan(forms, modules, spreads or {}, means or {})
         module = ExposeInputs()(self._module) if observe else self._module
         module = dual_pipeline(attach, self._watch)(module)
+        main = module["main"]
+        weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
+        module["main"] = main.without_attr("dual.weights") if weights else main
         executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
-        metadata = self._metadata(module["main"], plan)
+        metadata = self._metadata(main, weights, plan)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}
+        arrays |= {f"weights/{i}": weight for i, weight in enumerate(weights)}
         if plan is None:
             return DualLibrary(metadata, arrays, executable)
         return self._linked(executable, metadata, arrays)
@@ -108,7 +112,7 @@ class Compiler:
         n = site.weight.shape[0]
         return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]
 
-    def _metadata(self, main: relax.Function, plan: Plan | None) -> Metadata:
+    def _metadata(self, main: relax.Function, weights: list[np.ndarray], plan: Plan | None) -> Metadata:
         attributes = main.attrs
         names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
         inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
@@ -119,15 +123,16 @@ class Compiler:
         return Metadata(
             inputs=tuple(Tensor(n, s) for n, s in zip(names[:inputs], shapes, strict=False)),
             states=tuple(Tensor(n, s) for n, s in zip(names[inputs:], shapes[inputs : inputs + states], strict=True)),
-            outputs=tuple(Tensor(n, _shape(t)) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)),
+            outputs=tuple(
+                Tensor(n, _shape(t)) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)
+            ),
             thresholds=tuple(str(name) for name in attributes.get("dual.thresholds", [])),
             counts=tuple(counts),
             gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
-            extras=tuple(
-                Tensor(str(i), _shape(t), str(t.dtype.dtype)) for i, t in enumerate(results[len(outputs) :])
-            ),
+            extras=tuple(Tensor(str(i), _shape(t), str(t.dtype.dtype)) for i, t in enumerate(results[len(outputs) :])),
             in_place=in_place,
+            weights=tuple(Tensor(str(i), w.shape, str(w.dtype)) for i, w in enumerate(weights)),
             isa=self._isa.name,
             threads=self._threads,
             versions=current_versions(),

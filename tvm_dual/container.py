@@ -73,7 +73,9 @@ def read_container(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise LibraryError(f"'{path}' cannot be read ({error.strerror}); accepted: a file from export_library") from error
+        raise LibraryError(
+            f"'{path}' cannot be read ({error.strerror}); accepted: a file from export_library"
+        ) from error
     accepted = "accepted: a complete file from tvm_dual's export_library"
     if len(content) < _FOOTER.size or not content.endswith(_MAGIC):
         raise LibraryError(f"'{path}' is no tvm_dual library, or is cut short; {accepted}")

@@ -68,7 +68,9 @@ def fit_site(
     slopes, reset = _gru_slopes(given, hidden, h)
     n = site.hidden
     if both:
-        targets = np.concatenate([given[:, : 2 * n] + hidden[:, : 2 * n], given[:, 2 * n :], hidden[:, 2 * n :]], axis=1)
+        targets = np.concatenate(
+            [given[:, : 2 * n] + hidden[:, : 2 * n], given[:, 2 * n :], hidden[:, 2 * n :]], axis=1
+        )
         importance = np.concatenate([slopes, slopes[2 * n :] * reset]) * np.tile(weights, 4)
         fitted = fit_little([x, h], targets, dimensions, importance=importance, **options)
         z, r, candidate, state = np.split(fitted.spread, 4)

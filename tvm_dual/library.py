@@ -47,6 +47,8 @@ class Metadata:
         All outputs behind the states: numbers of open rows, or observations.
     in_place : bool
         Whether ``main`` writes its results into tensors that it is given.
+    weights : tuple of Tensor
+        What ``main`` is given between thresholds and results.
     isa : str
         Instruction set level.
     threads : int
@@ -65,6 +67,7 @@ class Metadata:
     observed: tuple[str, ...]
     extras: tuple[Tensor, ...]
     in_place: bool
+    weights: tuple[Tensor, ...]
     isa: str
     threads: int
     versions: dict
@@ -93,7 +96,8 @@ class DualLibrary:
         self.metadata, self._path = metadata, path
         self._tables = [arrays[f"thresholds/{name}"] for name in metadata.thresholds]
         described = [Tensor(n, t.shape[1:]) for n, t in zip(metadata.thresholds, self._tables, strict=True)]
-        self._runner = Runner(module, metadata, described)
+        weights = [arrays[f"weights/{tensor.name}"] for tensor in metadata.weights]
+        self._runner = Runner(module, metadata, described, weights)
         self._streaming: Stream | None = None
         self.effort = 1.0
 
@@ -122,7 +126,9 @@ class DualLibrary:
     def report(self) -> Report:
         """What was rewritten, why, and what it gains."""
         if self.metadata.plan is None:
-            raise PlanError("this library was built as a step of planning and has no report; accepted: build()'s result")
+            raise PlanError(
+                "this library was built as a step of planning and has no report; accepted: build()'s result"
+            )
         return Report(self.metadata.plan)
 
     def __call__(self, *arrays: np.ndarray):
@@ -284,7 +290,9 @@ def _checked_metadata(raw: dict, path: Path) -> Metadata:
     versions, now = raw.get("versions"), current_versions()
     if raw.get("format") != FORMAT_VERSION or versions != now:
         found = f"file format {raw.get('format')}, {versions}"
-        raise LibraryError(f"'{path}' was built by another version: {found}; accepted: {now}. Build it anew with this one")
+        raise LibraryError(
+            f"'{path}' was built by another version: {found}; accepted: {now}. Build it anew with this one"
+        )
     metadata = from_dict(Metadata, raw)
     isa = ISAS.get(metadata.isa)
     missing = missing_flags(isa) if isa else [metadata.isa]

@@ -88,7 +88,8 @@ def fit_little(
     """
     if projection not in PROJECTIONS or bits not in (4, 8):
         raise PlanError(
-            f"little module: projection {projection!r} at {bits} bits; accepted: {', '.join(PROJECTIONS)} at 4 or 8 bits"
+            f"little module: projection {projection!r} at {bits} bits; "
+            f"accepted: {', '.join(PROJECTIONS)} at 4 or 8 bits"
         )
     x = np.concatenate(inputs, axis=1)
     mean, centered = x.mean(axis=0), x - x.mean(axis=0)
@@ -119,7 +120,8 @@ def fit_little(
 def _reduced_rank(covariance: np.ndarray, cross: np.ndarray, k: int, importance: np.ndarray | None) -> np.ndarray:
     """Return the `k` input directions that explain most of the targets, ``(k, n_inputs)``."""
     values, vectors = np.linalg.eigh(covariance)
-    root = np.sqrt(np.maximum(values, 0) + RIDGE * values.mean())
+    # At least something, for inputs that never change.
+    root = np.sqrt(np.maximum(values, 0) + max(RIDGE * values.mean(), 1e-12))
     explained = (vectors / root).T @ cross.astype("float64")
     if importance is not None:
         explained = explained * importance
@@ -133,7 +135,7 @@ def _ridge(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     # The products in float32, where the time goes; the small system in float64.
     centered = z - z.mean(axis=0)
     gram = (centered.T @ centered).astype("float64") / len(z)
-    gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
+    gram[np.diag_indices_from(gram)] += max(RIDGE * np.trace(gram) / len(gram), 1e-12)
     cross = (centered.T @ targets).astype("float64") / len(z)
     return np.linalg.solve(gram, cross).T.astype("float32")
 

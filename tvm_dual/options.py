@@ -8,7 +8,6 @@ from tvm_dual.errors import PlanError
 from tvm_dual.gates import RULES
 from tvm_dual.little import PROJECTIONS
 
-
 MODES = ("dual", "skip", "dense", "little")
 
 
@@ -33,6 +32,8 @@ class AdvancedOptions:
         8 or 4.
     site_dimensions : dict of int
         Directions of single sites, by name.
+    site_factors : dict of float
+        How many times the damage of single sites counts, by name; 1 where none is given.
     keep_dense : tuple of str
         Names of sites that must stay exact.
     search_steps : int
@@ -46,6 +47,7 @@ class AdvancedOptions:
     dimension_share: float = 0.1
     little_bits: int = 8
     site_dimensions: dict[str, int] = field(default_factory=dict)
+    site_factors: dict[str, float] = field(default_factory=dict)
     keep_dense: tuple[str, ...] = ()
     search_steps: int = 2
 
@@ -65,6 +67,7 @@ class AdvancedOptions:
             "dimension_share": 0 < self.dimension_share <= 1,
             "little_bits": self.little_bits in (4, 8),
             "site_dimensions": all(k > 0 for k in self.site_dimensions.values()),
+            "site_factors": all(factor > 0 for factor in self.site_factors.values()),
             "search_steps": self.search_steps >= 0,
         }
         for name, fine in checks.items():

@@ -167,15 +167,17 @@ def from_dict(cls, values):
     if not isinstance(values, dict) or not required <= set(values) <= names:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise PlanError(f"{cls.__name__}: found fields {found}; accepted: {sorted(names)}")
-    return cls(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+    return cls(**{name: _rebuilt(cls, name, hints[name], value) for name, value in values.items()})
 
 
-def _rebuilt(hint, value):
+def _rebuilt(cls, name: str, hint, value):
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return tuple(_rebuilt(arguments[0], item) for item in value)
+        if not isinstance(value, (list, tuple)):
+            raise PlanError(f"{cls.__name__}: {name} is {value!r}; accepted: a list")
+        return tuple(_rebuilt(cls, name, arguments[0], item) for item in value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
-        return _rebuilt(next(a for a in arguments if a is not type(None)), value)
+        return _rebuilt(cls, name, next(a for a in arguments if a is not type(None)), value)
     return value

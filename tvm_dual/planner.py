@@ -26,7 +26,7 @@ Forms = dict[str, tuple[str, str]]
 WORTH = 0.98
 #: First bounds that the search tries, per rule, from closed to open.
 LADDER = {
-    "damage": tuple(6.4 / 2**i for i in range(13)),
+    "damage": tuple(1.6 / 2**i for i in range(11)),
     "activation": tuple(0.5 / 2**i for i in range(12)),
 }
 #: Rows open while forms are compared, before the bound is known.
@@ -68,18 +68,13 @@ class Variant:
     fits: dict[str, SiteFit]
     rule: str
     library: DualLibrary
-    sites: dict[str, Site]
+    model: Model
 
-    def set_limit(self, limit: float) -> dict[str, np.ndarray]:
-        """Gate at `limit`; return the thresholds of all efforts."""
-        tables = {
-            name: thresholds(self.sites[name], self.rule, limit, _error(self.sites[name], fit), fit.weights)
-            for name, fit in self.fits.items()
-            if "rows" in self.forms[name]
-        }
+    def set_limit(self, limit: float) -> None:
+        """Gate at `limit`."""
+        tables = _tables(self.model, self.forms, self.fits, self.rule, limit)
         one = EFFORTS.index(1.0)
         self.library.set_thresholds({name: table[one : one + 1] for name, table in tables.items()})
-        return tables
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -155,14 +150,12 @@ class _Fits:
             )
         return self._known[name, both]
 
-    def variant(self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None) -> Variant:
+    def variant(
+        self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None
+    ) -> Variant:
         model = self._model
         fits = {name: self.fit(name, form) for name, form in forms.items() if {"rows", "little"} & set(form)}
-        tables = {
-            name: thresholds(model.sites[name], rule, limit, _error(model.sites[name], fit), fit.weights)
-            for name, fit in fits.items()
-            if limit is not None and "rows" in forms[name]
-        }
+        tables = {} if limit is None else _tables(model, forms, fits, rule, limit)
         library = model.compiler.compile(
             {name: model.compiler.form(model.precision, *form, rule) for name, form in forms.items()},
             {name: fit.little for name, fit in fits.items()},
@@ -171,7 +164,7 @@ class _Fits:
             tables,
             plan=plan,
         )
-        return Variant(forms, fits, rule, library, model.sites)
+        return Variant(forms, fits, rule, library, model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,8 +312,16 @@ def _little_form(site: Site) -> tuple[str, str]:
     return ("little", "little" if site.kind == "gru" else "")
 
 
-def _error(site: Site, fit: SiteFit) -> np.ndarray:
-    return fit.little.spread if site.kind == "dense" else fit.spread
+def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
+    """Return the thresholds of all gated sites, for all efforts."""
+    found = {}
+    for name, fit in fits.items():
+        if "rows" not in forms[name]:
+            continue
+        site, factor = model.sites[name], model.options.site_factors.get(name, 1.0) if rule == "damage" else 1.0
+        spread = fit.little.spread if site.kind == "dense" else fit.spread
+        found[name] = thresholds(site, rule, limit / factor, spread, fit.weights)
+    return found
 
 
 def _final(model: Model, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
@@ -398,6 +399,10 @@ def _reason(model: Model, site: Site, forms: tuple[str, str]) -> str:
     if "rows" in forms:
         parts.append("gated rows were fastest in the whole model")
     if not parts:
-        why = "kept by option" if site.name in model.options.keep_dense else "exact was fastest, or no gate met the budget"
+        why = (
+            "kept by option"
+            if site.name in model.options.keep_dense
+            else "exact was fastest, or no gate met the budget"
+        )
         parts.append(why if site.can_gate else "this form of layer has no gated kernel")
     return "; ".join(parts)

@@ -67,7 +67,9 @@ def make_quality(
         raise EvaluationError(f"max_drop: found {max_drop!r}; accepted: a number that is zero or more")
     if evaluate is not None:
         if max_drop is None:
-            raise EvaluationError("evaluate is given without max_drop; say how much lower than the dense model's is fine")
+            raise EvaluationError(
+                "evaluate is given without max_drop; say how much lower than the dense model's is fine"
+            )
         return Quality("evaluate", lambda library: _checked(evaluate, library), _checked(evaluate, dense), max_drop)
     streams = _head(streams)
     wanted = _outputs(dense, streams)

@@ -49,7 +49,9 @@ class Report:
                 )
             )
         widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines += [
             "",

@@ -65,7 +65,7 @@ class OnnxRuntimeEngine(Engine):
             binding = self._session.io_binding()
             binding.bind_ortvalue_input(model.graph.input[0].name, self._input)
             binding.bind_ortvalue_output(model.graph.output[0].name, self._output)
-            for state, before, after in zip(states, self._states[turn], self._states[1 - turn]):
+            for state, before, after in zip(states, self._states[turn], self._states[1 - turn], strict=False):
                 binding.bind_ortvalue_input(state.input, before)
                 binding.bind_ortvalue_output(state.output, after)
             self._bindings.append(binding)

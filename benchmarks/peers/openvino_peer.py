@@ -68,7 +68,7 @@ class OpenVinoEngine(Engine):
         for turn in range(2):
             request = compiled.create_infer_request()
             request.set_tensor(source.name, shared)
-            for state, before, after in zip(states, self._states[turn], self._states[1 - turn]):
+            for state, before, after in zip(states, self._states[turn], self._states[1 - turn], strict=False):
                 request.set_tensor(state.input, before)
                 request.set_tensor(state.output, after)
             self._requests.append(request)

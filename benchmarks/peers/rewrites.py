@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tvm_dual.frontend.streaming import drop_dead
 from tvm_dual.errors import ModelError
+from tvm_dual.frontend.streaming import drop_dead
 
 
 def expand_gru(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,7 +77,9 @@ def int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         zero = np.zeros(scale.shape, np.int8)
         parts = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
         graph.initializer.remove(tensors[name])
-        graph.initializer.extend(numpy_helper.from_array(a, n) for a, n in zip((codes, scale, zero), parts))
+        graph.initializer.extend(
+            numpy_helper.from_array(a, n) for a, n in zip((codes, scale, zero), parts, strict=False)
+        )
         nodes.append(helper.make_node("DequantizeLinear", parts, [name], axis=1))
     nodes.extend(graph.node)
     del graph.node[:]

@@ -21,14 +21,25 @@ import soundfile
 
 RATE = 16_000
 PACKAGE = "asterisk-core-sounds-{language}-g722_1.6.1-1_all.deb"
-VOICES = {"en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo",
-          "ru": "ru_RU_f_IvrvoiceRU"}
+VOICES = {
+    "en": "en_US_f_Allison",
+    "es": "es_MX_f_Allison",
+    "fr": "fr_CA_f_June",
+    "it": "it_IT_m_Carlo",
+    "ru": "ru_RU_f_IvrvoiceRU",
+}
 
 # One prompt is one clip. No prompt is in both sets, in any language.
 SPEECH = {
     "calibration": ("vm-instructions", "dir-instr", "agent-alreadyon", "confbridge-pin"),
-    "evaluation": ("queue-periodic-announce", "demo-enterkeywords", "vm-newuser", "demo-thanks", "vm-nobox",
-                   "ss-noservice"),
+    "evaluation": (
+        "queue-periodic-announce",
+        "demo-enterkeywords",
+        "vm-newuser",
+        "demo-thanks",
+        "vm-nobox",
+        "ss-noservice",
+    ),
 }
 BABBLE = {"calibration": "agent-incorrect", "evaluation": "vm-intro"}
 BABBLE_SECONDS = 4.5  # the first seconds are enough for babble, and keep the folder under 2 MB

@@ -42,9 +42,9 @@ def test_inputs_of_sites_become_outputs(tools):
             return o
 
         @R.function
-        def main(
-            x: R.Tensor((1, 4), "float32"), w: R.Tensor((4, 6), "float32")
-        ) -> R.Tuple(R.Tensor((1, 6), "float32"), R.Tensor((1, 4), "float32")):
+        def main(x: R.Tensor((1, 4), "float32"), w: R.Tensor((4, 6), "float32")) -> R.Tuple(
+            R.Tensor((1, 6), "float32"), R.Tensor((1, 4), "float32")
+        ):
             R.func_attr({"dual.observed": ["dense0.0"]})
             cls = Expected
             with R.dataflow():

@@ -143,7 +143,9 @@ def test_activation_and_sign_of_what_follows(tools, operator, name, nonnegative)
 
 def test_recurrent_layers_that_share_a_function_get_one_each(tools):
     h = 3
-    module = tools.gru_module(tools.normal(3 * h, 3), tools.normal(3 * h, h), tools.normal(6 * h), 1, layers=2, relu=True)
+    module = tools.gru_module(
+        tools.normal(3 * h, 3), tools.normal(3 * h, h), tools.normal(6 * h), 1, layers=2, relu=True
+    )
     found = sites(MarkSites()(module))
     assert sorted(found) == ["gru0", "gru1"]
     assert [int(found[name].attrs["dual.nonnegative"]) for name in ("gru0", "gru1")] == [1, 0]

@@ -82,8 +82,8 @@ def builder(model, calibration) -> Builder:
 
 @pytest.fixture(scope="session")
 def built(builder):
-    """Return the library of a plain build: int8, both rules searched."""
-    return builder.build()
+    """Return the library of a build at int8 that searched both rules."""
+    return builder.build(options=AdvancedOptions(search_steps=0))
 
 
 @pytest.fixture(scope="session")

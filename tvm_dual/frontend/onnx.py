@@ -48,7 +48,9 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         If the file is missing, is not ONNX, or is not valid.
     """
     if not isinstance(source, (str, Path, onnx.ModelProto)):
-        raise ModelError(f"model: found {type(source).__name__}; accepted: a path to an ONNX file, or an onnx.ModelProto")
+        raise ModelError(
+            f"model: found {type(source).__name__}; accepted: a path to an ONNX file, or an onnx.ModelProto"
+        )
     if isinstance(source, onnx.ModelProto):
         model, label = source, "the ModelProto"
     else:
@@ -107,7 +109,9 @@ def import_onnx(
     try:
         module = importer.from_onnx(model.graph, opset)
     except OpNotImplemented as error:
-        raise ModelError(f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them") from error
+        raise ModelError(
+            f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them"
+        ) from error
     initial = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in initial]
     outputs = [value.name for value in model.graph.output]
@@ -133,7 +137,11 @@ def _refuse_unsupported_recurrent(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             value = onnx.helper.get_attribute_value(attribute)
             value = value.decode() if isinstance(value, bytes) else value
-            value = [v.decode() for v in value] if isinstance(value, list) and value and isinstance(value[0], bytes) else value
+            value = (
+                [v.decode() for v in value]
+                if isinstance(value, list) and value and isinstance(value[0], bytes)
+                else value
+            )
             if attribute.name in _DEFAULTS and value != _DEFAULTS[attribute.name]:
                 raise ModelError(
                     f"{label}: {attribute.name} is {value!r}; accepted: {_DEFAULTS[attribute.name]!r}. "

@@ -114,7 +114,7 @@ def _fold(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
         if fixed_shape:
             feeds = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
         values = ReferenceEvaluator(node, opsets={o.domain: o.version for o in model.opset_import}).run(None, feeds)
-        for name, value in zip(node.output, values):
+        for name, value in zip(node.output, values, strict=False):
             if name:
                 constants[name] = np.asarray(value)
                 graph.initializer.append(numpy_helper.from_array(constants[name], name))

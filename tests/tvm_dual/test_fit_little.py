@@ -1,0 +1,108 @@
+"""Little modules: projections, ridge fits, and how far off they say they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from schedules.quantize import quantize_rows
+from tvm_dual.errors import PlanError
+from tvm_dual.little import dimensions_for, fit_little, random_projection
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Inputs whose strongest directions are not those that the targets depend on most."""
+    rng = np.random.default_rng(0)
+    scales = np.concatenate([np.full(8, 3.0), np.full(8, 1.0), np.full(24, 0.1)])
+    rotation = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    sources = rng.standard_normal((2000, 40)) * scales
+    x = (sources @ rotation + 0.5).astype("float32")
+    gains = np.concatenate([np.full(4, 0.1), np.full(4, 1.0), np.full(8, 2.0), np.full(24, 0.05)])
+    targets = (sources * gains) @ rng.standard_normal((40, 30)) + 1.5
+    return x, targets.astype("float32")
+
+
+def prediction(fitted, x: np.ndarray) -> np.ndarray:
+    """Return what the kernels compute, by NumPy; inputs stay exact."""
+    module = fitted.module
+    z = x @ quantize_rows(np.concatenate(module.projections, axis=1)).dequantized().T - module.center
+    scale = np.maximum(np.abs(z).max(axis=1, keepdims=True), 1e-30) / 127
+    weight = quantize_rows(module.weight, module.bits).dequantized()
+    return np.rint(z / scale) * scale @ weight.T + module.bias
+
+
+def test_better_projections_predict_better(problem):
+    x, targets = problem
+    errors = {
+        p: (fit_little([x], targets, 6, projection=p).spread ** 2).sum() for p in ("reduced_rank", "pca", "random")
+    }
+    assert errors["reduced_rank"] < 0.9 * errors["pca"]
+    assert errors["pca"] < targets.var(axis=0).sum()
+    assert errors["random"] < targets.var(axis=0).sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("projection", ["reduced_rank", "pca", "random"])
+def test_spread_is_the_deviation_of_the_error(problem, bits, projection):
+    x, targets = problem
+    fitted = fit_little([x], targets, 12, projection=projection, bits=bits)
+    residual = targets - prediction(fitted, x)
+    np.testing.assert_allclose(residual.std(axis=0), fitted.spread, rtol=2e-3)
+    np.testing.assert_allclose(residual.mean(axis=0), 0, atol=2e-3)
+    assert (residual**2).sum() < (targets**2).sum()
+
+
+def test_more_bits_and_more_directions_help(problem):
+    x, targets = problem
+    total = {(k, bits): (fit_little([x], targets, k, bits=bits).spread ** 2).sum() for k in (6, 16) for bits in (4, 8)}
+    assert total[16, 8] < total[6, 8] and total[16, 8] < total[16, 4]
+
+
+def test_importance_directs_the_projection(problem):
+    x, targets = problem
+    favoured = np.where(np.arange(30) < 3, 100.0, 0.01).astype("float32")
+    plain, directed = (fit_little([x], targets, 3, importance=i).spread for i in (None, favoured))
+    assert directed[:3].sum() < plain[:3].sum()
+
+
+def test_two_inputs_get_a_projection_each(problem):
+    x, targets = problem
+    module = fit_little([x[:, :25], x[:, 25:]], targets, 10).module
+    assert [p.shape for p in module.projections] == [(10, 25), (10, 15)]
+    assert module.weight.shape == (30, 10) and module.center.shape == (10,)
+
+
+def test_no_more_directions_than_inputs(problem):
+    x, targets = problem
+    assert fit_little([x], targets, 1000).module.weight.shape == (30, 40)
+
+
+def test_inputs_that_never_change():
+    x, targets = np.ones((50, 8), "float32"), np.full((50, 4), 2.0, "float32")
+    for projection in ("reduced_rank", "pca", "random"):
+        fitted = fit_little([x], targets, 4, projection=projection)
+        assert np.isfinite(fitted.module.weight).all() and np.isfinite(fitted.spread).all()
+        np.testing.assert_allclose(prediction(fitted, x), targets, atol=0.05)
+
+
+def test_random_projection_is_the_paper_s():
+    matrix = random_projection(100, 3000, seed=1)
+    values, counts = np.unique(matrix, return_counts=True)
+    np.testing.assert_allclose(values, np.array([-1, 0, 1]) * np.sqrt(3 / 100), rtol=1e-6)
+    np.testing.assert_allclose(counts / matrix.size, [1 / 6, 2 / 3, 1 / 6], atol=0.005)
+    np.testing.assert_array_equal(matrix, random_projection(100, 3000, seed=1))
+    assert (matrix != random_projection(100, 3000, seed=2)).any()
+    vector = np.random.default_rng(0).standard_normal(3000)
+    assert np.linalg.norm(matrix @ vector) == pytest.approx(np.linalg.norm(vector), rel=0.3)
+
+
+def test_dimensions_of_the_paper():
+    assert dimensions_for(0.5, 6000) == 417
+    assert dimensions_for(0.5, 1500) < dimensions_for(0.5, 6000) < dimensions_for(0.3, 6000)
+
+
+@pytest.mark.parametrize("wrong", [{"projection": "magic"}, {"bits": 5}])
+def test_unknown_choices(problem, wrong):
+    with pytest.raises(PlanError, match=r"reduced_rank, pca, random at 4 or 8"):
+        fit_little([problem[0]], problem[1], 4, **wrong)
