@@ -15,7 +15,7 @@ from benchmarks.denoising import SameSpeech, Speech
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
 from benchmarks.peers import peer_specs
-from tvm_dual.build import Builder
+from tvm_dual.builder import Builder
 from tvm_dual.errors import SetupError
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions

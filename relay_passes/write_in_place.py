@@ -37,7 +37,8 @@ class WriteInPlace:
         with builder.function("in_place_main", [*main.params, *weights, *results]):
             with builder.dataflow():
                 places = list(range(len(operands), len(operands) + len(results)))
-                out = relax.op.call_tir_inplace(kernel, [*operands, *results], places, types)
+                out_type = types if len(types) > 1 else types[0]
+                out = relax.op.call_tir_inplace(kernel, [*operands, *results], places, out_type)
                 value = builder.emit_output(out)
             builder.emit_func_output(value)
         changed = builder.get()

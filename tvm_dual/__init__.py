@@ -24,7 +24,7 @@ _HOMES = {
     "AdvancedOptions": "tvm_dual.options",
     "DualLibrary": "tvm_dual.library",
     "Plan": "tvm_dual.plan",
-    "build": "tvm_dual.build",
+    "build": "tvm_dual.builder",
     "load": "tvm_dual.library",
 }
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_dual.errors import DataError, ModelError
-from tvm_dual.library import DualLibrary, Tensor
+from tvm_dual.library import DualLibrary
+from tvm_dual.metadata import Tensor
 
 #: Calls that are kept for fitting; beyond a few thousand the fits do not change.
 MAX_SAMPLES = 12_000
@@ -72,22 +73,28 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
         )
     digest, streams = hashlib.sha256(), []
     plain = tuple(extent for extent in shape if extent != 1)
-    accepted = f"float32 of shape (calls, {', '.join(map(str, plain))})"
+    accepted = f"float32 of shape (calls, {', '.join('any' if extent == -1 else str(extent) for extent in plain)})"
     for i, item in enumerate(data):
         label = f"calibration item {i} for input '{name}'"
         array = np.asarray(item)
         if array.dtype != np.float32:
             raise DataError(f"{label}: dtype {array.dtype}; accepted: {accepted}. Convert with .astype('float32')")
-        if array.ndim < 1 or tuple(extent for extent in array.shape[1:] if extent != 1) != plain:
+        if array.ndim < 1 or not (_matches(array.shape[1:], shape) or _matches(array.shape[1:], plain)):
             raise DataError(f"{label}: shape {array.shape}; accepted: {accepted}")
         if not np.isfinite(array).all():
             raise DataError(f"{label}: holds NaN or infinity; accepted: finite {accepted}. Clean the data first")
         if len(array):
-            streams.append(np.ascontiguousarray(array.reshape(len(array), *shape)))
+            streams.append(
+                np.ascontiguousarray(array if array.ndim > len(shape) else array.reshape(len(array), *shape))
+            )
             digest.update(streams[-1].tobytes())
     if not streams:
         raise DataError(f"calibration data: empty; accepted: at least one array, {accepted}")
     return CalibrationData(tuple(streams), digest.hexdigest())
+
+
+def _matches(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(found) == len(wanted) and all(want in (-1, have) for want, have in zip(wanted, found, strict=True))
 
 
 def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[str, Observations]:

@@ -67,16 +67,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
+    from zipfile import BadZipFile
+
     import numpy as np
 
-    from tvm_dual.build import build
+    from tvm_dual.builder import build
     from tvm_dual.console import progress_bars
 
     path = Path(options.calibration)
     try:
         with np.load(path) as arrays:
             calibration = [arrays[name] for name in arrays.files]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"calibration '{path}': cannot be read ({error}); accepted: a .npz file of float32 arrays"
         ) from error
@@ -110,7 +112,7 @@ def _inspect(options: argparse.Namespace) -> None:
     import json
 
     from tvm_dual.container import read_container
-    from tvm_dual.library import describe
+    from tvm_dual.metadata import describe
 
     raw, _ = read_container(options.library)
     print(json.dumps(raw, indent=1) if options.json else describe(raw))

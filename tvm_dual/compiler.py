@@ -15,8 +15,9 @@ from relay_passes.pipeline import Watch, dual_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS, tvm_target
 from tvm_dual.container import write_container
-from tvm_dual.library import DualLibrary, Metadata, Tensor, current_versions, load
+from tvm_dual.library import DualLibrary, load
 from tvm_dual.little import FittedLittle
+from tvm_dual.metadata import Metadata, Tensor, current_versions
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
 from tvm_dual.versions import check_compiler, check_linker

@@ -16,7 +16,7 @@ from schedules.cpu import aligned_empty
 from tvm_dual.errors import DataError
 
 if TYPE_CHECKING:
-    from tvm_dual.library import Metadata, Tensor
+    from tvm_dual.metadata import Metadata, Tensor
 
 
 #: Bytes of a cache line, which arrays start at, and of a huge page.
@@ -30,7 +30,8 @@ class Buffer:
         """Allocate and zero; an extent of -1 is allocated when an array arrives."""
         self._described = tensor
         self._plain = tuple(extent for extent in tensor.shape if extent != 1)
-        self._allocate(tuple(max(extent, 0) for extent in tensor.shape))
+        # One for now: an empty view has no aligned address.
+        self._allocate(tuple(1 if extent < 0 else extent for extent in tensor.shape))
 
     def _allocate(self, shape: tuple[int, ...]) -> None:
         import tvm

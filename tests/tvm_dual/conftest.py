@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tvm_dual.build import Builder
+from tvm_dual.builder import Builder
 from tvm_dual.options import AdvancedOptions
 
 INPUTS, OUTPUTS = 40, 24

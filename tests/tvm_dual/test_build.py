@@ -16,7 +16,7 @@ import tvm_dual
 import tvm_dual.calibration
 from schedules import cpu
 from tvm_dual import library as library_module
-from tvm_dual.build import Builder, build
+from tvm_dual.builder import Builder, build
 from tvm_dual.container import read_container, write_container
 from tvm_dual.errors import DataError, EvaluationError, LibraryError, ModelError, PlanError, TvmDualError
 from tvm_dual.options import AdvancedOptions

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from relay_passes.pipeline import prepare_pipeline
 from schedules.cpu import native_isa
-from tvm_dual.build import _exact
+from tvm_dual.builder import Builder, _exact
 from tvm_dual.compiler import Compiler
 from tvm_dual.errors import ModelError
 from tvm_dual.frontend.onnx import import_onnx
@@ -92,6 +92,16 @@ def test_whole_sequences_of_any_length(late_reset, with_state):
     for frames in (1, 7):
         x = normal(frames, 1, 5, seed=frames)
         np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="compiling it fails in call_tir_inplace: open bug")
+def test_one_frame_from_a_constant_state_can_be_calibrated():
+    model = gru_model(5, 6, state=normal(1, 1, 6, seed=8))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    builder = Builder(model, [normal(20, 5, seed=3)])
+    assert [a.shape for a in builder._observations["gru0"].inputs] == [(20, 5), (20, 6)]
+    x = normal(1, 1, 5, seed=4)
+    np.testing.assert_allclose(builder._dense(x), reference(model, x), atol=3e-6)
 
 
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 3e-6), ("int8", 0.05)])

@@ -14,9 +14,10 @@ from tvm_dual.frontend.onnx import import_onnx
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
-from tvm_dual.planner import Model, apply_plan, make_plan
+from tvm_dual.planner import apply_plan, make_plan
 from tvm_dual.quality import make_quality
-from tvm_dual.sites import Site, find_sites
+from tvm_dual.sites import find_sites
+from tvm_dual.variants import Model, exact_form
 from tvm_dual.versions import check_compiler, check_linker
 
 PRECISIONS = ("fp32", "int8")
@@ -109,7 +110,11 @@ class Builder:
         )
 
         # 2. Calibrate: run the exact model on the data, note what each layer reads.
-        forms = {n: self._compiler.form("fp32", *_exact(s)) for n, s in self._sites.items() if s.rows_per_call == 1}
+        forms = {
+            name: self._compiler.form("fp32", *exact_form(site, site.nonnegative))
+            for name, site in self._sites.items()
+            if site.rows_per_call == 1
+        }
         self._dense = self._compiler.compile(forms, observe=True)
         self._data = check_calibration(calibration, self._dense.metadata.inputs)
         observed = observe(self._dense, self._data, lambda done, total: self._progress("calibration", done, total))
@@ -145,11 +150,6 @@ class Builder:
         if plan is not None:
             return apply_plan(model, quality, plan)
         return make_plan(model, quality, self._progress)
-
-
-def _exact(site: Site) -> tuple[str, str]:
-    """Zero skipping where it applies: the dense model's values, sooner."""
-    return ("columns" if site.nonnegative else "dense", "dense" if site.kind == "gru" else "")
 
 
 def _checked_target(target: str, threads: int) -> str:

@@ -1,0 +1,155 @@
+"""Searching: the form of each matrix by measured time, the bound of the gates by measured quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_dual.gates import FAR
+from tvm_dual.library import DualLibrary
+from tvm_dual.measure import median_microseconds, open_share
+from tvm_dual.plan import Trial
+from tvm_dual.quality import Quality
+from tvm_dual.variants import Fits, Forms, Model, Variant, exact_form
+
+#: A gated form must beat an exact one by this factor to be worth its error.
+WORTH = 0.98
+#: First bounds that the search tries, per rule, from closed to open.
+LADDER = {
+    "damage": tuple(1.6 / 2**i for i in range(11)),
+    "activation": tuple(0.5 / 2**i for i in range(12)),
+}
+#: Rows open while forms are compared, before the bound is known.
+PROVISIONAL_DENSITY = 0.15
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The result of a search for one rule: `limit` is None if no bound met the budget."""
+
+    variant: Variant
+    trials: list[Trial]
+    limit: float | None
+    quality: float
+    microseconds: float
+
+
+def search_limit(model: Model, quality: Quality, variant: Variant, progress) -> Search:
+    """Find the largest bound, that is the fewest open rows, within the quality budget."""
+    ladder, trials = LADDER[variant.rule], []
+    if variant.rule == "damage":
+        # First the little modules alone: where they meet the budget, nothing needs a gate.
+        ladder = (FAR, *ladder)
+    total = len(ladder) + model.options.search_steps
+
+    def attempt(limit: float) -> Trial:
+        progress(f"thresholds, rule {variant.rule}", len(trials), total)
+        variant.set_limit(limit)
+        value = quality.judge(variant.library)
+        density = _density(variant.library, model.data.streams)
+        time = median_microseconds([variant.library], model.longest, rounds=3)[0]
+        trials.append(Trial(variant.rule, limit, density, value, time))
+        return trials[-1]
+
+    failed = found = None
+    for limit in ladder:
+        trial = attempt(limit)
+        if quality.accepts(trial.quality):
+            found = trial
+            break
+        failed = limit
+    for _ in range(model.options.search_steps if found and failed not in (None, FAR) else 0):
+        trial = attempt(float(np.sqrt(failed * found.limit)))
+        if quality.accepts(trial.quality):
+            found = trial
+        else:
+            failed = trial.limit
+    progress(f"thresholds, rule {variant.rule}", total, total)
+    if found is None:
+        return Search(variant, trials, None, float("nan"), float("inf"))
+    return Search(variant, trials, found.limit, found.quality, found.microseconds)
+
+
+def best_exact(model: Model, fits: Fits, progress) -> Variant:
+    """Choose between every row and zero skipping, per matrix, in the whole model."""
+    skipping = {name: exact_form(site, site.nonnegative) for name, site in model.sites.items()}
+    choices = [skipping]
+    for name, site in model.sites.items():
+        if site.nonnegative:
+            choices.append(skipping | {name: exact_form(site, False)})
+    variants = []
+    for i, forms in enumerate(choices):
+        progress("exact forms", i, len(choices))
+        variants.append(fits.variant(forms))
+    times = median_microseconds([v.library for v in variants], model.longest)
+    progress("exact forms", len(choices), len(choices))
+    best = dict(skipping)
+    for forms, time in zip(choices[1:], times[1:], strict=True):
+        if time < times[0]:
+            best |= {name: form for name, form in forms.items() if form != skipping[name]}
+    return variants[choices.index(best)] if best in choices else fits.variant(best)
+
+
+def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | None:
+    """Choose which matrices are gated, by time in the whole model at a provisional density."""
+    start = {}
+    for name, site in model.sites.items():
+        form = exact.forms[name]
+        if site.can_gate and name not in model.options.keep_dense:
+            form = tuple("rows" if part == "dense" else part for part in form)
+        start[name] = form
+    if start == exact.forms:
+        return None
+    limit = _provisional_limit(model, fits.variant(start))
+    choices = [start, *_one_step_away(model, start, exact.forms)]
+    variants = []
+    for i, forms in enumerate(choices):
+        progress("gated forms", i, len(choices))
+        variants.append(fits.variant(forms))
+        variants[-1].set_limit(limit)
+    times = median_microseconds([v.library for v in variants], model.longest)
+    progress("gated forms", len(choices), len(choices))
+    best, spent = dict(start), dict.fromkeys(start, times[0])
+    for forms, time in zip(choices[1:], times[1:], strict=True):
+        (name,) = [n for n in forms if forms[n] != start[n]]
+        more_gates = forms[name].count("rows") > start[name].count("rows")
+        # A gate costs quality, so it has to be clearly faster; an exact form only has to be faster.
+        if time < spent[name] * (WORTH if more_gates else 1.0):
+            best[name], spent[name] = forms[name], time
+    if not any("rows" in form for form in best.values()):
+        return None
+    return variants[choices.index(best)] if best in choices else fits.variant(best)
+
+
+def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
+    """Forms that differ from `start` in one matrix: exact instead of gated, gated instead of skipping."""
+    found = []
+    for name, form in start.items():
+        if not model.sites[name].can_gate or name in model.options.keep_dense:
+            continue
+        for part, value in enumerate(form):
+            other = exact[name][part] if value == "rows" else "rows" if value == "columns" else None
+            if other is not None:
+                changed = (*form[:part], other, *form[part + 1 :])
+                # The little module of a GRU predicts the state's half: it is gated if the input's is.
+                if model.sites[name].kind == "dense" or changed != ("rows", "dense"):
+                    found.append(start | {name: changed})
+    return found
+
+
+def _provisional_limit(model: Model, variant: Variant) -> float:
+    """Return the bound that opens about `PROVISIONAL_DENSITY` of the gated rows."""
+    ladder = LADDER[variant.rule]
+    for limit in ladder:
+        variant.set_limit(limit)
+        if _density(variant.library, model.data.streams[:4]) >= PROVISIONAL_DENSITY:
+            return limit
+    return ladder[-1]
+
+
+def _density(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> float:
+    """Open rows / gated rows of the whole model, on part of the data."""
+    rows = library.all_rows()
+    shares = open_share(library, tuple(stream[:200] for stream in streams))
+    return sum(shares[name] * rows[name] for name in rows) / max(1, sum(rows.values()))

@@ -1,0 +1,136 @@
+"""Variants of a model: forms for its sites, little modules for those forms, compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_dual.calibration import CalibrationData, Observations
+from tvm_dual.compiler import Compiler
+from tvm_dual.fitting import SiteFit, fit_site
+from tvm_dual.gates import EFFORTS, thresholds
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
+from tvm_dual.sites import Site
+
+#: Form of the input's and the state's matrix, by site.
+Forms = dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What planning works on.
+
+    Attributes
+    ----------
+    sites : dict of Site
+    observations : dict of Observations
+    data : CalibrationData
+    compiler : Compiler
+    precision : str
+    options : AdvancedOptions
+    """
+
+    sites: dict[str, Site]
+    observations: dict[str, Observations]
+    data: CalibrationData
+    compiler: Compiler
+    precision: str
+    options: AdvancedOptions
+
+    @property
+    def longest(self) -> np.ndarray:
+        """The longest stream, for timing."""
+        return max(self.data.streams, key=len)
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to compute the model, compiled, whose bound can still change."""
+
+    forms: Forms
+    fits: dict[str, SiteFit]
+    rule: str
+    library: DualLibrary
+    model: Model
+
+    def set_limit(self, limit: float) -> None:
+        """Gate at `limit`."""
+        tables = _tables(self.model, self.forms, self.fits, self.rule, limit)
+        one = EFFORTS.index(1.0)
+        self.library.set_thresholds({name: table[one : one + 1] for name, table in tables.items()})
+
+
+class Fits:
+    """Little modules, each fitted once, and the variants built from them."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._known: dict[tuple[str, bool], SiteFit] = {}
+        self._means = {
+            name: tuple(values.mean(axis=0) for values in seen.inputs) for name, seen in model.observations.items()
+        }
+
+    def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
+        model, both = self._model, forms[0] in ("rows", "little")
+        if (name, both) not in self._known:
+            site, options = model.sites[name], model.options
+            inputs = site.n_inputs * both + site.hidden if site.kind == "gru" else site.n_inputs
+            self._known[name, both] = fit_site(
+                site,
+                model.observations[name],
+                model.sites,
+                both=both,
+                dimensions=options.site_size(name, inputs),
+                projection=options.projection,
+                bits=options.little_bits,
+            )
+        return self._known[name, both]
+
+    def variant(
+        self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None
+    ) -> Variant:
+        model = self._model
+        fits = {name: self.fit(name, form) for name, form in forms.items() if {"rows", "little"} & set(form)}
+        tables = {} if limit is None else _tables(model, forms, fits, rule, limit)
+        library = model.compiler.compile(
+            {name: model.compiler.form(model.precision, *form, rule) for name, form in forms.items()},
+            {name: fit.little for name, fit in fits.items()},
+            {name: fit.spread for name, fit in fits.items()},
+            self._means,
+            tables,
+            plan=plan,
+        )
+        return Variant(forms, fits, rule, library, model)
+
+
+def exact_form(site: Site, skip: bool) -> tuple[str, str]:
+    """Return the form that computes every row; with `skip`, of the columns of nonzero inputs alone."""
+    return ("columns" if skip else "dense", "dense" if site.kind == "gru" else "")
+
+
+def mode_form(site: Site, mode: str) -> tuple[str, str]:
+    """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
+    if mode == "little" and site.can_gate:
+        return ("columns", "little") if site.kind == "gru" and site.nonnegative else _little_form(site)
+    return exact_form(site, mode != "dense" and site.nonnegative)
+
+
+def _little_form(site: Site) -> tuple[str, str]:
+    if site.nonnegative:
+        return ("columns", "")
+    return ("little", "little" if site.kind == "gru" else "")
+
+
+def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
+    """Return the thresholds of all gated sites, for all efforts."""
+    found = {}
+    for name, fit in fits.items():
+        if "rows" not in forms[name]:
+            continue
+        site, factor = model.sites[name], model.options.site_factors.get(name, 1.0) if rule == "damage" else 1.0
+        spread = fit.little.spread if site.kind == "dense" else fit.spread
+        found[name] = thresholds(site, rule, limit / factor, spread, fit.weights)
+    return found
