@@ -58,7 +58,7 @@ class Size:
 
 
 FULL = Size(rounds=10, steps=200, calibration=1, judging=1, evaluation=1, exact_peers=True, rule="auto")
-DEMO = Size(rounds=6, steps=150, calibration=1, judging=2, evaluation=2, exact_peers=False, rule="damage")
+DEMO = Size(rounds=5, steps=120, calibration=1, judging=2, evaluation=3, exact_peers=False, rule="damage")
 SHORT = Size(rounds=2, steps=60, calibration=2, judging=4, evaluation=6, exact_peers=False, rule="damage")
 
 

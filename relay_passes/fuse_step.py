@@ -46,6 +46,7 @@ class FuseStep:
 
 
 def _is_fusible(main: relax.Function) -> bool:
+    computed = set()
     for block in main.body.blocks:
         if not isinstance(block, relax.DataflowBlock):
             return False
@@ -54,8 +55,13 @@ def _is_fusible(main: relax.Function) -> bool:
             if isinstance(value, relax.Call):
                 if value.op != _CALL_TIR or not _static(value.ty):
                     return False
-            elif not isinstance(value, (relax.TupleGetItem, relax.Tuple, relax.Var)):
+            elif isinstance(value, relax.Tuple):
+                # A result that is an argument or a constant has no kernel that writes it.
+                if any(field not in computed for field in value.fields):
+                    return False
+            elif not isinstance(value, (relax.TupleGetItem, relax.Var)):
                 return False
+            computed.add(binding.var)
     return True
 
 

@@ -28,6 +28,8 @@ class WriteInPlace:
         call = bindings[0].value
         kernel, operands = call.args[0], list(call.args[1].fields)
         types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
+        if any(not isinstance(type_, relax.TensorType) for type_ in types):
+            return module
         results = [relax.Var(f"result{i}", type_) for i, type_ in enumerate(types)]
         constants = [operand for operand in operands if isinstance(operand, GenericConst)]
         weights = [relax.Var(f"weight{i}", constant.ty) for i, constant in enumerate(constants)]

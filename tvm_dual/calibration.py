@@ -79,14 +79,13 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
         array = np.asarray(item)
         if array.dtype != np.float32:
             raise DataError(f"{label}: dtype {array.dtype}; accepted: {accepted}. Convert with .astype('float32')")
-        if array.ndim < 1 or not (_matches(array.shape[1:], shape) or _matches(array.shape[1:], plain)):
+        if array.ndim < 1 or not _matches(array.shape[1:], shape):
             raise DataError(f"{label}: shape {array.shape}; accepted: {accepted}")
         if not np.isfinite(array).all():
             raise DataError(f"{label}: holds NaN or infinity; accepted: finite {accepted}. Clean the data first")
         if len(array):
-            streams.append(
-                np.ascontiguousarray(array if array.ndim > len(shape) else array.reshape(len(array), *shape))
-            )
+            per_call = array.shape[1:] if -1 in shape else shape
+            streams.append(np.ascontiguousarray(array.reshape(len(array), *per_call)))
             digest.update(streams[-1].tobytes())
     if not streams:
         raise DataError(f"calibration data: empty; accepted: at least one array, {accepted}")
@@ -94,7 +93,10 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
 
 
 def _matches(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(found) == len(wanted) and all(want in (-1, have) for want, have in zip(wanted, found, strict=True))
+    """Whether a shape is the wanted one; without open extents, axes of length one may be left out."""
+    if -1 in wanted:
+        return len(found) == len(wanted) and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
+    return [extent for extent in found if extent != 1] == [extent for extent in wanted if extent != 1]
 
 
 def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[str, Observations]:

@@ -53,8 +53,9 @@ def _check_exact(quality: Quality, plan: Plan) -> None:
     """Refuse a build whose precision alone breaks the budget."""
     if not quality.accepts(plan.quality):
         raise PlanError(
-            f"precision {plan.precision}: with every row computed, quality is {plan.quality:.4g}, the dense fp32 model's "
-            f"{quality.dense:.4g}, the allowed drop {quality.max_drop:.4g}. Build with precision='fp32', or allow more"
+            f"precision {plan.precision}: with every row computed, quality is {plan.quality:.4g}, "
+            f"the dense fp32 model's {quality.dense:.4g}, the allowed drop {quality.max_drop:.4g}. "
+            "Build with precision='fp32', or allow more"
         )
 
 

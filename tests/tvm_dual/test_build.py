@@ -15,7 +15,6 @@ import pytest
 import tvm_dual
 import tvm_dual.calibration
 from schedules import cpu
-from tvm_dual import library as library_module
 from tvm_dual.builder import Builder, build
 from tvm_dual.container import read_container, write_container
 from tvm_dual.errors import DataError, EvaluationError, LibraryError, ModelError, PlanError, TvmDualError
@@ -318,7 +317,7 @@ def test_a_library_of_another_version(library_file, tmp_path):
 
 
 def test_a_cpu_that_lacks_something(library_file, monkeypatch):
-    monkeypatch.setattr(library_module, "missing_flags", lambda isa: ["avx512_vnni"])
+    monkeypatch.setattr("tvm_dual.metadata.missing_flags", lambda isa: ["avx512_vnni"])
     with pytest.raises(LibraryError, match=r"lacks avx512_vnni.*avx2"):
         tvm_dual.load(library_file)
 
