@@ -146,6 +146,7 @@ class Builder:
             self._compiler,
             precision,
             options or AdvancedOptions(),
+            tuple(site for name, site in self._sites.items() if name not in self._observations),
         )
         if plan is not None:
             return apply_plan(model, quality, plan)

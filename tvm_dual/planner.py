@@ -72,10 +72,10 @@ def apply_plan(model: Model, quality: Quality, plan: Plan) -> DualLibrary:
     PlanError
         If the plan's sites are not the model's.
     """
-    planned = {site.name: site for site in plan.sites}
+    planned = {site.name: site for site in plan.sites if site.input != "tvm"}
     if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
-    for site in plan.sites:
+    for site in planned.values():
         hidden = ("dense", "rows", "little") if site.kind == "gru" else ("",)
         if site.input not in ("dense", "columns", "rows", "little") or site.hidden not in hidden:
             raise PlanError(
@@ -107,7 +107,7 @@ def _plan(model: Model, quality: Quality, variant: Variant, search: Search | Non
     dense_time, time = median_microseconds([reference, variant.library], model.longest)
     sites = tuple(_site_plan(model, site, variant, search, shares.get(name, 1.0)) for name, site in model.sites.items())
     return Plan(
-        sites=sites,
+        sites=(*sites, *(_left_plan(site) for site in model.left)),
         precision=model.precision,
         isa=model.compiler.isa,
         threads=model.compiler.threads,
@@ -122,6 +122,13 @@ def _plan(model: Model, quality: Quality, variant: Variant, search: Search | Non
         samples=model.data.calls,
         trials=tuple(trials),
     )
+
+
+def _left_plan(site: Site) -> SitePlan:
+    size = weight_bytes(site, "fp32")
+    why = "sees more than one vector per call (streaming=True makes it one); left to TVM"
+    forms = ("tvm", "tvm" if site.kind == "gru" else "")
+    return SitePlan(site.name, site.kind, *forms, "fp32", weight_bytes=size, bytes_read=size, reason=why)
 
 
 def _site_plan(model: Model, site: Site, variant: Variant, search: Search | None, density: float) -> SitePlan:

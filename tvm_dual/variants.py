@@ -31,6 +31,8 @@ class Model:
     compiler : Compiler
     precision : str
     options : AdvancedOptions
+    left : tuple of Site
+        Sites that no kernel of ours applies to; TVM compiles them.
     """
 
     sites: dict[str, Site]
@@ -39,6 +41,7 @@ class Model:
     compiler: Compiler
     precision: str
     options: AdvancedOptions
+    left: tuple[Site, ...] = ()
 
     @property
     def longest(self) -> np.ndarray:
