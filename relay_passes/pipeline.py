@@ -12,10 +12,10 @@ from tvm import relax
 from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
+from relay_passes.one_memory import OneMemory
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_recurrent import RewriteRecurrent
 from relay_passes.site_plan import AttachPlan
-from relay_passes.write_in_place import WriteInPlace
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform
             FuseStep(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
-            WriteInPlace(),
+            OneMemory(),
         ],
     }
     return tvm.transform.Sequential([step for name, passes in phases.items() for step in _watched(name, passes, watch)])

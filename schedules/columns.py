@@ -174,6 +174,7 @@ def columns_int8(isa: Isa, n: int, k: int, threads: int):
         y: T.Buffer((n,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        total = T.sblock_alloc_buffer((padded,), "int32")
         for task in T.parallel(threads):
             with T.sblock("columns"):
                 vt = T.axis.spatial(threads, task)
@@ -185,8 +186,7 @@ def columns_int8(isa: Isa, n: int, k: int, threads: int):
                     weight[0 : k * padded],
                     meta[0:2, 0:padded],
                 )
-                T.writes(y[0:n])
-                total = T.sblock_alloc_buffer((padded,), "int32")
+                T.writes(y[0:n], total[0:padded])
                 first: T.let = vt * blocks // threads
                 last: T.let = (vt + 1) * blocks // threads
                 for b in T.serial(first, last):
@@ -236,12 +236,12 @@ def columns_fp32(isa: Isa, n: int, k: int, threads: int):
         y: T.Buffer((n,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        total = T.sblock_alloc_buffer((padded,), "float32")
         for task in T.parallel(threads):
             with T.sblock("columns"):
                 vt = T.axis.spatial(threads, task)
                 T.reads(columns[0:length], values[0:length], count[0], weight[0 : k * padded], bias[0:padded])
-                T.writes(y[0:n])
-                total = T.sblock_alloc_buffer((padded,), "float32")
+                T.writes(y[0:n], total[0:padded])
                 first: T.let = vt * blocks // threads
                 last: T.let = (vt + 1) * blocks // threads
                 for i in T.serial(first * lanes, last * lanes):

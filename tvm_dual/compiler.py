@@ -84,7 +84,8 @@ class Compiler:
         module = dual_pipeline(attach, self._watch)(module)
         main = module["main"]
         weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
-        module["main"] = main.without_attr("dual.weights") if weights else main
+        for name in ("dual.weights", "dual.parameters", "dual.results"):
+            module["main"] = module["main"].without_attr(name)
         executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
         metadata = self._metadata(main, weights, plan)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
@@ -117,9 +118,9 @@ class Compiler:
         attributes = main.attrs
         names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
         inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
-        shapes = [_shape(parameter.ty) for parameter in main.params]
-        in_place = bool(attributes.get("dual.in_place", 0))
+        shapes = [_shape(type_) for type_ in attributes.get("dual.parameters", [p.ty for p in main.params])]
         results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+        results = attributes.get("dual.results", results)
         counts = [str(name) for name in attributes.get("dual.counts", [])]
         return Metadata(
             inputs=tuple(Tensor(n, s) for n, s in zip(names[:inputs], shapes, strict=False)),
@@ -132,7 +133,7 @@ class Compiler:
             gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
             extras=tuple(Tensor(str(i), _shape(t), str(t.dtype.dtype)) for i, t in enumerate(results[len(outputs) :])),
-            in_place=in_place,
+            offsets=tuple(int(offset) for offset in attributes.get("dual.offsets", [])),
             weights=tuple(Tensor(str(i), w.shape, str(w.dtype)) for i, w in enumerate(weights)),
             isa=self._isa.name,
             threads=self._threads,

@@ -41,10 +41,11 @@ class Metadata:
         Further outputs of a library built to observe; empty otherwise.
     extras : tuple of Tensor
         All outputs behind the states: numbers of open rows, or observations.
-    in_place : bool
-        Whether ``main`` writes its results into tensors that it is given.
+    offsets : tuple of int
+        Where inputs, states, thresholds, weights, outputs, states again and extras start in the one
+        region of memory that ``main`` is given, in bytes, and its size; empty if ``main`` takes tensors.
     weights : tuple of Tensor
-        What ``main`` is given between thresholds and results.
+        What that region holds from the start.
     isa : str
         Instruction set level.
     threads : int
@@ -62,7 +63,7 @@ class Metadata:
     gated_rows: tuple[int, ...]
     observed: tuple[str, ...]
     extras: tuple[Tensor, ...]
-    in_place: bool
+    offsets: tuple[int, ...]
     weights: tuple[Tensor, ...]
     isa: str
     threads: int

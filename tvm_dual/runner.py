@@ -1,13 +1,14 @@
 """The call itself: numpy arrays in fixed, aligned memory that a compiled ``main`` reads and writes.
 
-A frame takes tens of microseconds, so what surrounds the kernel counts: buffers are made once, and
-where ``main`` writes its results in place, its arguments are bound once, too.
+A frame takes tens of microseconds, so what surrounds the kernel counts: where ``main`` is a single
+kernel, all its memory is one region made once, and a call passes nothing but that.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,27 +20,32 @@ if TYPE_CHECKING:
     from tvm_dual.metadata import Metadata, Tensor
 
 
-#: Bytes of a cache line, which arrays start at, and of a huge page.
-_LINE, _HUGE_PAGE = 64, 2 << 20
+_HUGE_PAGE = 2 << 20
 
 
 class Buffer:
-    """A TVM tensor and a numpy view of its memory, aligned as the kernels' vector loads want it."""
+    """A numpy array that ``main`` reads or writes, aligned as the kernels' vector loads want it.
 
-    def __init__(self, tensor: Tensor) -> None:
-        """Allocate and zero; an extent of -1 is allocated when an array arrives."""
-        self._described = tensor
-        self._plain = tuple(extent for extent in tensor.shape if extent != 1)
+    Attributes
+    ----------
+    view : ndarray
+    places : dict of ndarray
+        The same memory by the shapes that may be copied in: with and without axes of length one.
+    """
+
+    def __init__(self, tensor: Tensor, view: np.ndarray | None = None) -> None:
+        """Wrap `view`, or allocate; an extent of -1 is allocated when an array arrives."""
+        self._described, self.places = tensor, {}
         # One for now: an empty view has no aligned address.
-        self._allocate(tuple(1 if extent < 0 else extent for extent in tensor.shape))
-
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        import tvm
-
-        self.view = aligned_empty(shape, self._described.dtype)
+        shape = tuple(1 if extent < 0 else extent for extent in tensor.shape)
+        self._take(aligned_empty(shape, tensor.dtype) if view is None else view)
         self.view[...] = 0
-        self._plain_view = self.view.reshape([extent for extent in shape if extent != 1])
-        self.tensor = tvm.runtime.from_dlpack(self.view)
+
+    def _take(self, view: np.ndarray) -> None:
+        self.view, self.dtype = view, view.dtype
+        self.places.clear()
+        for shape in (tuple(extent for extent in view.shape if extent != 1), view.shape):
+            self.places[shape] = view.reshape(shape)
 
     def fill(self, array: np.ndarray, squeeze: bool = False) -> None:
         """Copy an array in.
@@ -49,21 +55,22 @@ class Buffer:
         DataError
             If its dtype or shape is wrong; with `squeeze`, axes of length one may be missing.
         """
-        name, shape = self._described.name, self._described.shape
-        if not isinstance(array, np.ndarray) or array.dtype != self.view.dtype:
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
             found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise DataError(f"input '{name}': {found}; accepted: a numpy array, {self.view.dtype} {shape}")
-        if array.shape == self.view.shape:
-            np.copyto(self.view, array)
-        elif squeeze and array.shape == self._plain_view.shape:
-            np.copyto(self._plain_view, array)
-        elif _fits(array.shape, shape):
-            self._allocate(array.shape)
-            np.copyto(self.view, array)
-        else:
-            plain = f", or {self._plain}" if squeeze and self._plain != shape else ""
-            any_ = ", -1 is any" if -1 in shape else ""
-            raise DataError(f"input '{name}': shape {array.shape}; accepted: {self.view.dtype} {shape}{plain}{any_}")
+            wanted = f"a numpy array, {self.dtype} {self._described.shape}"
+            raise DataError(f"input '{self._described.name}': {found}; accepted: {wanted}")
+        if not (squeeze and array.shape in self.places) and array.shape != self.view.shape:
+            if not _fits(array.shape, self._described.shape):
+                raise DataError(f"input '{self._described.name}': {self._complaint(array, squeeze)}")
+            self._take(aligned_empty(array.shape, self._described.dtype))
+        self.places[array.shape][...] = array
+
+    def _complaint(self, array: np.ndarray, squeeze: bool) -> str:
+        shape = self._described.shape
+        short = tuple(extent for extent in shape if extent != 1)
+        plain = f", or {short}" if squeeze and short != shape else ""
+        any_ = ", -1 is any" if -1 in shape else ""
+        return f"shape {array.shape}; accepted: {self.dtype} {shape}{plain}{any_}"
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -74,7 +81,17 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 class Runner:
-    """Runs ``main`` on its buffers."""
+    """Runs ``main`` on its buffers.
+
+    Attributes
+    ----------
+    inputs, states, thresholds : list of Buffer
+    run : callable
+        Computes outputs and extras, and replaces the states.
+    outputs, extras : list of ndarray
+        Results of the last run, which the next one may overwrite; extras are numbers of open rows,
+        or observations.
+    """
 
     def __init__(self, module, metadata: Metadata, thresholds: list[Tensor], weights: list[np.ndarray]) -> None:
         """Load `module` on the CPU; TVM's thread pool gets as many threads as the library was built for."""
@@ -84,67 +101,54 @@ class Runner:
         from tvm.runtime.vm import VirtualMachine
 
         tvm.get_global_func("runtime.config_threadpool")(1, metadata.threads)
-        machine = VirtualMachine(module, tvm.cpu())
-        self.inputs = [Buffer(tensor) for tensor in metadata.inputs]
-        self.states = [Buffer(tensor) for tensor in metadata.states]
-        self.thresholds = [Buffer(tensor) for tensor in thresholds]
-        self._arguments = [*self.inputs, *self.states, *self.thresholds]
-        self._outputs = len(metadata.outputs)
-        if metadata.in_place:
-            self._results = [Buffer(tensor) for tensor in (*metadata.outputs, *metadata.states, *metadata.extras)]
-            self._weights = in_huge_pages(weights)
-            tensors = [buffer.tensor for buffer in self._arguments]
-            tensors += [tvm.runtime.from_dlpack(weight) for weight in self._weights]
-            tensors += [buffer.tensor for buffer in self._results]
-            machine.save_function("main", "bound", *tensors, include_return=False)
-            self._machine, self._call = machine, machine["bound"]
+        described = [*metadata.inputs, *metadata.states, *thresholds]
+        results = [*metadata.outputs, *metadata.states, *metadata.extras]
+        if metadata.offsets:
+            self._region = huge_pages(metadata.offsets[-1])
+            tensors = [*described, *metadata.weights, *results]
+            views = [self._view(t, start) for t, start in zip(tensors, metadata.offsets[:-1], strict=True)]
+            arguments = [Buffer(t, view) for t, view in zip(described, views, strict=False)]
+            for view, weight in zip(views[len(described) :], weights, strict=False):
+                view[...] = weight
+            self._sort(views[len(described) + len(weights) :], metadata)
+            # The kernel itself: the virtual machine takes microseconds to get there.
+            module = module if isinstance(module, tvm.runtime.Module) else module.jit()
+            self.run = partial(module.get_function("step", query_imports=True), tvm.runtime.from_dlpack(self._region))
         else:
-            self._main, self._call = machine["main"], self._call_main
+            arguments = [Buffer(tensor) for tensor in described]
+            self.run = partial(self._run_main, VirtualMachine(module, tvm.cpu())["main"], arguments, metadata)
+        inputs, states = len(metadata.inputs), len(metadata.inputs) + len(metadata.states)
+        self.inputs, self.states, self.thresholds = arguments[:inputs], arguments[inputs:states], arguments[states:]
 
-    def run(self) -> None:
-        """Compute results from the buffers."""
-        self._call()
+    def _view(self, tensor: Tensor, start: int) -> np.ndarray:
+        size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
+        return self._region[start : start + size].view(tensor.dtype).reshape(tensor.shape)
 
-    def _call_main(self) -> None:
-        results = self._main(*(buffer.tensor for buffer in self._arguments))
+    def _sort(self, results: list[np.ndarray], metadata: Metadata) -> list[np.ndarray]:
+        """Keep outputs and extras; return the states between them."""
+        outputs, states = len(metadata.outputs), len(metadata.outputs) + len(metadata.states)
+        self.outputs, self.extras = results[:outputs], results[states:]
+        return results[outputs:states]
+
+    def _run_main(self, main, arguments: list[Buffer], metadata: Metadata) -> None:
+        from tvm.runtime import from_dlpack
+
+        results = main(*(from_dlpack(buffer.view) for buffer in arguments))
         results = list(results) if hasattr(results, "__len__") else [results]
-        self._results = [_Returned(np.from_dlpack(value)) for value in results]
-
-    def outputs(self) -> list[np.ndarray]:
-        """Return copies of the outputs."""
-        return [buffer.view.copy() for buffer in self._results[: self._outputs]]
-
-    def new_states(self) -> list[np.ndarray]:
-        """Return views of the states after the call."""
-        return [buffer.view for buffer in self._results[self._outputs : self._outputs + len(self.states)]]
-
-    def extras(self) -> list[np.ndarray]:
-        """Return copies of what follows the states: numbers of open rows, or observations."""
-        return [buffer.view.copy() for buffer in self._results[self._outputs + len(self.states) :]]
+        states = self._sort([np.from_dlpack(value) for value in results], metadata)
+        for buffer, state in zip(self.states, states, strict=True):
+            buffer.view[...] = state
 
 
-def in_huge_pages(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Return copies of the arrays side by side in one region, in huge pages if the system gives them.
+def huge_pages(size: int) -> np.ndarray:
+    """Return `size` zero bytes, ``uint8``, in huge pages if the system gives them.
 
     A gate's rows lie all over the weights; with 4 kB pages nearly each of them misses the TLB.
     """
-    offsets = np.cumsum([0, *(-(-array.nbytes // _LINE) * _LINE for array in arrays)])
     # Private: shared anonymous memory gets no huge pages.
-    region = mmap.mmap(-1, int(offsets[-1]) + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = mmap.mmap(-1, size + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(region, "uint8")
-    memory = memory[-memory.ctypes.data % _HUGE_PAGE :]
-    copies = []
-    for array, offset in zip(arrays, offsets, strict=False):
-        copy = memory[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
-        np.copyto(copy, array)
-        copies.append(copy)
-    return copies
-
-
-class _Returned:
-    """A result that ``main`` allocated."""
-
-    def __init__(self, view: np.ndarray) -> None:
-        self.view = view
+    start = -memory.ctypes.data % _HUGE_PAGE
+    return memory[start : start + size]
