@@ -49,10 +49,18 @@ def pack_rows_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tup
 
 
 def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: f32[n * k padded], bias: f32[n])`` of `gated_rows_fp32`."""
+    """Return the operands ``(weight: f32[n * k padded], bias: f32[n])`` of `gated_rows_fp32`.
+
+    The last vector of a row belongs to the last inputs, not to what is left of them: the kernel reads
+    whole vectors of an input that is not padded. What it has read before meets zeros.
+    """
     n, k = weight.shape
+    whole, rest = k // isa.lanes * isa.lanes, k % isa.lanes
     packed = np.zeros((n, round_up(k, isa.lanes)), "float32")
-    packed[:, :k] = weight
+    packed[:, :whole] = weight[:, :whole]
+    if rest:
+        last = slice(-rest, None) if whole else slice(whole, k)
+        packed[:, last] = weight[:, whole:]
     return packed.reshape(-1), np.zeros(n, "float32") if bias is None else bias.astype("float32")
 
 
@@ -122,7 +130,8 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
 def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
     """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`."""
     padded, lanes = round_up(k, isa.lanes), isa.lanes
-    whole, rest = k // lanes, k % lanes
+    # Inputs fewer than a vector's lanes are taken one by one.
+    whole, rest, few = k // lanes, k % lanes if k > lanes else 0, k if k < lanes else 0
     width, length = SIDE_BY_SIDE, list_length(n)
 
     @T.prim_func(s_tir=True, private=True)
@@ -163,11 +172,20 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
                                 + x[T.ramp(c * lanes, 1, lanes)]
                                 * weight[T.ramp(base[r] * padded + c * lanes, 1, lanes)]
                             )
-                    for c in T.serial(rest):
+                    if rest > 0:
                         for r in T.unroll(width):
-                            tail[r] = tail[r] + x[whole * lanes + c] * weight[base[r] * padded + whole * lanes + c]
+                            total[r, T.ramp(0, 1, lanes)] = (
+                                total[r, T.ramp(0, 1, lanes)]
+                                + x[T.ramp(k - lanes, 1, lanes)]
+                                * weight[T.ramp(base[r] * padded + whole * lanes, 1, lanes)]
+                            )
+                    for c in T.serial(few):
+                        for r in T.unroll(width):
+                            tail[r] = tail[r] + x[c] * weight[base[r] * padded + c]
                     for r in T.unroll(width):
-                        y[base[r]] = horizontal_sum_float(total[r, T.ramp(0, 1, lanes)]) + tail[r] + bias[base[r]]
+                        y[base[r]] = (
+                            horizontal_sum_float(total[r, T.ramp(0, 1, lanes)], lanes) + tail[r] + bias[base[r]]
+                        )
 
     return gated_rows
 

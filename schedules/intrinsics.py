@@ -45,9 +45,13 @@ def horizontal_sum(vector, dtype: str):
     return _llvm("llvm.vector.reduce.add", dtype, vector)
 
 
-def horizontal_sum_float(vector):
-    """Sum of a ``float32`` vector's lanes, in the order LLVM finds fastest."""
-    return _llvm("llvm.vector.reduce.fadd", "float32", T.float32(0), vector)
+def horizontal_sum_float(vector, width: int):
+    """Sum of a ``float32`` vector's `width` lanes, half to half: ``reduce.fadd`` adds one after another."""
+    while width > 1:
+        width //= 2
+        low, high = list(range(width)), list(range(width, 2 * width))
+        vector = T.Shuffle([vector], low) + T.Shuffle([vector], high)
+    return vector
 
 
 def horizontal_max(vector, width: int):
