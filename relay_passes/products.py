@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from relay_passes.step import StepBuilder
-from schedules import columns, dense, little, quantize
+from schedules import columns, dense, little, quantize, row_pairs
 from schedules.cpu import Isa
 from schedules.registry import kernel
 
@@ -66,11 +66,30 @@ class Products:
             builder, inputs, pack = dense.gated_rows_fp32, (x,), dense.pack_rows_fp32
         if name not in self._packed:
             self._packed[name] = [
-                self._step.operand(f"{name}_{part}", value)
-                for part, value in zip(("weight", "meta"), pack(isa, weight, bias), strict=True)
+                self._step.operand(f"{name}_{part}", value) for part, value in pack(isa, weight, bias).items()
             ]
         operands = (*inputs, *self._packed[name], rows, count, closed)
         return self._step.call("gated_rows", kernel(builder, isa, n, k, self._threads), *operands)
+
+    def gated_pairs(self, name, input_, state, rows, count, closed) -> tuple[relax.Var, relax.Var]:
+        """Both products of a recurrent layer for the open rows.
+
+        `input_` is ``(x, nonnegative, weight, bias)``, `state` ``(h, weight, bias)``, `closed` the
+        values of closed rows of both.
+        """
+        (x, nonnegative, *big), (h, *recurrent) = input_, state
+        if self._precision != "int8":
+            return (
+                self.gated(f"{name}_input", x, *big, rows, count, closed[0]),
+                self.gated(f"{name}_hidden", h, *recurrent, rows, count, closed[1]),
+            )
+        (n, k), hidden = big[0].shape, recurrent[0].shape[1]
+        if name not in self._packed:
+            packed = row_pairs.pack_pairs_int8(self._isa, tuple(big), tuple(recurrent))
+            self._packed[name] = [self._step.operand(f"{name}_weight", packed["weight"])]
+        stage = kernel(row_pairs.row_pairs_int8, self._isa, n, k, hidden, self._threads)
+        inputs = (*self._bytes(x, nonnegative), *self._bytes(h, False))
+        return self._step.call("row_pairs", stage, *inputs, *self._packed[name], rows, count, *closed)
 
     def dense(self, name, x, weight, bias, *, nonnegative=False, precision=None) -> relax.Var:
         """``weight x + bias``: gated rows with every gate open."""

@@ -108,11 +108,11 @@ class _Cell:
         return result, [first, second]
 
     def _open_rows(self, products, x, h, given, hidden, rows, count):
+        state = (h, self._recurrence, self._hidden_bias)
         if self._form.input == "rows":
-            given = products.gated(
-                "input", x, self._weight, self._input_bias, rows, count, given, nonnegative=self._nonnegative
-            )
-        return given, products.gated("hidden", h, self._recurrence, self._hidden_bias, rows, count, hidden)
+            input_ = (x, self._nonnegative, self._weight, self._input_bias)
+            return products.gated_pairs("both", input_, state, rows, count, (given, hidden))
+        return given, products.gated("hidden", *state, rows, count, hidden)
 
     def early_reset(self, step, products, x, h) -> relax.Var:
         """``linear_before_reset = 0``: the reset gate acts on the state before its product."""

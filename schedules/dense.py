@@ -32,24 +32,41 @@ def every_row(n: int) -> np.ndarray:
     return np.minimum(np.arange(list_length(n)), n - 1).astype("int32")
 
 
-def pack_rows_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: i8[n * k padded], meta: f32[n, 4])`` of `gated_rows_int8`.
+#: Bytes of the numbers behind a row of bytes.
+NUMBERS = 12
 
-    ``meta`` holds, per row, scale, scale times sum of bytes (what the zero point multiplies), bias.
+
+def row_stride(isa: Isa, k: int) -> int:
+    """Return the bytes from one packed row of `k` weights to the next."""
+    return round_up(k + NUMBERS, isa.row_bytes)
+
+
+def number(weight, start, i: int):
+    """Return the `i`-th of the three floats at the byte `start` of a packed operand."""
+    return T.reinterpret(weight[T.ramp(start + 4 * i, 1, 4)], dtype="float32")
+
+
+def pack_rows_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the operand ``weight: i8[n * row_stride]`` of `gated_rows_int8`.
+
+    A row's bytes are followed, at the end of its stride, by three floats: scale, scale times sum of
+    bytes (what the zero point multiplies), bias. In an array of their own they would cost an open
+    row another cache line; here they mostly fit in what rounds the row up to whole lines.
     """
     n, k = weight.shape
     quantized = quantize_rows(weight)
-    packed = np.zeros((n, round_up(k, isa.row_bytes)), "int8")
+    packed = np.zeros((n, row_stride(isa, k)), "int8")
     packed[:, :k] = quantized.values
-    meta = np.zeros((n, 4), "float32")
-    meta[:, 0] = quantized.scale
-    meta[:, 1] = quantized.scale * quantized.values.sum(axis=1, dtype="int64")
-    meta[:, 2] = 0 if bias is None else bias
-    return packed.reshape(-1), meta
+    numbers = np.zeros((n, 3), "float32")
+    numbers[:, 0] = quantized.scale
+    numbers[:, 1] = quantized.scale * quantized.values.sum(axis=1, dtype="int64")
+    numbers[:, 2] = 0 if bias is None else bias
+    packed[:, -NUMBERS:] = numbers.view("int8")
+    return {"weight": packed.reshape(-1)}
 
 
-def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: f32[n * k padded], bias: f32[n])`` of `gated_rows_fp32`.
+def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the operands ``weight: f32[n * k padded], bias: f32[n]`` of `gated_rows_fp32`.
 
     The last vector of a row belongs to the last inputs, not to what is left of them: the kernel reads
     whole vectors of an input that is not padded. What it has read before meets zeros.
@@ -61,26 +78,25 @@ def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> tup
     if rest:
         last = slice(-rest, None) if whole else slice(whole, k)
         packed[:, last] = weight[:, whole:]
-    return packed.reshape(-1), np.zeros(n, "float32") if bias is None else bias.astype("float32")
+    return {"weight": packed.reshape(-1), "bias": np.zeros(n, "float32") if bias is None else bias.astype("float32")}
 
 
 def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
-    """Return the kernel ``(q, affine, weight, meta, rows, count, closed) -> y``.
+    """Return the kernel ``(q, affine, weight, rows, count, closed) -> y``.
 
-    Operands: ``q: u8[k padded]``, ``affine: f32[2]`` from `quantize_vector`; ``weight``, ``meta``
-    from `pack_rows_int8`; ``rows: i32[list_length(n)]``, ``count: i32[1]`` the open rows;
+    Operands: ``q: u8[k padded]``, ``affine: f32[2]`` from `quantize_vector`; ``weight`` from
+    `pack_rows_int8`; ``rows: i32[list_length(n)]``, ``count: i32[1]`` the open rows;
     ``closed: f32[n]`` the value of closed rows; result ``y: f32[n]``.
     """
-    padded = round_up(k, isa.row_bytes)
+    padded, stride = round_up(k, isa.row_bytes), row_stride(isa, k)
     step, lanes, chunks = isa.vector_bytes, isa.lanes, round_up(k, isa.row_bytes) // isa.vector_bytes
-    width, length = SIDE_BY_SIDE, list_length(n)
+    width, length, numbers = SIDE_BY_SIDE, list_length(n), NUMBERS
 
     @T.prim_func(s_tir=True, private=True)
     def gated_rows(
         q: T.Buffer((padded,), "uint8"),
         affine: T.Buffer((2,), "float32"),
-        weight: T.Buffer((n * padded,), "int8"),
-        meta: T.Buffer((n, 4), "float32"),
+        weight: T.Buffer((n * stride,), "int8"),
         rows: T.Buffer((length,), "int32"),
         count: T.Buffer((1,), "int32"),
         closed: T.Buffer((n,), "float32"),
@@ -94,7 +110,7 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
         for task in T.parallel(threads):
             with T.sblock("rows"):
                 vt = T.axis.spatial(threads, task)
-                T.reads(q[0:padded], affine[0:2], weight[0 : n * padded], meta[0:n, 0:4], rows[0:length], count[0])
+                T.reads(q[0:padded], affine[0:2], weight[0 : n * stride], rows[0:length], count[0])
                 T.writes(y[0:n])
                 groups: T.let = (count[0] + (width - 1)) // width
                 first: T.let = vt * groups // threads
@@ -111,17 +127,18 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
                                 isa,
                                 total[r, T.ramp(0, 1, lanes)],
                                 T.reinterpret(q[T.ramp(c * step, 1, step)], dtype=f"int8x{step}"),
-                                weight[T.ramp(base[r] * padded + c * step, 1, step)],
+                                weight[T.ramp(base[r] * stride + c * step, 1, step)],
                             )
                     for r in T.unroll(width):
+                        end: T.let = (base[r] + 1) * stride - numbers
                         y[base[r]] = (
                             affine[0]
                             * (
-                                meta[base[r], 0]
+                                number(weight, end, 0)
                                 * T.Cast("float32", horizontal_sum(total[r, T.ramp(0, 1, lanes)], "int32"))
-                                - affine[1] * meta[base[r], 1]
+                                - affine[1] * number(weight, end, 1)
                             )
-                            + meta[base[r], 2]
+                            + number(weight, end, 2)
                         )
 
     return gated_rows
