@@ -53,23 +53,27 @@ class Products:
             self._quantized[key] = self._step.call("quantize", stage, x)
         return self._quantized[key]
 
-    def gated(self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None) -> relax.Var:
+    def gated(
+        self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None, every=False
+    ) -> relax.Var:
         """``weight x + bias`` for the open rows, `closed` for the others; one `name`, one matrix.
 
         `weight` is ``float32 (n, k)``, `bias` ``float32 (n,)`` or None; `rows`, `count`, `closed`
-        are what `schedules.dense` describes.
+        are what `schedules.dense` describes; `every` says that all rows are open.
         """
         (n, k), isa = weight.shape, self._isa
         if (precision or self._precision) == "int8":
-            builder, inputs, pack = dense.gated_rows_int8, self._bytes(x, nonnegative), dense.pack_rows_int8
+            stage = kernel(dense.gated_rows_int8, isa, n, k, self._threads)
+            inputs, pack = self._bytes(x, nonnegative), dense.pack_rows_int8
         else:
-            builder, inputs, pack = dense.gated_rows_fp32, (x,), dense.pack_rows_fp32
+            stage = kernel(dense.gated_rows_fp32, isa, n, k, self._threads, every)
+            inputs, pack = (x,), dense.pack_rows_fp32
         if name not in self._packed:
             self._packed[name] = [
                 self._step.operand(f"{name}_{part}", value) for part, value in pack(isa, weight, bias).items()
             ]
         operands = (*inputs, *self._packed[name], rows, count, closed)
-        return self._step.call("gated_rows", kernel(builder, isa, n, k, self._threads), *operands)
+        return self._step.call("gated_rows", stage, *operands)
 
     def gated_pairs(self, name, input_, state, rows, count, closed) -> tuple[relax.Var, relax.Var]:
         """Both products of a recurrent layer for the open rows.
@@ -100,7 +104,8 @@ class Products:
                 self._step.operand(f"count_{n}", np.array([n], "int32")),
                 self._step.operand(f"nothing_{n}", np.zeros(n, "float32")),
             )
-        return self.gated(name, x, weight, bias, *self._every_row[n], nonnegative=nonnegative, precision=precision)
+        opened = self._every_row[n]
+        return self.gated(name, x, weight, bias, *opened, nonnegative=nonnegative, precision=precision, every=True)
 
     def columns(self, name, x, weight, bias) -> relax.Var:
         """``weight x + bias`` over the nonzero inputs alone; `x` must not be negative."""

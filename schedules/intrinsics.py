@@ -45,13 +45,32 @@ def horizontal_sum(vector, dtype: str):
     return _llvm("llvm.vector.reduce.add", dtype, vector)
 
 
-def horizontal_sum_float(vector, width: int):
-    """Sum of a ``float32`` vector's `width` lanes, half to half: ``reduce.fadd`` adds one after another."""
+def sum_each(vectors: list, lanes: int):
+    """Return one vector of the sums of each of `vectors`' lanes; both numbers are powers of two.
+
+    Each addition folds two vectors into one, so that four sums take five additions, not sixteen; and
+    LLVM's ``reduce.fadd`` would add one lane after another.
+    """
+    width = lanes
     while width > 1:
-        width //= 2
-        low, high = list(range(width)), list(range(width, 2 * width))
-        vector = T.Shuffle([vector], low) + T.Shuffle([vector], high)
-    return vector
+        # Each vector holds a number of sums, `width` lanes wide; their halves are added.
+        half = width // 2
+        pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
+        starts = range(0, lanes * len(pairs[0]), width)
+        low, high = ([start + part + i for start in starts for i in range(half)] for part in (0, half))
+        vectors = [T.Shuffle(pair, low) + T.Shuffle(pair, high) for pair in pairs]
+        lanes, width = len(low), half
+    return vectors[0]
+
+
+def prefetch(element):
+    """Ask for the cache line of a buffer's element to be brought into the first level; a statement."""
+    read, nearest, data = T.int32(0), T.int32(3), T.int32(1)
+    return T.evaluate(
+        T.call_llvm_intrin(
+            T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(element), read, nearest, data, dtype="void"
+        )
+    )
 
 
 def horizontal_max(vector, width: int):

@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from schedules.cpu import Isa
 from schedules.dense import NUMBERS, SIDE_BY_SIDE, list_length, number, pack_rows_int8, row_stride
-from schedules.intrinsics import dot4, horizontal_sum
+from schedules.intrinsics import dot4, sum_each
 from schedules.quantize import round_up
 
 
@@ -42,6 +42,7 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
     def group(q, affine, weight, y, base, start, count_, size):
         # Add up one half of a group of rows and store it.
         total = T.alloc_buffer((width, lanes), "int32", scope="local")
+        sums = T.alloc_buffer((width,), "int32", scope="local")
         for r in T.unroll(width):
             total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
         for c in T.serial(count_):
@@ -52,15 +53,12 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
                     T.reinterpret(q[T.ramp(c * step, 1, step)], dtype=f"int8x{step}"),
                     weight[T.ramp(base[r] * both + start + c * step, 1, step)],
                 )
+        sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
         for r in T.unroll(width):
             end: T.let = base[r] * both + start + size - NUMBERS
             y[base[r]] = (
                 affine[0]
-                * (
-                    number(weight, end, 0)
-                    * T.Cast("float32", horizontal_sum(total[r, T.ramp(0, 1, lanes)], "int32"))
-                    - affine[1] * number(weight, end, 1)
-                )
+                * (number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1))
                 + number(weight, end, 2)
             )
 

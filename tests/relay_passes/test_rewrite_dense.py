@@ -83,7 +83,7 @@ def test_exact_form_with_every_row(tools):
     }
     reads = ["x", "big_weight", "big_meta", "every_row_6", "count_6", "nothing_6"]
     stages = [
-        ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1), reads, ["y"], [tensor(6)]),
+        ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1, True), reads, ["y"], [tensor(6)]),
         ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     tvm.ir.assert_structural_equal(RewriteDense()(before), expected({"x": tensor(4)}, operands, stages, ["result"]))
