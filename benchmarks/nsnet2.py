@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.audio.mixing import NoisyClip, calibration_clips, evaluation_clips
+from benchmarks.audio.mixing import NoisyClip, calibration_clips, evaluation_clips, judging_clips
 from benchmarks.denoising import SameSpeech, Speech
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
@@ -122,7 +122,7 @@ def build_forms(threads: int, size: Size, progress: Progress) -> dict[tuple[str,
     clips = calibration_clips()
     speech = Speech(_some(clips, size.calibration))
     builder = Builder(model_path(), speech.features, streaming=True, threads=threads, progress=progress)
-    evaluate = SameSpeech(Speech(_some(clips, size.judging)))
+    evaluate = SameSpeech(Speech(_some(judging_clips(), size.judging)))
     dual = builder.build("int8", evaluate=evaluate, max_drop=size.max_drop, options=replace(OPTIONS, rule=size.rule))
     found = {("dual", "int8"): dual, ("dual", "fp32"): builder.build("fp32", options=OPTIONS, plan=dual.report.plan)}
     for mode, precision in (

@@ -21,7 +21,7 @@ from tvm_dual.errors import DataError
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 DATA_RATE = 16_000
-SEEDS = {"calibration": 1, "evaluation": 2}
+SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
 
 
 class Condition(NamedTuple):
@@ -67,7 +67,7 @@ def conditions() -> tuple[Condition, ...]:
 def calibration_clips(rate: int = 48_000, folder: Path | None = None) -> list[NoisyClip]:
     """Clips to fit a library on: every calibration clip under every condition.
 
-    Shares no speech, no babble and no noise seed with `evaluation_clips`.
+    Shares no speech, no babble and no noise seed with `judging_clips` and `evaluation_clips`.
 
     Parameters
     ----------
@@ -84,13 +84,21 @@ def calibration_clips(rate: int = 48_000, folder: Path | None = None) -> list[No
     return _clips("calibration", rate, folder)
 
 
+def judging_clips(rate: int = 48_000, folder: Path | None = None) -> list[NoisyClip]:
+    """Clips to choose thresholds on; see `calibration_clips` for the parameters and errors.
+
+    What little modules were fitted on would make them look better than they are.
+    """
+    return _clips("judging", rate, folder)
+
+
 def evaluation_clips(rate: int = 48_000, folder: Path | None = None) -> list[NoisyClip]:
     """Clips to score a library on; see `calibration_clips` for the parameters and errors."""
     return _clips("evaluation", rate, folder)
 
 
 def clip_files(part: str, kind: str, folder: Path | None = None) -> list[Path]:
-    """Files of one part (``calibration``, ``evaluation``) and kind (``speech``, ``babble``), sorted.
+    """Files of one part (a key of `SEEDS`) and kind (``speech``, ``babble``), sorted.
 
     Raises
     ------

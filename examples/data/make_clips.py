@@ -29,9 +29,16 @@ VOICES = {
     "ru": "ru_RU_f_IvrvoiceRU",
 }
 
-# One prompt is one clip. No prompt is in both sets, in any language.
+# One prompt is one clip. No prompt is in two sets, in any language.
 SPEECH = {
     "calibration": ("vm-instructions", "dir-instr", "agent-alreadyon", "confbridge-pin"),
+    "judging": (
+        "confbridge-lock-extended",
+        "dir-usingkeypad",
+        "pbx-invalidpark",
+        "queue-youarenext",
+        "vm-tempgreeting2",
+    ),
     "evaluation": (
         "queue-periodic-announce",
         "demo-enterkeywords",
@@ -41,8 +48,8 @@ SPEECH = {
         "ss-noservice",
     ),
 }
-BABBLE = {"calibration": "agent-incorrect", "evaluation": "vm-intro"}
-BABBLE_SECONDS = 4.5  # the first seconds are enough for babble, and keep the folder under 2 MB
+BABBLE = {"calibration": "agent-incorrect", "judging": "vm-rec-temp", "evaluation": "vm-intro"}
+BABBLE_SECONDS = 4.5  # the first seconds are enough for babble, and keep the folder under 3 MB
 
 
 def read_prompts(deb: Path, voice: str) -> dict[str, bytes]:
