@@ -212,7 +212,7 @@ def test_clips_are_the_same_every_time(calibration):
     assert all(np.array_equal(one.noisy, two.noisy) for one, two in zip(calibration, again, strict=True))
 
 
-PARTS = pytest.mark.parametrize("one, other", itertools.combinations(mixing.SEEDS, 2))
+PARTS = pytest.mark.parametrize("one, other", list(itertools.combinations(mixing.SEEDS, 2)))
 
 
 @PARTS

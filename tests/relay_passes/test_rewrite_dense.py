@@ -73,15 +73,15 @@ def expected(step_inputs, operands, stages, results, thresholds=None) -> tvm.IRM
 def test_exact_form_with_every_row(tools):
     weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
     before = planned(tools, weight, bias, SiteForm("fp32", "dense", "", "", 1, "avx2"))
-    packed, meta = dense.pack_rows_fp32(ISA, weight, bias)
+    packed = dense.pack_rows_fp32(ISA, weight, bias)
     operands = {
         "every_row_6": dense.every_row(6),
         "count_6": np.array([6], "int32"),
         "nothing_6": np.zeros(6, "float32"),
-        "big_weight": packed,
-        "big_meta": meta,
+        "big_weight": packed["weight"],
+        "big_bias": packed["bias"],
     }
-    reads = ["x", "big_weight", "big_meta", "every_row_6", "count_6", "nothing_6"]
+    reads = ["x", "big_weight", "big_bias", "every_row_6", "count_6", "nothing_6"]
     stages = [
         ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1, True), reads, ["y"], [tensor(6)]),
         ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
@@ -118,12 +118,10 @@ def test_dual_form(tools):
         "every_row_3": dense.every_row(k),
         "count_3": np.array([k], "int32"),
         "nothing_3": np.zeros(k, "float32"),
-        "projection0_weight": projection[0],
-        "projection0_meta": projection[1],
+        "projection0_weight": projection["weight"],
         "little_weight": small[0],
         "little_meta": small[1],
-        "big_weight": big[0],
-        "big_meta": big[1],
+        "big_weight": big["weight"],
     }
 
     def results(kernel, inputs: int):
@@ -135,14 +133,14 @@ def test_dual_form(tools):
     every = ["every_row_3", "count_3", "nothing_3"]
     stages = [
         ("quantize", to_bytes, ["x"], ["q", "affine"], results(to_bytes, 1)),
-        ("gated_rows", project, ["q", "affine", "projection0_weight", "projection0_meta", *every], ["z"], [tensor(k)]),
+        ("gated_rows", project, ["q", "affine", "projection0_weight", *every], ["z"], [tensor(k)]),
         ("quantize_projection", to_small, ["z"], ["zq", "zaffine"], results(to_small, 1)),
         ("little", predict, ["zq", "zaffine", "little_weight", "little_meta"], ["predicted"], [tensor(6)]),
         ("gate", choose, ["predicted", "band"], ["rows", "count"], results(choose, 2)),
         (
             "gated_rows1",
             compute,
-            ["q", "affine", "big_weight", "big_meta", "rows", "count", "predicted"],
+            ["q", "affine", "big_weight", "rows", "count", "predicted"],
             ["y"],
             [tensor(6)],
         ),

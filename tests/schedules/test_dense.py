@@ -46,7 +46,7 @@ def padded_bytes(isa, q):
 
 def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     """Run the kernel with each gate and compare with the exact sums of the quantized values."""
-    packed, meta = dense.pack_rows_int8(isa, weight, bias)
+    packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
     kernel = compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads), threads)
     quantized = quantize_rows(weight)
     row_scale, (scale, zero) = quantized.scale.astype("float64"), affine.astype("float64")
@@ -57,7 +57,7 @@ def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     size = scale * row_scale * (np.abs(dot) + np.abs(shift)) + np.abs(bias) + 1e-30
     for opened in gates:
         rows, count = open_rows(n, opened)
-        operands = (padded_bytes(isa, q), affine, packed, meta, rows, count, closed)
+        operands = (padded_bytes(isa, q), affine, packed, rows, count, closed)
         (y,) = call(kernel, *operands, Output((n,), "float32"), threads=threads)
         is_open = np.isin(np.arange(n), opened)
         assert (np.abs(y - exact) <= 5e-7 * size)[is_open].all()
@@ -85,13 +85,13 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa):
 @pytest.mark.parametrize(("n", "k", "threads"), [*CASES, (6, 7, 1), (6, 8, 1), (9, 15, 2), (9, 16, 1), (9, 17, 1)])
 def test_fp32_rows_match_numpy(isa, n, k, threads, fetch_ahead):
     weight, bias, x, closed = data(n, k)
-    packed, packed_bias = dense.pack_rows_fp32(isa, weight, bias)
+    packed = dense.pack_rows_fp32(isa, weight, bias)
     kernel = compile_kernel(isa, dense.gated_rows_fp32(isa, n, k, threads, fetch_ahead), threads)
     exact = weight.astype("float64") @ x + bias
     size = np.abs(weight) @ np.abs(x) + np.abs(bias)
     for opened in gates(n):
         rows, count = open_rows(n, opened)
-        operands = (x, packed, packed_bias, rows, count, closed)
+        operands = (x, *packed.values(), rows, count, closed)
         (y,) = call(kernel, *operands, Output((n,), "float32"), threads=threads)
         is_open = np.isin(np.arange(n), opened)
         assert (np.abs(y - exact) <= 1e-5 * size)[is_open].all()
@@ -100,11 +100,12 @@ def test_fp32_rows_match_numpy(isa, n, k, threads, fetch_ahead):
 
 def test_a_missing_bias_is_zero(isa):
     weight, _, x, closed = data(5, 7)
-    packed, bias = dense.pack_rows_fp32(isa, weight, None)
-    assert not bias.any() and not dense.pack_rows_int8(isa, weight, None)[1][:, 2].any()
+    packed = dense.pack_rows_fp32(isa, weight, None)
+    with_zeros = dense.pack_rows_int8(isa, weight, np.zeros(5, "float32"))["weight"]
+    np.testing.assert_array_equal(dense.pack_rows_int8(isa, weight, None)["weight"], with_zeros)
     rows, count = open_rows(5, range(5))
     kernel = dense.gated_rows_fp32(isa, 5, 7, 1)
-    (y,) = run(isa, kernel, x, packed, bias, rows, count, closed, Output((5,), "float32"))
+    (y,) = run(isa, kernel, x, *packed.values(), rows, count, closed, Output((5,), "float32"))
     np.testing.assert_allclose(y, weight @ x, rtol=1e-5, atol=1e-6)
 
 
@@ -136,18 +137,18 @@ def test_int8_rows_are_exact_at_any_shape_and_gate(isa, n, k, seed, density):
 @pytest.mark.parametrize(("n", "k"), [(37, 19)])
 def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, threads, n, k):
     weight, bias, x, closed = data(n, k)
-    packed, meta = dense.pack_rows_int8(isa, weight, bias)
+    packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
     rows, count = open_rows(n, range(0, n, 2))
     quantize = quantize_vector(isa, k)
     kernel = dense.gated_rows_int8(isa, n, k, threads)
     padded = round_up(k, isa.row_bytes)
     q, affine = run(isa, quantize, x, Output((padded,), "uint8"), Output((2,), "float32"))
-    (apart,) = run(isa, kernel, q, affine, packed, meta, rows, count, closed, Output((n,), "float32"), threads=threads)
+    (apart,) = run(isa, kernel, q, affine, packed, rows, count, closed, Output((n,), "float32"), threads=threads)
 
-    operands = {"x": x, "weight": packed, "meta": meta, "rows": rows, "count": count, "closed": closed}
+    operands = {"x": x, "weight": packed, "rows": rows, "count": count, "closed": closed}
     stages = [
         (quantize, ["x"], ["q", "affine"]),
-        (kernel, ["q", "affine", "weight", "meta", "rows", "count", "closed"], ["y"]),
+        (kernel, ["q", "affine", "weight", "rows", "count", "closed"], ["y"]),
     ]
     joined = join(operands, stages, "y")
     (together,) = run(isa, joined, *operands.values(), Output((n,), "float32"), threads=threads)

@@ -185,7 +185,7 @@ def test_gate_and_rows_joined_in_one_kernel_equal_the_two_apart(isa):
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")
     x, predicted = rng.standard_normal(k).astype("float32"), rng.standard_normal(n).astype("float32")
     band = np.array([[0] * n, [np.inf] * n], "float32")
-    packed, packed_bias = dense.pack_rows_fp32(isa, weight, bias)
+    packed, packed_bias = dense.pack_rows_fp32(isa, weight, bias).values()
     listing, product = gate.band_gate(isa, n), dense.gated_rows_fp32(isa, n, k, 2)
     rows, count = run(isa, listing, predicted, band, *list_outputs(n))
     output = Output((n,), "float32")
