@@ -12,6 +12,12 @@ from schedules import columns, dense, little, quantize, row_pairs
 from schedules.cpu import Isa
 from schedules.registry import kernel
 
+#: Bytes of weights read from which on a kernel is divided between threads. To start the others and to
+#: wait for them takes about 3 microseconds, in which one thread reads 70 kB from L3.
+PARALLEL_BYTES = 256 << 10
+#: What share of a matrix gated rows and zero skipping are taken to read.
+_SPARSE_SHARE = 0.25
+
 
 @dataclass(frozen=True)
 class LittleModule:
@@ -43,7 +49,7 @@ class Products:
         """Emit for `precision` ``fp32`` or ``int8`` of the big module."""
         self._step, self._isa, self._precision, self._threads = step, isa, precision, threads
         self._quantized: dict[tuple[relax.Var, bool], tuple[relax.Var, relax.Var]] = {}
-        self._packed: dict[str, list[relax.Var]] = {}
+        self._packed: dict[str, tuple[list[relax.Var], int]] = {}
         self._every_row: dict[int, tuple[relax.Var, relax.Var, relax.Var]] = {}
 
     def _bytes(self, x: relax.Var, nonnegative: bool) -> tuple[relax.Var, relax.Var]:
@@ -52,6 +58,10 @@ class Products:
             stage = kernel(quantize.quantize_vector, self._isa, _length(x), nonnegative)
             self._quantized[key] = self._step.call("quantize", stage, x)
         return self._quantized[key]
+
+    def _tasks(self, operand: np.ndarray, share: float = 1.0) -> int:
+        """Return the threads for a kernel that reads `share` of the packed weights `operand`."""
+        return self._threads if operand.nbytes * share >= PARALLEL_BYTES else 1
 
     def gated(
         self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None, every=False
@@ -62,17 +72,16 @@ class Products:
         are what `schedules.dense` describes; `every` says that all rows are open.
         """
         (n, k), isa = weight.shape, self._isa
-        if (precision or self._precision) == "int8":
-            stage = kernel(dense.gated_rows_int8, isa, n, k, self._threads)
-            inputs, pack = self._bytes(x, nonnegative), dense.pack_rows_int8
-        else:
-            stage = kernel(dense.gated_rows_fp32, isa, n, k, self._threads, every)
-            inputs, pack = (x,), dense.pack_rows_fp32
+        int8 = (precision or self._precision) == "int8"
         if name not in self._packed:
-            self._packed[name] = [
-                self._step.operand(f"{name}_{part}", value) for part, value in pack(isa, weight, bias).items()
-            ]
-        operands = (*inputs, *self._packed[name], rows, count, closed)
+            pack = dense.pack_rows_int8 if int8 else dense.pack_rows_fp32
+            self._packed[name] = self._operands(name, pack(isa, weight, bias), 1.0 if every else _SPARSE_SHARE)
+        matrix, tasks = self._packed[name]
+        if int8:
+            stage, inputs = kernel(dense.gated_rows_int8, isa, n, k, tasks), self._bytes(x, nonnegative)
+        else:
+            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks, every), (x,)
+        operands = (*inputs, *matrix, rows, count, closed)
         return self._step.call("gated_rows", stage, *operands)
 
     def gated_pairs(self, name, input_, state, rows, count, closed) -> tuple[relax.Var, relax.Var]:
@@ -90,10 +99,16 @@ class Products:
         (n, k), hidden = big[0].shape, recurrent[0].shape[1]
         if name not in self._packed:
             packed = row_pairs.pack_pairs_int8(self._isa, tuple(big), tuple(recurrent))
-            self._packed[name] = [self._step.operand(f"{name}_weight", packed["weight"])]
-        stage = kernel(row_pairs.row_pairs_int8, self._isa, n, k, hidden, self._threads)
+            self._packed[name] = self._operands(name, packed, _SPARSE_SHARE)
+        matrix, tasks = self._packed[name]
+        stage = kernel(row_pairs.row_pairs_int8, self._isa, n, k, hidden, tasks)
         inputs = (*self._bytes(x, nonnegative), *self._bytes(h, False))
-        return self._step.call("row_pairs", stage, *inputs, *self._packed[name], rows, count, *closed)
+        return self._step.call("row_pairs", stage, *inputs, *matrix, rows, count, *closed)
+
+    def _operands(self, name: str, packed: dict[str, np.ndarray], share: float) -> tuple[list[relax.Var], int]:
+        """Declare the operands of a packed matrix, and say how many threads are worth it."""
+        operands = [self._step.operand(f"{name}_{part}", value) for part, value in packed.items()]
+        return operands, self._tasks(packed["weight"], share)
 
     def dense(self, name, x, weight, bias, *, nonnegative=False, precision=None) -> relax.Var:
         """``weight x + bias``: gated rows with every gate open."""
@@ -120,7 +135,8 @@ class Products:
             packed, meta = columns.pack_columns_fp32(isa, weight, bias)
             builder, operands = columns.columns_fp32, list(listed)
         operands += [self._step.operand(f"{name}_weight", packed), self._step.operand(f"{name}_meta", meta)]
-        return self._step.call("columns", kernel(builder, isa, n, k, self._threads), *operands)
+        tasks = self._tasks(packed, _SPARSE_SHARE)
+        return self._step.call("columns", kernel(builder, isa, n, k, tasks), *operands)
 
     def exact(self, form, name, x, weight, bias, *, nonnegative) -> relax.Var:
         """Return the product in the exact form ``dense`` or ``columns``."""
@@ -142,7 +158,7 @@ class Products:
         packed, meta = little.pack_little(self._isa, module.weight, module.bias, module.bits)
         return self._step.call(
             "little",
-            kernel(little.little_rows, self._isa, n, k, module.bits, self._threads),
+            kernel(little.little_rows, self._isa, n, k, module.bits, self._tasks(packed)),
             q,
             affine,
             self._step.operand("little_weight", packed),

@@ -7,6 +7,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from relay_passes import products
 from relay_passes.products import LittleModule
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.site_plan import AttachPlan, SiteForm
@@ -87,6 +88,15 @@ def test_exact_form_with_every_row(tools):
         ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     tvm.ir.assert_structural_equal(RewriteDense()(before), expected({"x": tensor(4)}, operands, stages, ["result"]))
+
+
+@pytest.mark.parametrize(("limit", "tasks"), [(1, 2), (1 << 20, 1)])
+def test_kernels_that_read_little_stay_on_one_thread(tools, monkeypatch, limit, tasks):
+    monkeypatch.setattr(products, "PARALLEL_BYTES", limit)
+    weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
+    module = RewriteDense()(planned(tools, weight, bias, SiteForm("fp32", "dense", "", "", 2, "avx2")))
+    (found,) = [f for v, f in module.functions.items() if v.name_hint == "dense0_gated_rows"]
+    tvm.ir.assert_structural_equal(found, dense.gated_rows_fp32(ISA, 6, 4, tasks, True), map_free_vars=True)
 
 
 def test_exact_form_over_nonzero_inputs(tools):
