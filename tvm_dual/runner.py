@@ -47,22 +47,31 @@ class Buffer:
         Raises
         ------
         DataError
-            If its dtype or shape is wrong; with `squeeze`, axes of length one may be missing.
+            If its dtype or shape is wrong, or an index is outside the table that it selects from; with `squeeze`,
+            axes of length one may be missing.
         """
         name, shape = self._described.name, self._described.shape
         if not isinstance(array, np.ndarray) or array.dtype != self.view.dtype:
             found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise DataError(f"input '{name}': {found}; accepted: a numpy array, {self.view.dtype} {shape}")
+        below = self._described.below
+        if below is not None and array.size and not 0 <= array.min() <= array.max() < below:
+            raise DataError(
+                f"input '{name}': values from {array.min()} to {array.max()}; accepted: 0 to {below - 1}, the rows of "
+                "the table that they select from"
+            )
         if array.shape == self.view.shape:
             np.copyto(self.view, array)
         elif squeeze and array.shape == self._plain_view.shape:
             np.copyto(self._plain_view, array)
+        elif squeeze and -1 not in shape and tuple(extent for extent in array.shape if extent != 1) == self._plain:
+            np.copyto(self.view, array.reshape(shape))
         elif _fits(array.shape, shape):
             self._allocate(array.shape)
             np.copyto(self.view, array)
         else:
             plain = f", or {self._plain}" if squeeze and self._plain != shape else ""
-            any_ = ", -1 is any" if -1 in shape else ""
+            any_ = ", -1 is any length from 1 on" if -1 in shape else ""
             raise DataError(f"input '{name}': shape {array.shape}; accepted: {self.view.dtype} {shape}{plain}{any_}")
 
 
@@ -88,6 +97,8 @@ class Runner:
         self.inputs = [Buffer(tensor) for tensor in metadata.inputs]
         self.states = [Buffer(tensor) for tensor in metadata.states]
         self.thresholds = [Buffer(tensor) for tensor in thresholds]
+        given = zip((*self.inputs, *self.states), (*metadata.inputs, *metadata.states), strict=True)
+        self._open = [(buffer, tensor) for buffer, tensor in given if tensor.symbols]
         self._arguments = [*self.inputs, *self.states, *self.thresholds]
         self._outputs = len(metadata.outputs)
         if metadata.in_place:
@@ -100,6 +111,23 @@ class Runner:
             self._machine, self._call = machine, machine["bound"]
         else:
             self._main, self._call = machine["main"], self._call_main
+
+    def check_extents(self) -> None:
+        """Refuse inputs and states that disagree on an open extent, such as the batch.
+
+        Raises
+        ------
+        DataError
+        """
+        seen: dict[str, tuple[int, str]] = {}
+        for buffer, described in self._open:
+            for symbol, extent in zip(described.symbols, buffer.view.shape, strict=True):
+                known, name = seen.setdefault(symbol, (extent, described.name))
+                if symbol and extent != known:
+                    raise DataError(
+                        f"input '{described.name}': shape {buffer.view.shape} has {extent} where '{name}' has {known}; "
+                        f"accepted: the same '{symbol}' in both"
+                    )
 
     def run(self) -> None:
         """Compute results from the buffers."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tvm import IRModule, relax
 
+from tvm_dual.frontend.indices import index_limits, with_safe_indices
 from tvm_dual.frontend.states import expose_states
 
 
@@ -13,7 +14,8 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
     """Return `module` with the attributes of ``main`` that the rest of the project reads.
 
     These are ``num_input`` (inputs without states), ``num_states``, ``input_names``, ``output_names`` (inputs are
-    followed by states, outputs likewise) and ``initial_states`` (what each state is before the first call).
+    followed by states, outputs likewise), ``initial_states`` (what each state is before the first call) and
+    ``index_limits`` (for inputs that select rows of a table, such as token ids, how many rows it has).
 
     Parameters
     ----------
@@ -23,7 +25,7 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
     streaming : bool
         Whether recurrent states become inputs and outputs.
     """
-    main = module["main"]
+    main = with_safe_indices(module["main"])
     # Bounds of open extents would become sizes of buffers that longer sequences overrun.
     for name in ("tir_var_upper_bound", "tir_var_lower_bound"):
         if main.attrs and name in main.attrs:
@@ -38,4 +40,6 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
         }
     )
     module = relax.transform.FoldConstant()(module)
-    return expose_states(module) if streaming else module
+    module = expose_states(module) if streaming else module
+    module["main"] = module["main"].with_attr("index_limits", index_limits(module["main"]))
+    return module

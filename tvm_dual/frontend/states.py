@@ -60,7 +60,7 @@ def expose_states(module: IRModule) -> IRModule:
     main = exposer.visit_expr(main)
     attributes = {
         "num_states": len(exposer.parameters),
-        "output_names": [*kept, *(f"{state.name_hint}_next" for state in exposer.parameters)],
+        "output_names": [*kept, *(f"{state.name}_next" for state in exposer.parameters)],
         "initial_states": [tvm.runtime.tensor(array) for arrays in starts.values() for array in arrays],
     }
     main = extend_main(main, exposer.parameters, exposer.results, attributes, dropped_outputs=dropped)
@@ -170,7 +170,7 @@ def _without_sources(main: relax.Function, names: list[str], sources: set[str]) 
     kept = [(name, p) for name, p in zip(names, inputs, strict=True) if name not in sources]
     attributes = {
         "num_input": len(kept),
-        "input_names": [*(name for name, _ in kept), *(state.name_hint for state in states)],
+        "input_names": [*(name for name, _ in kept), *(state.name for state in states)],
     }
     function = relax.Function([*(p for _, p in kept), *states], main.body, main.ret_ty, is_pure=True)
     return function.with_attrs(dict(main.attrs) | attributes)

@@ -14,6 +14,7 @@ import torch
 import tvm
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from tvm import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 
@@ -35,7 +36,7 @@ def import_torch_module(
     ----------
     model : torch.nn.Module
         Its float weights are float32. It is not changed.
-    example_inputs : sequence of torch.Tensor, float32, int64 or int32
+    example_inputs : sequence of torch.Tensor, float32, int64 or int32, or of tuples of them
         What the module can be called with; extents are fixed as they are here.
     dynamic_shapes : optional
         Which extents stay open, as ``torch.export.export`` takes them. Examples of these must be 2 or more.
@@ -53,13 +54,13 @@ def import_torch_module(
     ModelError
         If the module cannot be exported, or a layer has a form that is not supported.
     """
-    if isinstance(example_inputs, torch.Tensor):
-        example_inputs = (example_inputs,)
+    example_inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     _refuse_modules(model)
-    _refuse_inputs(example_inputs)
-    program = _exported(model, tuple(example_inputs), dynamic_shapes)
+    leaves, structure = tree_flatten(example_inputs)
+    _refuse_inputs(leaves)
+    program = _exported(model, example_inputs, dynamic_shapes)
     if streaming:
-        program = _exported(model, one_step(program, example_inputs), None)
+        program = _exported(model, tree_unflatten(one_step(program, leaves), structure), None)
     return import_exported_program(program, streaming=streaming)
 
 
@@ -101,7 +102,7 @@ def _exported(model: torch.nn.Module, inputs: tuple, dynamic_shapes) -> Exported
         except Exception as error:  # the module's own code runs here
             raise ModelError(
                 f"model {type(model).__name__}: torch.export refuses it with inputs of the shapes "
-                f"{[tuple(value.shape) for value in inputs]}: {_first_line(error)}"
+                f"{[tuple(value.shape) for value in tree_leaves(inputs)]}: {_first_line(error)}"
             ) from error
 
 
@@ -120,7 +121,9 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """Return the program in PyTorch's core operators, recurrent layers and cells whole."""
     whole = whole_operators()
-    graph_module = copy.deepcopy(program.graph_module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, of how it copies itself
+        graph_module = copy.deepcopy(program.graph_module)
     for node in graph_module.graph.nodes:
         if node.target in whole:
             # The program's own operator would be unrolled to find the shapes of its results.
