@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tvm import IRModule, relax
 
+from relay_passes.drop_idle_transposes import DropIdleTransposes
 from tvm_dual.frontend.indices import index_limits, with_safe_indices
 from tvm_dual.frontend.states import expose_states
 
@@ -39,7 +40,7 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
             "initial_states": [],
         }
     )
-    module = relax.transform.FoldConstant()(module)
+    module = DropIdleTransposes()(relax.transform.FoldConstant()(module))
     module = expose_states(module) if streaming else module
     module["main"] = module["main"].with_attr("index_limits", index_limits(module["main"]))
     return module

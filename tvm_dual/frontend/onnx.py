@@ -21,7 +21,7 @@ from tvm_dual.frontend.interface import with_interface
 from tvm_dual.frontend.recurrent import emit_layer, join, make_cell
 
 #: Layers that are converted here, and their default activations in each direction.
-_ACTIVATIONS = {"GRU": ["sigmoid", "tanh"], "LSTM": ["sigmoid", "tanh", "tanh"]}
+_ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 #: By direction attribute: which way each of the layer's directions runs.
 _REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 #: Attributes of a recurrent layer that change nothing when they have these values.
@@ -160,7 +160,8 @@ def _refuse_unsupported_recurrent(graph: onnx.GraphProto) -> None:
             accepted["direction"] = " or ".join(_REVERSE)
         directions = len(_REVERSE.get(direction, (False,)))
         accepted["activations"] = _ACTIVATIONS[node.op_type] * directions
-        attributes["activations"] = [name.lower() for name in attributes.get("activations", accepted["activations"])]
+        if [name.lower() for name in attributes.get("activations", [])] == [n.lower() for n in accepted["activations"]]:
+            del attributes["activations"]  # their case does not matter
         for name, wanted in accepted.items():
             if attributes.get(name, wanted) != wanted:
                 raise ModelError(
