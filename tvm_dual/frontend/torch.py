@@ -5,7 +5,6 @@ TVM's own importer does the work, but for recurrent layers, which it unrolls ove
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -120,34 +119,44 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """Return the program in PyTorch's core operators, recurrent layers and cells whole."""
-    whole = whole_operators()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, of how it copies itself
-        graph_module = copy.deepcopy(program.graph_module)
-    for node in graph_module.graph.nodes:
-        if node.target in whole:
-            # The program's own operator would be unrolled to find the shapes of its results.
-            node.target = whole[node.target]
-    program = ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
-        graph_signature=program.graph_signature,
-        # TVM would share the model's memory, and reads weights that are not contiguous wrongly.
-        state_dict={name: _own(tensor) for name, tensor in program.state_dict.items()},
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants={
-            name: _own(value) if isinstance(value, torch.Tensor) else value for name, value in program.constants.items()
-        },
-    )
     table = torch.export.default_decompositions()
     for cell in (torch.ops.aten.lstm_cell.default, torch.ops.aten.gru_cell.default):
         table.pop(cell, None)
-    return program.run_decompositions(table)
+    with _whole_layers(program), warnings.catch_warnings():
+        # PyTorch's own, of how its trees of arguments are copied.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        owner = ExportedProgram(
+            root=program.graph_module,
+            graph=program.graph,
+            graph_signature=program.graph_signature,
+            # TVM would share the model's memory, and wants weights to be contiguous.
+            state_dict={name: _own(tensor) for name, tensor in program.state_dict.items()},
+            range_constraints=program.range_constraints,
+            module_call_graph=program.module_call_graph,
+            example_inputs=program.example_inputs,
+            constants={name: _own(value) for name, value in program.constants.items()},
+        )
+        return owner.run_decompositions(table)
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
+@contextmanager
+def _whole_layers(program: ExportedProgram) -> Iterator[None]:
+    """Let a program call our operators for a while: its own would be unrolled to find their results' shapes."""
+    whole = whole_operators()
+    changed = [(node, node.target) for node in program.graph.nodes if node.target in whole]
+    for node, target in changed:
+        node.target = whole[target]
+    try:
+        yield
+    finally:
+        for node, target in changed:
+            node.target = target
+
+
+def _own(tensor):
+    """Return a contiguous copy of a tensor; other constants as they are."""
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
     copied = tensor.detach().clone(memory_format=torch.contiguous_format)
     return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied
 
