@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tvm
 from tvm import IRModule, relax
 
 from relay_passes.drop_idle_transposes import DropIdleTransposes
@@ -40,7 +41,8 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
             "initial_states": [],
         }
     )
-    module = DropIdleTransposes()(relax.transform.FoldConstant()(module))
+    passes = [relax.transform.DeadCodeElimination(["main"]), relax.transform.FoldConstant(), DropIdleTransposes()]
+    module = tvm.transform.Sequential(passes)(module)
     module = expose_states(module) if streaming else module
     module["main"] = module["main"].with_attr("index_limits", index_limits(module["main"]))
     return module

@@ -26,6 +26,11 @@ _ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 _REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 #: Attributes of a recurrent layer that change nothing when they have these values.
 _DEFAULTS = {"layout": 0, "clip": 0.0, "input_forget": 0}
+#: Operators that make larger zeros of zeros.
+_ARRANGING = {
+    f"relax.{name}"
+    for name in ("broadcast_to", "concat", "expand_dims", "permute_dims", "reshape", "squeeze", "strided_slice")
+}
 #: Dtypes of inputs: values, and numbers of tokens.
 _INPUT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
@@ -208,6 +213,18 @@ def _constant(value, label: str) -> np.ndarray:
     return value.value.numpy()
 
 
+def _is_zero(bb: relax.BlockBuilder, value: relax.Expr) -> bool:
+    """Whether a value consists of zeros, whatever its shape."""
+    if isinstance(value, relax.Var):
+        value = bb.lookup_binding(value)
+    if isinstance(value, GenericConst):
+        return not value.value.numpy().any()
+    if isinstance(value, relax.Tuple):
+        return all(_is_zero(bb, field) for field in value.fields)
+    name = getattr(getattr(value, "op", None), "name", "")
+    return name == "relax.zeros" or (name in _ARRANGING and _is_zero(bb, value.args[0]))
+
+
 def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> relax.Tuple:
     """Emit an ONNX layer: ``x: (t, b, k) -> (Y: (t, d, b, h), Y_h: (d, b, h) [, Y_c: (d, b, h)])``."""
     label = f"layer '{attrs['tvm_custom']['name']}' ({kind})"
@@ -228,5 +245,7 @@ def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> rela
         for arrays in zip(weights, recurrences, biases, strict=True)
     ]
     states = [inputs[5]] if kind == "GRU" else [inputs[5], inputs[6]]
+    # Exporters make zeros of the shape of the input, by arithmetic on shapes that TVM cannot compile.
+    states = [None if state is not None and _is_zero(bb, state) else state for state in states]
     outputs, finals = emit_layer(bb, label, cells, reverse, inputs[0], states)
     return relax.Tuple([join(bb, outputs, 1), *(join(bb, final, 0) for final in finals)])

@@ -131,10 +131,13 @@ def emit_layer(
     ModelError
         If x or a state has another shape or dtype than the cells'.
     """
-    time, batch, _ = _checked(label, "input", x, (None, None, cells[0].n_inputs))
-    for state, name in zip(states, ("h", "c"), strict=False):
-        if state is not None:
-            _checked(label, f"initial state {name}", state, (len(cells), batch, cells[0].hidden))
+    x = _checked(builder, label, "input", x, (None, None, cells[0].n_inputs))
+    time, batch, _ = x.ty.shape
+    wanted = (len(cells), batch, cells[0].hidden)
+    states = [
+        state if state is None else _checked(builder, label, f"initial state {name}", state, wanted)
+        for state, name in zip(states, ("h", "c"), strict=False)
+    ]
     outputs, finals = [], [[] for _ in range(STATES[cells[0].kind])]
     for direction, (cell, backwards) in enumerate(zip(cells, reverse, strict=True)):
         start = [_start(builder, state, direction, len(cells), batch, cell.hidden) for state in states]
@@ -151,21 +154,29 @@ def join(builder: relax.BlockBuilder, values: Sequence[relax.Expr], axis: int) -
     return values[0] if len(values) == 1 else builder.emit(relax.op.concat(list(values), axis=axis))
 
 
-def _checked(label: str, what: str, value: relax.Expr, wanted: Sequence) -> list:
-    """Return the extents of a value, which must be float32 and match `wanted` (None is any)."""
+def _checked(builder: relax.BlockBuilder, label: str, what: str, value: relax.Expr, wanted: Sequence) -> relax.Expr:
+    """Return a value whose type says its shape; it must be float32 and match `wanted` (None is any)."""
     type_ = value.ty
-    if not isinstance(type_, relax.TensorType) or type_.shape is None or len(type_.shape) != len(wanted):
+    if not isinstance(type_, relax.TensorType) or type_.ndim not in (-1, len(wanted)):
         raise ModelError(f"{label}: its {what} has the type {type_}; accepted: float32 with {len(wanted)} axes")
-    if str(type_.dtype.dtype) != "float32":
+    if type_.dtype is not None and str(type_.dtype.dtype) != "float32":
         raise ModelError(f"{label}: its {what} is {type_.dtype.dtype}; accepted: float32. Convert the model first")
-    extents = list(type_.shape)
-    for found, want in zip(extents, wanted, strict=True):
+    if not isinstance(type_.shape, relax.ShapeExpr):
+        # Made from other shapes while the model runs: then checked while it runs.
+        shape = [tvm.tirx.Var("extent", "int64") if extent is None else extent for extent in wanted]
+        return builder.match_cast(value, relax.TensorType(shape, "float32"))
+    for found, want in zip(type_.shape, wanted, strict=True):
         fixed = isinstance(found, tvm.tirx.IntImm) and isinstance(want, (int, tvm.tirx.IntImm))
         if fixed and int(found) != int(want):
-            shown = ", ".join("any" if extent is None else str(extent) for extent in wanted)
-            found_shape = ", ".join(map(str, extents))
+            shown, found_shape = (", ".join(map(_extent, extents)) for extents in (wanted, type_.shape))
             raise ModelError(f"{label}: its {what} has the shape ({found_shape}); accepted: ({shown})")
-    return extents
+    return value
+
+
+def _extent(extent) -> str:
+    if extent is None:
+        return "any"
+    return str(int(extent)) if isinstance(extent, (int, tvm.tirx.IntImm)) else str(extent)
 
 
 def _start(builder, state, direction: int, directions: int, batch, hidden: int) -> relax.Expr:

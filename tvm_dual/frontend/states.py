@@ -51,10 +51,10 @@ def expose_states(module: IRModule) -> IRModule:
     for binding in calls:
         _check_one_step(graph, binding.value)
         starts[binding.var] = [_initial(graph, binding.value, i, sources) for i in range(graph.kind(binding.value))]
-    exposer = _Exposer(graph, starts)
     inputs, outputs = list(map(str, main.attrs["input_names"])), list(map(str, main.attrs["output_names"]))
     finals = [i for i, field in enumerate(graph.results()) if graph.only_from(field, graph.is_final_state)]
     dropped = finals if len(finals) < len(outputs) else []
+    exposer = _Exposer(graph, copies=finals != dropped)
     kept = [name for i, name in enumerate(outputs) if i not in dropped]
     parameters = {str(name) for name, parameter in zip(inputs, main.params, strict=True) if parameter in sources}
     main = exposer.visit_expr(main)
@@ -129,9 +129,10 @@ def _check_one_step(graph: _Graph, call: relax.Call) -> None:
             "Build whole sequences with streaming=False"
         )
     time, batch, _ = call.args[0].ty.shape
-    if not all(isinstance(extent, tvm.tirx.IntImm) and int(extent) == 1 for extent in (time, batch)):
+    fixed = [int(extent) if isinstance(extent, tvm.tirx.IntImm) else "any number of" for extent in (time, batch)]
+    if fixed != [1, 1]:
         raise ModelError(
-            f"{label}: sees {time} steps of {batch} sequences per call; accepted with streaming=True: one of each. "
+            f"{label}: sees {fixed[0]} steps of {fixed[1]} sequences per call; accepted with streaming=True: one of each. "
             "Give batch and time open extents (dynamic_shapes, dim_param), or example inputs of one step"
         )
 
@@ -180,9 +181,9 @@ def _without_sources(main: relax.Function, names: list[str], sources: set[str]) 
 class _Exposer(PyExprMutator):
     """Gives recurrent layers parameters to start from, and notes their final states."""
 
-    def __init__(self, graph: _Graph, starts: dict) -> None:
+    def __init__(self, graph: _Graph, copies: bool) -> None:
         super().__init__(graph.module)
-        self._graph, self._starts = graph, starts
+        self._graph, self._copies = graph, copies
         self.parameters: list[relax.Var] = []
         self.results: list[relax.Var] = []
         self._layers = 0
@@ -199,5 +200,9 @@ class _Exposer(PyExprMutator):
         self._layers += 1
         result = self.builder_.emit(relax.Call(call.op, [call.args[0], *states, *call.args[1 + count :]]))
         self.parameters += states
-        self.results += [self.builder_.emit_output(relax.TupleGetItem(result, 1 + i)) for i in range(count)]
+        for i in range(count):
+            final = relax.TupleGetItem(result, 1 + i)
+            # One value cannot be two results.
+            final = relax.op.multiply(self.builder_.emit(final), relax.const(1.0, "float32")) if self._copies else final
+            self.results.append(self.builder_.emit_output(final))
         return result
