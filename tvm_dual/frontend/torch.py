@@ -6,7 +6,7 @@ TVM's own importer does the work, but for recurrent layers, which it unrolls ove
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,6 +55,7 @@ def import_torch_module(
     """
     example_inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     _refuse_modules(model)
+    _refuse_weights((*model.named_parameters(), *model.named_buffers()))
     leaves, structure = tree_flatten(example_inputs)
     _refuse_inputs(leaves)
     program = _exported(model, example_inputs, dynamic_shapes)
@@ -69,8 +70,12 @@ def import_exported_program(program: ExportedProgram, *, streaming: bool = False
     With `streaming` its open extents become 1; the fixed ones of time and batch must be 1.
     """
     _refuse_nodes(program)
-    _refuse_weights(program)
+    tensors = {**program.constants, **program.state_dict}
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    specs = program.graph_signature.input_specs
+    _refuse_weights([(spec.target, tensors[spec.target]) for spec in specs if spec.kind in kinds])
     program = _decomposed(program)
+    _refuse_changes(program)
     layers = RecurrentLayers(program)
     try:
         module = from_exported_program(
@@ -135,6 +140,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
             module_call_graph=program.module_call_graph,
             example_inputs=program.example_inputs,
             constants={name: _own(value) for name, value in program.constants.items()},
+            verifiers=program.verifiers,
         )
         return owner.run_decompositions(table)
 
@@ -201,6 +207,10 @@ def _refuse_nodes(program: ExportedProgram) -> None:
             raise ModelError(f"{layer_label(node, 'packed')}: {PACKED}")
         if node.target in (aten.rnn_tanh.input, aten.rnn_relu.input):
             raise ModelError(f"{layer_label(node, 'rnn')}: not supported; accepted recurrent layers: {ACCEPTED}")
+
+
+def _refuse_changes(program: ExportedProgram) -> None:
+    """Name the first buffer or input that is written to, which the import would leave out."""
     for spec in program.graph_signature.output_specs:
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
             raise ModelError(
@@ -209,17 +219,14 @@ def _refuse_nodes(program: ExportedProgram) -> None:
             )
 
 
-def _refuse_weights(program: ExportedProgram) -> None:
-    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    tensors = {**program.constants, **program.state_dict}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind not in kinds or not tensors[spec.target].is_floating_point():
+def _refuse_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    for name, tensor in tensors:
+        if not tensor.is_floating_point():
             continue
-        tensor = tensors[spec.target]
         if tensor.dtype != torch.float32:
-            raise ModelError(f"weight '{spec.target}': {tensor.dtype}; accepted: float32. Convert with model.float()")
+            raise ModelError(f"weight '{name}': {tensor.dtype}; accepted: float32. Convert with model.float()")
         if torch.isnan(tensor).any():
-            raise ModelError(f"weight '{spec.target}': holds NaN; accepted: numbers. Train or load the model anew")
+            raise ModelError(f"weight '{name}': holds NaN; accepted: numbers. Train or load the model anew")
 
 
 def _first_line(error: BaseException) -> str:
