@@ -18,7 +18,11 @@ def sigmoid(x):
 
 def layer(gates, k, h):
     rng = np.random.default_rng(1)
-    arrays = rng.standard_normal((gates * h, k)), rng.standard_normal((gates * h, h)), rng.standard_normal(2 * gates * h)
+    arrays = (
+        rng.standard_normal((gates * h, k)),
+        rng.standard_normal((gates * h, h)),
+        rng.standard_normal(2 * gates * h),
+    )
     return tuple((array / 2).astype("float32") for array in arrays)
 
 

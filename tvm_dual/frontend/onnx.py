@@ -241,8 +241,7 @@ def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> rela
             f"accepted: {len(reverse)} of each. Export the model anew"
         )
     cells = [
-        make_cell(label, kind.lower(), *arrays, late_reset)
-        for arrays in zip(weights, recurrences, biases, strict=True)
+        make_cell(label, kind.lower(), *arrays, late_reset) for arrays in zip(weights, recurrences, biases, strict=True)
     ]
     states = [inputs[5]] if kind == "GRU" else [inputs[5], inputs[6]]
     # Exporters make zeros of the shape of the input, by arithmetic on shapes that TVM cannot compile.

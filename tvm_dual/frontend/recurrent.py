@@ -187,9 +187,7 @@ def _start(builder, state, direction: int, directions: int, batch, hidden: int) 
     return builder.emit(relax.op.strided_slice(state, [0], [direction], [direction + 1], assume_inbound=True))
 
 
-def _emit_cell(
-    builder: relax.BlockBuilder, label: str, cell: Cell, x, start: list, extents: tuple
-) -> list[relax.Expr]:
+def _emit_cell(builder: relax.BlockBuilder, label: str, cell: Cell, x, start: list, extents: tuple) -> list[relax.Expr]:
     """Emit the call of one direction and return its results, ``[y, h_t]`` or ``[y, h_t, c_t]``."""
     hidden = cell.hidden
     # Open extents get variables of the function's own: they may be expressions here.

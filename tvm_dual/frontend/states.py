@@ -104,7 +104,9 @@ class _Graph:
 
     def is_final_state(self, value: relax.Expr) -> bool:
         """Whether a value is the h or c that a recurrent layer ends with."""
-        return isinstance(value, relax.TupleGetItem) and value.index > 0 and bool(self.kind(self.value(value.tuple_value)))
+        return (
+            isinstance(value, relax.TupleGetItem) and value.index > 0 and bool(self.kind(self.value(value.tuple_value)))
+        )
 
     def only_from(self, expression: relax.Expr, accepted) -> bool:
         """Whether an expression selects and arranges values that `accepted` holds for, and no others."""
