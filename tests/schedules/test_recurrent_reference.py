@@ -18,12 +18,8 @@ def sigmoid(x):
 
 def layer(gates, k, h):
     rng = np.random.default_rng(1)
-    arrays = (
-        rng.standard_normal((gates * h, k)),
-        rng.standard_normal((gates * h, h)),
-        rng.standard_normal(2 * gates * h),
-    )
-    return tuple((array / 2).astype("float32") for array in arrays)
+    shapes = (gates * h, k), (gates * h, h), (2 * gates * h,)
+    return tuple((rng.standard_normal(shape) / 2).astype("float32") for shape in shapes)
 
 
 def normal(*shape, seed=0):

@@ -45,12 +45,11 @@ def expose_states(module: IRModule) -> IRModule:
     """
     main = module["main"]
     graph = _Graph(module)
-    calls = [binding for binding in graph.bindings if graph.kind(binding.value)]
-    sources = set()
-    starts = {}
-    for binding in calls:
-        _check_one_step(graph, binding.value)
-        starts[binding.var] = [_initial(graph, binding.value, i, sources) for i in range(graph.kind(binding.value))]
+    sources: set[relax.Var] = set()
+    starts: list[np.ndarray] = []
+    for call in [binding.value for binding in graph.bindings if graph.kind(binding.value)]:
+        _check_one_step(graph, call)
+        starts += [_initial(graph, call, i, sources) for i in range(graph.kind(call))]
     inputs, outputs = list(map(str, main.attrs["input_names"])), list(map(str, main.attrs["output_names"]))
     finals = [i for i, field in enumerate(graph.results()) if graph.only_from(field, graph.is_final_state)]
     dropped = finals if len(finals) < len(outputs) else []
@@ -61,7 +60,7 @@ def expose_states(module: IRModule) -> IRModule:
     attributes = {
         "num_states": len(exposer.parameters),
         "output_names": [*kept, *(f"{state.name}_next" for state in exposer.parameters)],
-        "initial_states": [tvm.runtime.tensor(array) for arrays in starts.values() for array in arrays],
+        "initial_states": [tvm.runtime.tensor(array) for array in starts],
     }
     main = extend_main(main, exposer.parameters, exposer.results, attributes, dropped_outputs=dropped)
     exposer.builder_.update_func(module.get_global_var("main"), main)
@@ -134,8 +133,8 @@ def _check_one_step(graph: _Graph, call: relax.Call) -> None:
     fixed = [int(extent) if isinstance(extent, tvm.tirx.IntImm) else "any number of" for extent in (time, batch)]
     if fixed != [1, 1]:
         raise ModelError(
-            f"{label}: sees {fixed[0]} steps of {fixed[1]} sequences per call; accepted with streaming=True: one of each. "
-            "Give batch and time open extents (dynamic_shapes, dim_param), or example inputs of one step"
+            f"{label}: sees {fixed[0]} steps of {fixed[1]} sequences per call; accepted with streaming=True: "
+            "one of each. Give batch and time open extents (dynamic_shapes, dim_param), or example inputs of one step"
         )
 
 

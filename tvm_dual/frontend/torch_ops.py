@@ -31,7 +31,7 @@ def whole_operators() -> dict:
 
     @torch.library.custom_op("tvm_dual::lstm", mutates_args=())
     def lstm(
-        input: Tensor,  # noqa: A002: the name in aten's signature
+        input: Tensor,
         hx: list[Tensor],
         params: list[Tensor],
         has_biases: bool,
@@ -47,7 +47,7 @@ def whole_operators() -> dict:
 
     @torch.library.custom_op("tvm_dual::gru", mutates_args=())
     def gru(
-        input: Tensor,  # noqa: A002: the name in aten's signature
+        input: Tensor,
         hx: Tensor,
         params: list[Tensor],
         has_biases: bool,
@@ -62,12 +62,12 @@ def whole_operators() -> dict:
         )
 
     @lstm.register_fake
-    def _(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):  # noqa: A002
+    def _(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         shape = (*input.shape[:2], hx[0].shape[-1] * (1 + bidirectional))
         return input.new_empty(shape), torch.empty_like(hx[0]), torch.empty_like(hx[1])
 
     @gru.register_fake
-    def _(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):  # noqa: A002
+    def _(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         return input.new_empty((*input.shape[:2], hx.shape[-1] * (1 + bidirectional))), torch.empty_like(hx)
 
     return {

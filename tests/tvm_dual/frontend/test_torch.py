@@ -7,8 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relay_passes.expose_inputs import ExposeInputs
+from relay_passes.pipeline import prepare_pipeline
 from tests.tvm_dual.frontend.conftest import compiled_module, stream
 from tvm_dual.frontend.dispatch import import_model
+from tvm_dual.sites import find_sites
 
 torch = pytest.importorskip("torch")
 Dim = torch.export.Dim
@@ -135,11 +138,18 @@ def test_a_word_model_at_any_length():
 
 def test_weights_of_a_site_are_in_the_order_of_onnx():
     model = Recurrent("LSTM", 3, 5)
-    _, (site,) = compiled_module(import_model(model, (torch.randn(4, 1, 3),)))
+    module = prepare_pipeline()(import_model(model, (torch.randn(4, 1, 3),)))
+    (site,) = find_sites(module)
     i, f, g, o = model.rnn.weight_ih_l0.detach().numpy().reshape(4, 5, 3)
     np.testing.assert_array_equal(site.weight, np.concatenate([i, o, f, g]))
     assert site.recurrence.shape == (20, 5) and site.bias.shape == site.recurrent_bias.shape == (20,)
-    assert not site.can_rewrite and not site.can_gate
+    assert (site.kind, site.hidden, site.rows_per_call) == ("lstm", 5, 4)
+    assert list(ExposeInputs()(module)["main"].attrs["dual.observed"]) == ["lstm0.0", "lstm0.1", "lstm0.2"]
+
+
+def test_an_lstm_of_one_step_is_left_to_tvm_for_now():
+    (site,) = find_sites(prepare_pipeline()(import_model(Recurrent("LSTM", 3, 5), (torch.randn(1, 1, 3),))))
+    assert site.rows_per_call == 1 and not site.can_rewrite and not site.can_gate
 
 
 def test_loops_over_cells():
