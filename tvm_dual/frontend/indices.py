@@ -1,4 +1,7 @@
-"""Inputs that select rows of a table, such as token ids: kernels do not check them, so this does."""
+"""Selections by index: kernels check nothing, and count negative indices from the wrong end.
+
+TVM's PyTorch importer makes ``y[:, -1]`` a selection of row -1, which reads other memory.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def index_limits(main: relax.Function) -> dict[str, int]:
 
 
 def with_safe_indices(main: relax.Function) -> relax.Function:
-    """Return `main` with selections that stay within their tables, whatever the model computes."""
+    """Return `main` with selections that stay within their tables, and constants below zero from the end."""
     return _SafeIndices().visit_expr(main)
 
 
@@ -46,5 +49,6 @@ class _SafeIndices(PyExprMutator):
         call = super().visit_call_(call)
         if _operator(call) == "relax.take" and call.attrs.mode == "fast":
             axis = None if call.attrs.axis is None else int(call.attrs.axis)
-            return relax.op.take(call.args[0], call.args[1], axis, mode="clip")
+            mode = "wrap" if isinstance(call.args[1], GenericConst) else "clip"
+            return relax.op.take(call.args[0], call.args[1], axis, mode=mode)
         return call

@@ -6,8 +6,6 @@ on the imported module, so it is the same for every importer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import tvm
 from tvm import IRModule, relax
@@ -70,16 +68,13 @@ def expose_states(module: IRModule) -> IRModule:
     return module
 
 
-@dataclass(frozen=True, eq=False)
 class _Graph:
     """``main``, and where its values come from."""
 
-    module: IRModule
-
-    def __post_init__(self) -> None:
-        bindings = [binding for block in self.module["main"].body.blocks for binding in block.bindings]
-        object.__setattr__(self, "bindings", bindings)
-        object.__setattr__(self, "_values", {binding.var: binding.value for binding in bindings})
+    def __init__(self, module: IRModule) -> None:
+        self.module = module
+        self.bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+        self._values = {binding.var: binding.value for binding in self.bindings}
 
     def kind(self, value: relax.Expr) -> int:
         """How many states a recurrent layer's call takes; 0 for any other value."""

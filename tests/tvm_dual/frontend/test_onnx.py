@@ -7,20 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relay_passes.pipeline import prepare_pipeline
-from schedules.cpu import native_isa
+from tests.tvm_dual.frontend.conftest import compiled_module, normal
 from tvm_dual.builder import Builder
-from tvm_dual.compiler import Compiler
 from tvm_dual.errors import ModelError
 from tvm_dual.frontend.onnx import import_onnx
-from tvm_dual.sites import find_sites
-from tvm_dual.variants import exact_form
 
 FRAMES = 12
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.4).astype("float32")
 
 
 def make_model(nodes, weights, shape, outputs=("y",)) -> onnx.ModelProto:
@@ -57,11 +49,8 @@ def gru_model(k=9, hidden=20, *, bias=True, state=None, late_reset=1, more_input
 
 def compiled(model: onnx.ModelProto, precision: str = "fp32", *, streaming: bool = False):
     """Return a library of the exact forms, and the names of its sites."""
-    module = prepare_pipeline()(import_onnx(model, streaming=streaming))
-    sites = find_sites(module)
-    compiler = Compiler(module, sites, native_isa().name, 1)
-    forms = {s.name: compiler.form(precision, *exact_form(s, s.nonnegative)) for s in sites if s.can_rewrite}
-    return compiler.compile(forms), [s.name for s in sites]
+    library, sites = compiled_module(import_onnx(model, streaming=streaming), precision)
+    return library, [site.name for site in sites]
 
 
 def reference(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

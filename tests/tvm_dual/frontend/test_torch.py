@@ -170,6 +170,23 @@ def test_import_does_not_grow_with_the_length():
     assert len(sizes) == 1
 
 
+def test_the_last_step_and_the_last_state():
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(4, 6, num_layers=2, batch_first=True)
+
+        def forward(self, x):
+            y, final = self.rnn(x)
+            return y[:, -1], final[-1], y[:, -1:], y[:, :-1], final[-2:]
+
+    model, x = Last(), torch.randn(2, 3, 4)
+    library, _ = compiled_module(import_model(model, (x,), dynamic_shapes=(ANY_TWO,)))
+    for shape in ((3, 7, 4), (1, 2, 4)):
+        x = torch.randn(shape)
+        agree(library(x.numpy()), expected(model, x))
+
+
 def test_weights_that_are_not_contiguous_and_are_changed_later():
     model = torch.nn.Sequential(torch.nn.Linear(6, 9))
     model[0].weight = torch.nn.Parameter(torch.randn(6, 9).t())
