@@ -9,13 +9,17 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.main_function import extend_main
 
+#: How many states the recurrent layers read.
+_STATES = {"dual.gru": 1, "dual.lstm": 2}
+
 
 @tvm.transform.module_pass(opt_level=0, name="ExposeInputs")
 class ExposeInputs:
     """The pass; run it on marked sites, before they are rewritten.
 
     ``main`` gains one output per value that a site reads at run time, and the attribute
-    ``dual.observed`` with their names: ``site.0`` is the input, ``site.1`` a recurrent state.
+    ``dual.observed`` with their names: ``site.0`` is the input, ``site.1`` a recurrent state h, ``site.2``
+    an LSTM's c.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
@@ -43,8 +47,9 @@ class _Exposer(PyExprMutator):
         if not isinstance(function, relax.Function) or not function.attrs or "dual.site" not in function.attrs:
             return call
         name, live = str(function.attrs["dual.site"]), [a for a in call.args if not isinstance(a, GenericConst)]
-        if function.attrs["Composite"] == "dual.gru":
-            live = call.args[:2]  # a state may be a constant, and is read all the same
+        states = _STATES.get(str(function.attrs["Composite"]))
+        if states:
+            live = call.args[: 1 + states]  # a state may be a constant, and is read all the same
         for i, value in enumerate(live):
             self.names.append(f"{name}.{i}")
             # A copy: the same value may be read twice, and a parameter cannot be an output.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from tvm import relax
 
 
 def extend_main(
-    main: relax.Function, parameters: Sequence[relax.Var], outputs: Sequence[relax.Var], attributes: dict
+    main: relax.Function,
+    parameters: Sequence[relax.Var],
+    outputs: Sequence[relax.Var],
+    attributes: dict,
+    dropped_outputs: Container[int] = (),
 ) -> relax.Function:
     """Return `main` with further parameters, further outputs and changed attributes.
 
     `outputs` are variables that the dataflow block gives out; they follow the present outputs, which
-    become a tuple if they are not one yet.
+    become a tuple if they are not one yet. Of the present ones those numbered in `dropped_outputs` are left out.
     """
     result, bindings = main.body.body, []
 
@@ -24,6 +28,7 @@ def extend_main(
 
     if isinstance(result.ty, relax.TupleType):
         fields = [bound(relax.TupleGetItem(result, i), field) for i, field in enumerate(result.ty.fields)]
+        fields = [field for i, field in enumerate(fields) if i not in dropped_outputs]
     else:
         fields = [result]
     fields += outputs

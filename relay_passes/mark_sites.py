@@ -2,7 +2,7 @@
 
 Before, a dense layer is a chain of operators and recurrent layers share a function if they look
 alike. After, each is one call of its own private function with the attributes ``Composite``
-(``dual.dense`` or ``dual.gru``), ``dual.site`` (its name: kind and number in graph order) and
+(``dual.dense``, ``dual.gru`` or ``dual.lstm``), ``dual.site`` (its name: kind and number in graph order) and
 ``dual.nonnegative`` (whether the input can only be zero or more, so that zeros can be skipped).
 Weights stay arguments of the call.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from relay_passes.pipeline import Watch, prepare_pipeline
@@ -10,7 +10,7 @@ from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from tvm_dual.calibration import check_calibration, observe
 from tvm_dual.compiler import Compiler
 from tvm_dual.errors import PlanError, SetupError
-from tvm_dual.frontend.onnx import import_onnx
+from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
@@ -28,6 +28,8 @@ def build(
     model,
     calibration: Iterable,
     *,
+    example_inputs: Sequence | None = None,
+    dynamic_shapes=None,
     streaming: bool = False,
     precision: str = "int8",
     evaluate: Callable[[DualLibrary], float] | None = None,
@@ -42,11 +44,15 @@ def build(
 
     Parameters
     ----------
-    model : path or onnx.ModelProto
+    model : path, onnx.ModelProto, torch.nn.Module or torch.export.ExportedProgram
         A trained model.
-    calibration : iterable of ndarray, float32
+    calibration : iterable of ndarray
         Inputs like those to come. One array per stream, ``(calls, *input shape)``; axes of length one
         may be left out.
+    example_inputs : sequence of torch.Tensor, optional
+        What a ``torch.nn.Module`` can be called with; needed for one, and for nothing else.
+    dynamic_shapes : optional
+        Open extents of a ``torch.nn.Module``'s inputs, as ``torch.export.export`` takes them.
     streaming : bool
         Compile one step: batch and time become 1, recurrent states inputs and outputs.
     precision : str
@@ -77,7 +83,15 @@ def build(
         All of them `TvmDualError`; nothing is left behind.
     """
     builder = Builder(
-        model, calibration, streaming=streaming, target=target, threads=threads, progress=progress, dump=dump
+        model,
+        calibration,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        streaming=streaming,
+        target=target,
+        threads=threads,
+        progress=progress,
+        dump=dump,
     )
     return builder.build(precision, evaluate=evaluate, max_drop=max_drop, options=options)
 
@@ -90,6 +104,8 @@ class Builder:
         model,
         calibration: Iterable,
         *,
+        example_inputs: Sequence | None = None,
+        dynamic_shapes=None,
         streaming: bool = False,
         target: str = "native",
         threads: int = 1,
@@ -103,7 +119,8 @@ class Builder:
         isa = _checked_target(target, threads)
 
         # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
-        module = prepare_pipeline()(import_onnx(model, streaming=streaming))
+        imported = import_model(model, example_inputs, dynamic_shapes=dynamic_shapes, streaming=streaming)
+        module = prepare_pipeline()(imported)
         self._sites = {site.name: site for site in find_sites(module)}
         self._compiler = Compiler(
             module, list(self._sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None
@@ -113,7 +130,7 @@ class Builder:
         forms = {
             name: self._compiler.form("fp32", *exact_form(site, site.nonnegative))
             for name, site in self._sites.items()
-            if site.rows_per_call == 1
+            if site.can_rewrite
         }
         self._dense = self._compiler.compile(forms, observe=True)
         self._data = check_calibration(calibration, self._dense.metadata.inputs)

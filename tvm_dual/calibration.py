@@ -22,7 +22,7 @@ class CalibrationData:
 
     Attributes
     ----------
-    streams : tuple of ndarray, float32, (calls, *input shape)
+    streams : tuple of ndarray, (calls, *input shape)
         For a streaming model one item is one stream, whose calls share a state; else one item is
         the calls of one array, or a single call.
     digest : str
@@ -50,7 +50,7 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
 
     Parameters
     ----------
-    data : iterable of ndarray, float32
+    data : iterable of ndarray of the input's dtype
         Each item is ``(calls, *shape)`` for the input's shape of one call; axes of length one may be
         left out.
     inputs : tuple of Tensor
@@ -59,30 +59,33 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
     Raises
     ------
     DataError
-        If there is none, or an item has the wrong shape or dtype, or holds NaN or infinity.
+        If there is none, or an item has the wrong shape or dtype, or holds NaN, infinity, or an index that the model
+        has no row for.
     """
     if len(inputs) != 1:
         raise ModelError(
             f"model: {len(inputs)} inputs ({', '.join(t.name for t in inputs)}); accepted: models with one"
         )
-    name, shape = inputs[0].name, inputs[0].shape
+    name, shape, dtype, below = inputs[0].name, inputs[0].shape, inputs[0].dtype, inputs[0].below
     if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
         raise DataError(
-            f"calibration data: found {type(data).__name__}; accepted: an iterable (a list, a generator) of float32 "
+            f"calibration data: found {type(data).__name__}; accepted: an iterable (a list, a generator) of {dtype} "
             "arrays, one per stream. Wrap a single array in a list"
         )
     digest, streams = hashlib.sha256(), []
     plain = tuple(extent for extent in shape if extent != 1)
-    accepted = f"float32 of shape (calls, {', '.join('any' if extent == -1 else str(extent) for extent in plain)})"
+    accepted = f"{dtype} of shape (calls, {', '.join('any' if extent == -1 else str(extent) for extent in plain)})"
     for i, item in enumerate(data):
         label = f"calibration item {i} for input '{name}'"
         array = np.asarray(item)
-        if array.dtype != np.float32:
-            raise DataError(f"{label}: dtype {array.dtype}; accepted: {accepted}. Convert with .astype('float32')")
+        if array.dtype != dtype:
+            raise DataError(f"{label}: dtype {array.dtype}; accepted: {accepted}. Convert with .astype('{dtype}')")
         if array.ndim < 1 or not _matches(array.shape[1:], shape):
             raise DataError(f"{label}: shape {array.shape}; accepted: {accepted}")
         if not np.isfinite(array).all():
             raise DataError(f"{label}: holds NaN or infinity; accepted: finite {accepted}. Clean the data first")
+        if below is not None and array.size and not 0 <= array.min() <= array.max() < below:
+            raise DataError(f"{label}: values from {array.min()} to {array.max()}; accepted: 0 to {below - 1}")
         if len(array):
             per_call = array.shape[1:] if -1 in shape else shape
             streams.append(np.ascontiguousarray(array.reshape(len(array), *per_call)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,8 @@ class Compiler:
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}
         arrays |= {f"weights/{i}": weight for i, weight in enumerate(weights)}
+        starts = main.attrs.get("initial_states", [])
+        arrays |= {f"initial/{t.name}": a.numpy() for t, a in zip(metadata.states, starts, strict=True)}
         if plan is None:
             return DualLibrary(metadata, arrays, executable)
         return self._linked(executable, metadata, arrays)
@@ -118,21 +121,21 @@ class Compiler:
         attributes = main.attrs
         names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
         inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
-        shapes = [_shape(type_) for type_ in attributes.get("dual.parameters", [p.ty for p in main.params])]
+        types = attributes.get("dual.parameters", [parameter.ty for parameter in main.params])
+        described = [_tensor(name, type_) for name, type_ in zip(names, types, strict=False)]
+        limits = {str(name): int(limit) for name, limit in attributes.get("index_limits", {}).items()}
         results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
         results = attributes.get("dual.results", results)
         counts = [str(name) for name in attributes.get("dual.counts", [])]
         return Metadata(
-            inputs=tuple(Tensor(n, s) for n, s in zip(names[:inputs], shapes, strict=False)),
-            states=tuple(Tensor(n, s) for n, s in zip(names[inputs:], shapes[inputs : inputs + states], strict=True)),
-            outputs=tuple(
-                Tensor(n, _shape(t)) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)
-            ),
+            inputs=tuple(replace(tensor, below=limits.get(tensor.name)) for tensor in described[:inputs]),
+            states=tuple(described[inputs : inputs + states]),
+            outputs=tuple(_tensor(n, t) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)),
             thresholds=tuple(str(name) for name in attributes.get("dual.thresholds", [])),
             counts=tuple(counts),
             gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
-            extras=tuple(Tensor(str(i), _shape(t), str(t.dtype.dtype)) for i, t in enumerate(results[len(outputs) :])),
+            extras=tuple(_tensor(str(i), t) for i, t in enumerate(results[len(outputs) :])),
             offsets=tuple(int(offset) for offset in attributes.get("dual.offsets", [])),
             weights=tuple(Tensor(str(i), w.shape, str(w.dtype)) for i, w in enumerate(weights)),
             isa=self._isa.name,
@@ -149,5 +152,7 @@ class Compiler:
         return site.weight.shape[0]
 
 
-def _shape(type_: relax.TensorType) -> tuple[int, ...]:
-    return tuple(int(extent) if isinstance(extent, tvm.tirx.IntImm) else -1 for extent in type_.shape)
+def _tensor(name: str, type_: relax.TensorType) -> Tensor:
+    shape = tuple(int(extent) if isinstance(extent, tvm.tirx.IntImm) else -1 for extent in type_.shape)
+    symbols = tuple(str(extent.name) if isinstance(extent, tvm.tirx.Var) else "" for extent in type_.shape)
+    return Tensor(name, shape, str(type_.dtype.dtype), symbols if any(symbols) else ())

@@ -27,6 +27,7 @@ class DualLibrary:
         described = [Tensor(n, t.shape[1:]) for n, t in zip(metadata.thresholds, self._tables, strict=True)]
         weights = [arrays[f"weights/{tensor.name}"] for tensor in metadata.weights]
         self._runner = Runner(module, metadata, described, weights)
+        self._initial = [arrays[f"initial/{tensor.name}"] for tensor in metadata.states]
         self._streaming: Stream | None = None
         self.effort = 1.0
 
@@ -65,8 +66,8 @@ class DualLibrary:
 
         Parameters
         ----------
-        *arrays : ndarray, float32
-            Inputs, then states, with the shapes of ``metadata``.
+        *arrays : ndarray
+            Inputs, then states, with the shapes and dtypes of ``metadata``.
 
         Returns
         -------
@@ -76,15 +77,16 @@ class DualLibrary:
         Raises
         ------
         DataError
-            If a number of arrays, a shape or a dtype is wrong.
+            If a number of arrays, a shape or a dtype is wrong, or extents that must be equal are not.
         """
         expected = (*self.metadata.inputs, *self.metadata.states)
         if len(arrays) != len(expected):
-            names = ", ".join(f"{t.name} {t.shape}" for t in expected)
-            raise DataError(f"call: {len(arrays)} arrays; accepted: {len(expected)} ({names}), each float32")
+            names = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in expected)
+            raise DataError(f"call: {len(arrays)} arrays; accepted: {len(expected)} ({names})")
         self._give_to(None)
         for array, buffer in zip(arrays, (*self._runner.inputs, *self._runner.states), strict=True):
             buffer.fill(array)
+        self._runner.check_extents()
         self._runner.run()
         values = [*(v.copy() for v in self._runner.outputs), *(state.view.copy() for state in self._runner.states)]
         return values[0] if len(values) == 1 else tuple(values)
@@ -99,8 +101,8 @@ class DualLibrary:
                 np.copyto(buffer.view, state)
 
     def initial_state(self) -> tuple[np.ndarray, ...]:
-        """Return the states before the first call: zeros."""
-        return tuple(np.zeros(t.shape, "float32") for t in self.metadata.states)
+        """Return the states before the first call: zeros, unless the model starts from constants of its own."""
+        return tuple(array.copy() for array in self._initial)
 
     def stream(self) -> Stream:
         """Return a function of the inputs alone that carries the states from call to call."""
@@ -162,13 +164,13 @@ class Stream:
     """A streaming model and its state."""
 
     def __init__(self, library: DualLibrary) -> None:
-        """Start from the zero state."""
+        """Start from the initial state."""
         self._library, self._runner = library, library._runner
         self._states: list[np.ndarray] = []
         self.reset()
 
     def reset(self) -> None:
-        """Return to the zero state."""
+        """Return to the initial state."""
         if self._library._streaming is self:
             self._library._streaming = None
         self._states = list(self._library.initial_state())
@@ -178,8 +180,8 @@ class Stream:
 
         Parameters
         ----------
-        *arrays : ndarray, float32
-            The inputs; axes of length one may be left out.
+        *arrays : ndarray
+            The inputs, in the dtypes of ``metadata``; axes of length one may be left out.
 
         Returns
         -------
@@ -198,11 +200,12 @@ class Stream:
             self._library._give_to(self)
         for array, buffer in zip(arrays, runner.inputs, strict=True):
             # What `fill` does, without the call: Python is slow after a kernel that has swept the caches.
-            known = isinstance(array, np.ndarray) and array.dtype == buffer.dtype
+            known = isinstance(array, np.ndarray) and array.dtype == buffer.dtype and buffer.below is None
             if known and (place := buffer.places.get(array.shape)) is not None:
                 place[...] = array
             else:
                 buffer.fill(array, squeeze=True)
+        runner.check_extents()
         runner.run()
         values = runner.outputs
         return values[0].copy() if len(values) == 1 else tuple(value.copy() for value in values)

@@ -16,11 +16,26 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Tensor:
-    """Name and shape of an input or output; -1 is an extent that calls may choose."""
+    """An input or output.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        -1 is an extent that calls may choose.
+    dtype : str
+    symbols : tuple of str
+        By axis, the name of an open extent, which is the same wherever a call meets the name; "" for others. Empty
+        if none is open.
+    below : int or None
+        What an integer input's values must be smaller than: the rows of the table that they select from.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    symbols: tuple[str, ...] = ()
+    below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,7 @@ def describe(raw: dict) -> str:
     lines = [f"{key} {value}" for key, value in metadata.versions.items()]
     lines.append(f"built for {metadata.isa} ({', '.join(ISAS[metadata.isa].requires)}), {metadata.threads} thread(s)")
     for label in ("inputs", "states", "outputs"):
-        lines += [f"{label[:-1]} {tensor.name}: float32 {tensor.shape}" for tensor in getattr(metadata, label)]
+        lines += [f"{label[:-1]} {tensor.name}: {tensor.dtype} {tensor.shape}" for tensor in getattr(metadata, label)]
     return "\n".join([*lines, "", str(Report(metadata.plan)) if metadata.plan else "no plan"])
 
 

@@ -29,13 +29,15 @@ class Buffer:
     Attributes
     ----------
     view : ndarray
+    below : int or None
+        What values must be smaller than, if they select from a table.
     places : dict of ndarray
         The same memory by the shapes that may be copied in: with and without axes of length one.
     """
 
     def __init__(self, tensor: Tensor, view: np.ndarray | None = None) -> None:
         """Wrap `view`, or allocate; an extent of -1 is allocated when an array arrives."""
-        self._described, self.places = tensor, {}
+        self._described, self.below, self.places = tensor, tensor.below, {}
         # One for now: an empty view has no aligned address.
         shape = tuple(1 if extent < 0 else extent for extent in tensor.shape)
         self._take(aligned_empty(shape, tensor.dtype) if view is None else view)
@@ -53,24 +55,37 @@ class Buffer:
         Raises
         ------
         DataError
-            If its dtype or shape is wrong; with `squeeze`, axes of length one may be missing.
+            If its dtype or shape is wrong, or an index is outside the table that it selects from; with `squeeze`,
+            axes of length one may be missing.
         """
+        name, shape = self._described.name, self._described.shape
         if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
             found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-            wanted = f"a numpy array, {self.dtype} {self._described.shape}"
-            raise DataError(f"input '{self._described.name}': {found}; accepted: {wanted}")
-        if not (squeeze and array.shape in self.places) and array.shape != self.view.shape:
-            if not _fits(array.shape, self._described.shape):
-                raise DataError(f"input '{self._described.name}': {self._complaint(array, squeeze)}")
+            wanted = f"a numpy array, {self.dtype} {shape}"
+            raise DataError(f"input '{name}': {found}; accepted: {wanted}")
+        if self.below is not None and array.size and not 0 <= array.min() <= array.max() < self.below:
+            raise DataError(
+                f"input '{name}': values from {array.min()} to {array.max()}; accepted: 0 to {self.below - 1}, the "
+                "rows of the table that they select from"
+            )
+        if squeeze and -1 not in shape and _plain(array.shape) == _plain(shape):
+            array = array.reshape(shape)
+        elif array.shape != self.view.shape:
+            if not _fits(array.shape, shape):
+                raise DataError(f"input '{name}': {self._complaint(array, squeeze)}")
             self._take(aligned_empty(array.shape, self._described.dtype))
         self.places[array.shape][...] = array
 
     def _complaint(self, array: np.ndarray, squeeze: bool) -> str:
         shape = self._described.shape
-        short = tuple(extent for extent in shape if extent != 1)
-        plain = f", or {short}" if squeeze and short != shape else ""
-        any_ = ", -1 is any" if -1 in shape else ""
+        plain = f", or {_plain(shape)}" if squeeze and _plain(shape) != shape else ""
+        any_ = ", -1 is any length from 1 on" if -1 in shape else ""
         return f"shape {array.shape}; accepted: {self.dtype} {shape}{plain}{any_}"
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without its axes of length one."""
+    return tuple(extent for extent in shape if extent != 1)
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -119,10 +134,29 @@ class Runner:
             self.run = partial(self._run_main, VirtualMachine(module, tvm.cpu())["main"], arguments, metadata)
         inputs, states = len(metadata.inputs), len(metadata.inputs) + len(metadata.states)
         self.inputs, self.states, self.thresholds = arguments[:inputs], arguments[inputs:states], arguments[states:]
+        given = zip((*self.inputs, *self.states), (*metadata.inputs, *metadata.states), strict=True)
+        self._open = [(buffer, tensor) for buffer, tensor in given if any(tensor.symbols)]
 
     def _view(self, tensor: Tensor, start: int) -> np.ndarray:
         size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
         return self._region[start : start + size].view(tensor.dtype).reshape(tensor.shape)
+
+    def check_extents(self) -> None:
+        """Refuse inputs and states that disagree on an open extent, such as the batch.
+
+        Raises
+        ------
+        DataError
+        """
+        seen: dict[str, tuple[int, str]] = {}
+        for buffer, described in self._open:
+            for symbol, extent in zip(described.symbols, buffer.view.shape, strict=True):
+                known, name = seen.setdefault(symbol, (extent, described.name))
+                if symbol and extent != known:
+                    raise DataError(
+                        f"input '{described.name}': shape {buffer.view.shape} has {extent} where '{name}' has {known}; "
+                        f"accepted: the same '{symbol}' in both"
+                    )
 
     def _sort(self, results: list[np.ndarray], metadata: Metadata) -> list[np.ndarray]:
         """Keep outputs and extras; return the states between them."""

@@ -21,9 +21,9 @@ class Site:
     name : str
         Kind and number in graph order, such as ``gru0``.
     kind : str
-        ``dense`` or ``gru``.
+        ``dense``, ``gru`` or ``lstm``.
     weight : ndarray, float32, (n, k)
-        Rows of the input's matrix; a GRU stacks z, r and n.
+        Rows of the input's matrix; a GRU stacks z, r and n, an LSTM i, o, f and c.
     bias : ndarray, float32, (n,)
     recurrence : ndarray, float32, (n, h), or None
         Rows of the state's matrix.
@@ -63,9 +63,14 @@ class Site:
         return 0 if self.recurrence is None else self.recurrence.shape[1]
 
     @property
+    def can_rewrite(self) -> bool:
+        """Whether kernels of ours apply: one vector per call, and no LSTM yet. Others are left to TVM."""
+        return self.rows_per_call == 1 and self.kind != "lstm"
+
+    @property
     def can_gate(self) -> bool:
-        """Whether gated kernels apply: one vector per call, and a GRU that resets after its product."""
-        return self.rows_per_call == 1 and self.linear_before_reset
+        """Whether gated kernels apply: can be rewritten, and a GRU that resets after its product."""
+        return self.can_rewrite and self.linear_before_reset
 
     @property
     def weight_count(self) -> int:
@@ -119,12 +124,12 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
     extents = list(call.args[0].ty.shape)[:-1]
     fixed = all(isinstance(extent, tvm.tirx.IntImm) for extent in extents)
     rows = int(np.prod([int(extent) for extent in extents])) if fixed else None
-    if kind == "gru":
+    if kind in ("gru", "lstm"):
         # The last three: the state before them may be a constant too.
         weight, recurrence, bias = arrays[-3:]
         n = weight.shape[0]
         bias, recurrent_bias = bias[:n], bias[n:]
-        late_reset = bool(int(function.attrs["linear_before_reset"]))
+        late_reset = bool(int(function.attrs.get("linear_before_reset", 1)))
     else:
         weight = next(a for a in arrays if a.ndim == 2).T
         bias = next((a for a in arrays if a.ndim == 1), np.zeros(weight.shape[0], "float32"))

@@ -11,7 +11,7 @@ from tvm.script import relax as R
 
 from relay_passes.mark_sites import MarkSites
 from schedules import cpu
-from schedules.recurrent import gru_reference
+from schedules.recurrent_reference import gru_reference
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The GRU cell: nonlinearities, the pointwise update, the layer's definition."""
+"""The GRU cell: nonlinearities and the pointwise update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tvm.script import tirx as T
 
 from schedules import intrinsics, recurrent
-from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
+from tests.schedules.conftest import RUNNABLE, Output, join, run
 
 SIZES = [1, 19, 600]
 
@@ -107,34 +107,6 @@ def test_reset_state_and_early_pointwise_match_numpy(isa, h):
     (y,) = run(isa, recurrent.gru_pointwise_early(isa, h), given_half, gates, candidate, state, output)
     n = np.tanh(given_half[2 * h :] + candidate)
     np.testing.assert_allclose(y, (1 - z) * n + z * state, rtol=0, atol=3e-6)
-
-
-@pytest.mark.parametrize("linear_before_reset", [0, 1])
-def test_the_reference_layer_runs_sequences_and_batches_of_any_length(isa, linear_before_reset):
-    k, h = 5, 7
-    rng = np.random.default_rng(1)
-    weight, recurrence = rng.standard_normal((3 * h, k)), rng.standard_normal((3 * h, h))
-    bias = rng.standard_normal(6 * h)
-    weight, recurrence, bias = (a.astype("float32") for a in (weight, recurrence, bias))
-    kernel = compile_kernel(isa, recurrent.gru_reference(k, h, linear_before_reset))
-    for steps, batch in [(1, 1), (4, 3)]:
-        x = rng.standard_normal((steps, batch, k)).astype("float32")
-        h0 = rng.standard_normal((1, batch, h)).astype("float32")
-        outputs = Output((steps, 1, batch, h), "float32"), Output((1, batch, h), "float32")
-        y, last = call(kernel, x, h0, weight, recurrence, bias, *outputs)
-        state = h0[0].astype("float64")
-        for t in range(steps):
-            given_half = x[t] @ weight.T + bias[: 3 * h]
-            gates = state @ recurrence[: 2 * h].T + bias[3 * h : 5 * h]
-            z, r = sigmoid(given_half[:, :h] + gates[:, :h]), sigmoid(given_half[:, h : 2 * h] + gates[:, h:])
-            if linear_before_reset:
-                candidate = r * (state @ recurrence[2 * h :].T + bias[5 * h :])
-            else:
-                candidate = (r * state) @ recurrence[2 * h :].T + bias[5 * h :]
-            n = np.tanh(given_half[:, 2 * h :] + candidate)
-            state = (1 - z) * n + z * state
-            np.testing.assert_allclose(y[t, 0], state, rtol=0, atol=1e-5)
-        np.testing.assert_array_equal(last[0], y[-1, 0])
 
 
 def test_two_steps_joined_in_one_kernel_equal_the_two_apart(isa):

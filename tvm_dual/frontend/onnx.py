@@ -1,8 +1,7 @@
 """ONNX to Relax, recurrent layers kept whole.
 
-TVM's own importer does the work; it knows no GRU, so a converter for it is added here. The layer
-becomes one call of a private function with the attribute ``Composite = "dual.gru"``, whose body is
-a plain kernel that defines the layer's meaning and takes sequences of any length.
+TVM's own importer does the work; it knows no recurrent layers, so converters for GRU and LSTM are
+added here. Each layer and direction becomes one call; see `tvm_dual.frontend.recurrent`.
 """
 
 from __future__ import annotations
@@ -17,12 +16,23 @@ from tvm.error import OpNotImplemented
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
-from schedules.recurrent import gru_reference
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.streaming import recurrent_states, streaming_model
+from tvm_dual.frontend.interface import with_interface
+from tvm_dual.frontend.recurrent import emit_layer, join, make_cell
 
-#: Attributes of an ONNX GRU that change nothing when they have these values.
-_DEFAULTS = {"direction": "forward", "layout": 0, "activations": ["Sigmoid", "Tanh"], "clip": 0.0}
+#: Layers that are converted here, and their default activations in each direction.
+_ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
+#: By direction attribute: which way each of the layer's directions runs.
+_REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+#: Attributes of a recurrent layer that change nothing when they have these values.
+_DEFAULTS = {"layout": 0, "clip": 0.0, "input_forget": 0}
+#: Operators that make larger zeros of zeros.
+_ARRANGING = {
+    f"relax.{name}"
+    for name in ("broadcast_to", "concat", "expand_dims", "permute_dims", "reshape", "squeeze", "strided_slice")
+}
+#: Dtypes of inputs: values, and numbers of tokens.
+_INPUT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
 
 class _Importer(ONNXGraphImporter):
@@ -30,12 +40,12 @@ class _Importer(ONNXGraphImporter):
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         known = onnx.GraphProto()
-        known.node.extend(node for node in graph.node if node.op_type != "GRU")
+        known.node.extend(node for node in graph.node if node.op_type not in _ACTIVATIONS)
         super()._check_for_unsupported_ops(known)
 
     def _convert_operator(self, op_name, inputs, attrs, opset):
-        if op_name == "GRU":
-            return _convert_gru(self.bb, inputs, attrs)
+        if op_name in _ACTIVATIONS:
+            return _convert_recurrent(self.bb, op_name, inputs, attrs)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
 
@@ -100,65 +110,101 @@ def import_onnx(
     model = load_onnx(source)
     _refuse_unsupported_recurrent(model.graph)
     _refuse_other_inputs(model.graph)
-    states = ()
+    _refuse_nan(model.graph)
+    shapes = dict(shapes or {})
     if streaming:
-        model = streaming_model(model)
-        states = recurrent_states(model)
+        shapes = _one_step(model.graph) | shapes
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    importer = _Importer(dict(shapes or {}), "float32", sanitize=True)
     try:
-        module = importer.from_onnx(model.graph, opset)
+        module = _Importer(shapes, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
     except OpNotImplemented as error:
         raise ModelError(
             f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them"
         ) from error
-    initial = {tensor.name for tensor in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in initial]
-    outputs = [value.name for value in model.graph.output]
-    module["main"] = module["main"].with_attrs(
-        {
-            "num_input": len(names) - len(states),
-            "num_states": len(states),
-            "input_names": names,
-            "output_names": outputs,
-        }
-    )
-    return module
+    names = [value.name for value in _inputs(model.graph)]
+    return with_interface(module, names, [value.name for value in model.graph.output], streaming)
+
+
+def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Inputs that are not weights."""
+    initial = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in initial]
+
+
+def _one_step(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """Return the inputs' shapes with every open extent 1, which makes batch and time 1."""
+    return {
+        value.name: tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)
+        for value in _inputs(graph)
+    }
+
+
+def _named(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """Return the graph with a name for every recurrent layer, by which errors can call it."""
+    if all(node.name for node in graph.node if node.op_type in _ACTIVATIONS):
+        return graph
+    result = onnx.GraphProto()
+    result.CopyFrom(graph)
+    for node in result.node:
+        node.name = node.name or node.output[0]
+    return result
 
 
 def _refuse_unsupported_recurrent(graph: onnx.GraphProto) -> None:
     """Name the first recurrent layer whose form would give a wrong result."""
     for node in graph.node:
         label = f"layer '{node.name or node.output[0]}' ({node.op_type})"
-        if node.op_type in ("LSTM", "RNN"):
-            raise ModelError(f"{label}: not supported yet; accepted recurrent layers: GRU")
-        if node.op_type != "GRU":
+        if node.op_type == "RNN":
+            raise ModelError(f"{label}: not supported; accepted recurrent layers: GRU, LSTM")
+        if node.op_type not in _ACTIVATIONS:
             continue
-        for attribute in node.attribute:
-            value = onnx.helper.get_attribute_value(attribute)
-            value = value.decode() if isinstance(value, bytes) else value
-            value = (
-                [v.decode() for v in value]
-                if isinstance(value, list) and value and isinstance(value[0], bytes)
-                else value
-            )
-            if attribute.name in _DEFAULTS and value != _DEFAULTS[attribute.name]:
+        attributes = {attribute.name: _plain(attribute) for attribute in node.attribute}
+        direction = attributes.get("direction", "forward")
+        accepted = _DEFAULTS | {"direction": direction}
+        if direction not in _REVERSE:
+            accepted["direction"] = " or ".join(_REVERSE)
+        directions = len(_REVERSE.get(direction, (False,)))
+        accepted["activations"] = _ACTIVATIONS[node.op_type] * directions
+        if [name.lower() for name in attributes.get("activations", [])] == [n.lower() for n in accepted["activations"]]:
+            del attributes["activations"]  # their case does not matter
+        for name, wanted in accepted.items():
+            if attributes.get(name, wanted) != wanted:
                 raise ModelError(
-                    f"{label}: {attribute.name} is {value!r}; accepted: {_DEFAULTS[attribute.name]!r}. "
+                    f"{label}: {name} is {attributes[name]!r}; accepted: {wanted!r}. "
                     "Leave this layer to another compiler, or export the model without it"
                 )
         if len(node.input) > 4 and node.input[4]:
-            raise ModelError(f"{label}: has sequence_lens; accepted: sequences of one length, sequence_lens absent")
+            raise ModelError(
+                f"{label}: has sequence_lens; accepted: sequences of one length, sequence_lens absent. "
+                "Export the model without packed sequences"
+            )
+        if len(node.input) > 7 and node.input[7]:
+            raise ModelError(
+                f"{label}: has peephole weights (input P); accepted: none. Train the model without peepholes"
+            )
+
+
+def _plain(attribute: onnx.AttributeProto):
+    """Return an attribute's value with strings instead of bytes."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    return [v.decode() for v in value] if attribute.type == onnx.AttributeProto.STRINGS else value
 
 
 def _refuse_other_inputs(graph: onnx.GraphProto) -> None:
-    """Name the first input that is not float32: libraries take nothing else."""
-    initial = {tensor.name for tensor in graph.initializer}
-    for value in graph.input:
+    """Name the first input whose dtype libraries do not take."""
+    for value in _inputs(graph):
         kind = value.type.tensor_type.elem_type
-        if value.name not in initial and kind != onnx.TensorProto.FLOAT:
+        if kind not in _INPUT_TYPES:
             found = onnx.TensorProto.DataType.Name(kind)
-            raise ModelError(f"input '{value.name}': {found}; accepted: float32 inputs")
+            raise ModelError(f"input '{value.name}': {found}; accepted: float32, int64 and int32 inputs")
+
+
+def _refuse_nan(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise ModelError(f"weight '{tensor.name}': holds NaN; accepted: numbers. Train or export the model anew")
 
 
 def _constant(value, label: str) -> np.ndarray:
@@ -167,41 +213,38 @@ def _constant(value, label: str) -> np.ndarray:
     return value.value.numpy()
 
 
-def _convert_gru(bb: relax.BlockBuilder, inputs, attrs):
-    """Emit a GRU as one call: ``(x: (t, b, k), h0: (1, b, h)) -> (y: (t, 1, b, h), h_t: (1, b, h))``."""
-    name = attrs["tvm_custom"]["name"]
-    x = inputs[0]
-    weight = _constant(inputs[1], f"layer '{name}' (GRU) weight")[0]
-    recurrence = _constant(inputs[2], f"layer '{name}' (GRU) recurrence weight")[0]
-    hidden = recurrence.shape[1]
-    bias = inputs[3] if len(inputs) > 3 else None
-    bias = np.zeros(6 * hidden, "float32") if bias is None else _constant(bias, f"layer '{name}' (GRU) bias")[0]
-    time, batch, features = x.ty.shape
-    if len(inputs) > 5 and inputs[5] is not None:
-        state = inputs[5]
-    else:
-        state = bb.emit(relax.op.zeros(relax.ShapeExpr([1, batch, hidden]), "float32"))
-    linear_before_reset = int(attrs.get("linear_before_reset", 0))
+def _is_zero(bb: relax.BlockBuilder, value: relax.Expr) -> bool:
+    """Whether a value consists of zeros, whatever its shape."""
+    if isinstance(value, relax.Var):
+        value = bb.lookup_binding(value)
+    if isinstance(value, GenericConst):
+        return not value.value.numpy().any()
+    if isinstance(value, relax.Tuple):
+        return all(_is_zero(bb, field) for field in value.fields)
+    name = getattr(getattr(value, "op", None), "name", "")
+    return name == "relax.zeros" or (name in _ARRANGING and _is_zero(bb, value.args[0]))
 
-    parameters = [
-        relax.Var("x", relax.TensorType([time, batch, features], "float32")),
-        relax.Var("h", relax.TensorType([1, batch, hidden], "float32")),
-        relax.Var("weight", relax.TensorType(weight.shape, "float32")),
-        relax.Var("recurrence", relax.TensorType(recurrence.shape, "float32")),
-        relax.Var("bias", relax.TensorType(bias.shape, "float32")),
+
+def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> relax.Tuple:
+    """Emit an ONNX layer: ``x: (t, b, k) -> (Y: (t, d, b, h), Y_h: (d, b, h) [, Y_c: (d, b, h)])``."""
+    label = f"layer '{attrs['tvm_custom']['name']}' ({kind})"
+    inputs = [inputs[i] if i < len(inputs) else None for i in range(7)]
+    weights = _constant(inputs[1], f"{label} weight")
+    recurrences = _constant(inputs[2], f"{label} recurrence weight")
+    biases = [None] * len(weights) if inputs[3] is None else _constant(inputs[3], f"{label} bias")
+    late_reset = bool(int(attrs.get("linear_before_reset", 0)))
+    direction = attrs.get("direction", b"forward")
+    reverse = _REVERSE[direction.decode() if isinstance(direction, bytes) else direction]
+    if not len(weights) == len(recurrences) == len(biases) == len(reverse):
+        raise ModelError(
+            f"{label}: weights of {len(weights)}, {len(recurrences)} and {len(biases)} directions; "
+            f"accepted: {len(reverse)} of each. Export the model anew"
+        )
+    cells = [
+        make_cell(label, kind.lower(), *arrays, late_reset) for arrays in zip(weights, recurrences, biases, strict=True)
     ]
-    outputs = [
-        relax.TensorType([time, 1, batch, hidden], "float32"),
-        relax.TensorType([1, batch, hidden], "float32"),
-    ]
-    kernel = bb.add_func(gru_reference(int(features), hidden, linear_before_reset), f"{name}_reference")
-    layer = relax.BlockBuilder()
-    with layer.function(name, parameters, private=True):
-        with layer.dataflow():
-            result = layer.emit_output(relax.call_tir(kernel, parameters, outputs))
-        layer.emit_func_output(result)
-    function = layer.get()[name].with_attrs(
-        {"Composite": "dual.gru", "linear_before_reset": linear_before_reset, "hidden_size": hidden}
-    )
-    arguments = [x, state, *(relax.const(array) for array in (weight, recurrence, bias))]
-    return bb.emit(relax.Call(bb.add_func(function, name), arguments))
+    states = [inputs[5]] if kind == "GRU" else [inputs[5], inputs[6]]
+    # Exporters make zeros of the shape of the input, by arithmetic on shapes that TVM cannot compile.
+    states = [None if state is not None and _is_zero(bb, state) else state for state in states]
+    outputs, finals = emit_layer(bb, label, cells, reverse, inputs[0], states)
+    return relax.Tuple([join(bb, outputs, 1), *(join(bb, final, 0) for final in finals)])
