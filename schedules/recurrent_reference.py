@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from schedules.intrinsics import horizontal_sum_float, sigmoid, tanh
+from schedules.intrinsics import sigmoid, sum_each, tanh
 
 #: Lanes of a product's running sum; LLVM splits it where registers are narrower.
 _LANES = 16
@@ -43,7 +43,7 @@ def _product(n_rows: int, n_columns: int, first_row: int = 0):
                 total[lanes(0)] = total[lanes(0)] + matrix[i, lanes(j * _LANES)] * vector[lanes(j * _LANES)]
             for j in T.serial(whole * _LANES, n_columns):
                 tail[0] = tail[0] + matrix[i, j] * vector[j]
-            result[i] = horizontal_sum_float(total[lanes(0)]) + tail[0]
+            result[i] = sum_each([total[lanes(0)]], _LANES) + tail[0]
 
     return product
 
