@@ -12,11 +12,12 @@ from schedules import columns, dense, little, quantize, row_pairs
 from schedules.cpu import Isa
 from schedules.registry import kernel
 
-#: Bytes of weights read from which on a kernel is divided between threads. To start the others and to
-#: wait for them takes about 3 microseconds, in which one thread reads 70 kB from L3.
+#: Bytes of weights read from which on a kernel is divided between threads. A launch takes 1.5 to 3
+#: microseconds, in which one thread reads 35 to 70 kB from L3, and more where the other thread fell asleep.
 PARALLEL_BYTES = 256 << 10
-#: What share of a matrix gated rows and zero skipping are taken to read.
-_SPARSE_SHARE = 0.25
+#: What share of a matrix gated rows and zero skipping are taken to read. At a quarter, an int8 step with
+#: gates was a third slower on two threads than on one.
+_SPARSE_SHARE = 0.125
 
 
 @dataclass(frozen=True)

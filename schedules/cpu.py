@@ -118,6 +118,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_threads(count: int) -> None:
+    """Let kernels that this thread calls run on `count` threads, or on all cores if there are fewer."""
+    # Read when the pool starts: binding would put two processes on the same cores.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm
+
+    # The first call sizes the pool for good, by the list; by itself TVM takes half of the cores.
+    cores = [str(core) for core in range(available_cores())]
+    tvm.get_global_func("runtime.config_threadpool")(1, count, cores)
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: str, alignment: int = 64) -> np.ndarray:
     """Return an uninitialised array whose data starts at a multiple of `alignment` bytes."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -7,13 +7,12 @@ kernel, all its memory is one region made once, and a call passes nothing but th
 from __future__ import annotations
 
 import mmap
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schedules.cpu import aligned_empty
+from schedules.cpu import aligned_empty, use_threads
 from tvm_dual.errors import DataError
 
 if TYPE_CHECKING:
@@ -110,12 +109,10 @@ class Runner:
 
     def __init__(self, module, metadata: Metadata, thresholds: list[Tensor], weights: list[np.ndarray]) -> None:
         """Load `module` on the CPU; TVM's thread pool gets as many threads as the library was built for."""
-        # The variable is read when the pool starts: binding would put two processes on the same cores.
-        os.environ.setdefault("TVM_BIND_THREADS", "0")
+        use_threads(metadata.threads)
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
-        tvm.get_global_func("runtime.config_threadpool")(1, metadata.threads)
         described = [*metadata.inputs, *metadata.states, *thresholds]
         results = [*metadata.outputs, *metadata.states, *metadata.extras]
         if metadata.offsets:

@@ -28,7 +28,7 @@ def call(kernel, *operands, threads: int = 1) -> list[np.ndarray]:
     An operand is an array, which must come back unchanged, or an `Output`.
     """
     if threads > 1:
-        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        cpu.use_threads(threads)
     tensors, outputs, guards, inputs = [], [], [], []
     for operand in operands:
         shape, dtype = operand.shape, np.dtype(operand.dtype)

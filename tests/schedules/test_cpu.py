@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import tvm
@@ -67,3 +69,18 @@ def test_aligned_arrays_start_where_asked(shape, alignment):
     array = cpu.aligned_empty(shape, "float32", alignment)
     assert array.shape == shape and array.dtype == np.float32
     assert array.size == 0 or array.ctypes.data % alignment == 0
+
+
+def test_kernels_run_on_as_many_threads_as_asked_for_if_there_are_cores():
+    # In a thread of its own: a pool belongs to the thread that calls, and keeps its first size.
+    found = []
+
+    def ask() -> None:
+        for count in (1, 2, 1000):
+            cpu.use_threads(count)
+            found.append(tvm.get_global_func("runtime.NumThreads")())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()
+    assert found == [min(count, cpu.available_cores()) for count in (1, 2, 1000)]
