@@ -22,11 +22,8 @@ from tvm_dual.options import AdvancedOptions
 
 NAME = "nsnet2-48k"
 _MODEL = "nsnet2-20ms-48k-baseline.onnx"
-#: Directions of the little modules, and how much each site's damage counts: from trials scored on
-#: the evaluation speech, so its quality figures are not blind to them.
-OPTIONS = AdvancedOptions(
-    site_dimensions={"dense0": 32, "gru0": 64, "gru1": 112, "dense1": 64}, site_factors={"gru0": 3.0, "dense1": 2.5}
-)
+#: Steps of gradient descent on the little modules of the recurrent layers; everything else as it comes.
+OPTIONS = AdvancedOptions(finetune_steps=150)
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,8 +42,8 @@ class Size:
     rule : str
         Gate rules to search, as `AdvancedOptions` takes it.
     max_drop : float
-        Share of what may be lost that the plan may use on the judging speech. Half leaves the other half
-        for unseen speech; on a single piece of speech even rounding the weights moves babble by more.
+        Share of what may be lost that the plan may use on the judging speech. The rest is for speech that
+        differs from it; on a single piece of speech even rounding the weights moves babble by more.
     """
 
     rounds: int
@@ -56,7 +53,7 @@ class Size:
     evaluation: int
     exact_peers: bool
     rule: str
-    max_drop: float = 0.5
+    max_drop: float = 0.75
 
 
 FULL = Size(rounds=10, steps=200, calibration=1, judging=1, evaluation=1, exact_peers=True, rule="auto")
@@ -133,8 +130,7 @@ def build_forms(threads: int, size: Size, progress: Progress) -> dict[tuple[str,
         ("little", "int8"),
     ):
         progress(f"building {mode} {precision}", len(found), 7)
-        options = AdvancedOptions(mode=mode, site_dimensions=OPTIONS.site_dimensions)
-        found[mode, precision] = builder.build(precision, options=options)
+        found[mode, precision] = builder.build(precision, options=replace(OPTIONS, mode=mode))
     return found
 
 

@@ -134,11 +134,9 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
                     sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
                     for r in T.unroll(width):
                         end: T.let = (base[r] + 1) * stride - numbers
-                        y[base[r]] = (
-                            affine[0]
-                            * (number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1))
-                            + number(weight, end, 2)
-                        )
+                        y[base[r]] = affine[0] * (
+                            number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1)
+                        ) + number(weight, end, 2)
 
     return gated_rows
 

@@ -56,11 +56,9 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
         sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
         for r in T.unroll(width):
             end: T.let = base[r] * both + start + size - NUMBERS
-            y[base[r]] = (
-                affine[0]
-                * (number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1))
-                + number(weight, end, 2)
-            )
+            y[base[r]] = affine[0] * (
+                number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1)
+            ) + number(weight, end, 2)
 
     @T.prim_func(s_tir=True, private=True)
     def row_pairs(

@@ -136,6 +136,7 @@ class Builder:
         self._data = check_calibration(calibration, self._dense.metadata.inputs)
         observed = observe(self._dense, self._data, lambda done, total: self._progress("calibration", done, total))
         self._observations = {name: observed[name] for name in forms}
+        self._known = {}
 
     def build(
         self,
@@ -164,9 +165,10 @@ class Builder:
             precision,
             options or AdvancedOptions(),
             tuple(site for name, site in self._sites.items() if name not in self._observations),
+            self._known,
         )
         if plan is not None:
-            return apply_plan(model, quality, plan)
+            return apply_plan(model, quality, plan, self._progress)
         return make_plan(model, quality, self._progress)
 
 

@@ -12,8 +12,9 @@ from tvm_dual.errors import DataError, ModelError
 from tvm_dual.library import DualLibrary
 from tvm_dual.metadata import Tensor
 
-#: Calls that are kept for fitting; beyond a few thousand the fits do not change.
-MAX_SAMPLES = 12_000
+#: Calls that are kept for fitting; beyond a few thousand the fits do not change. They are kept in runs
+#: of this length, so that recurrent layers can be followed through time.
+MAX_SAMPLES, RUN = 16_000, 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +41,18 @@ class CalibrationData:
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """What one site read: arrays ``float32 (samples, length)``, input first, then a state."""
+    """What one site read.
+
+    Attributes
+    ----------
+    inputs : tuple of ndarray, float32, (samples, length)
+        The input, then a state.
+    runs : tuple of int
+        Where a run of consecutive calls of one stream begins.
+    """
 
     inputs: tuple[np.ndarray, ...]
+    runs: tuple[int, ...] = (0,)
 
 
 def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> CalibrationData:
@@ -116,12 +126,16 @@ def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[
     every = max(1, -(-data.calls // MAX_SAMPLES))
     names = library.metadata.observed
     collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    done = 0
+    done, kept, runs, following = 0, 0, [], False
     for stream in data.streams:
-        run = library.stream()
+        run, following = library.stream(), False
         for frame in stream:
             run(frame)
-            if done % every == 0:
+            keep = done // RUN % every == 0
+            if keep and not following:
+                runs.append(kept)
+            kept, following = kept + keep, keep
+            if keep:
                 for name, value in zip(names, library.last_extras(), strict=True):
                     collected[name].append(value.reshape(-1, value.shape[-1])[-1])
             done += 1
@@ -130,4 +144,4 @@ def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[
     found: dict[str, list[np.ndarray]] = {}
     for name in sorted(names):
         found.setdefault(name.split(".")[0], []).append(np.stack(collected[name]))
-    return {site: Observations(tuple(arrays)) for site, arrays in found.items()}
+    return {site: Observations(tuple(arrays), tuple(runs)) for site, arrays in found.items()}

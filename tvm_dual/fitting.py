@@ -24,11 +24,14 @@ class SiteFit:
         layers make of the unit; for r the error that the reset gate multiplies is left to the kernel.
     weights : ndarray, float32
         From `tvm_dual.gates.unit_weights`.
+    tuned : bool
+        Whether the little module was fine-tuned.
     """
 
     little: FittedLittle
     spread: np.ndarray
     weights: np.ndarray
+    tuned: bool = False
 
 
 def fit_site(

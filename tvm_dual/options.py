@@ -36,6 +36,9 @@ class AdvancedOptions:
         How many times the damage of single sites counts, by name; 1 where none is given.
     keep_dense : tuple of str
         Names of sites that must stay exact.
+    finetune_steps : int
+        Steps of gradient descent on the little modules of gated recurrent sites (`tvm_dual.finetune`); 0
+        keeps the closed form. The result is used if it judges better. Needs torch.
     search_steps : int
         Refinements of the bound after the first bracket, each costing one ``evaluate``.
     """
@@ -49,6 +52,7 @@ class AdvancedOptions:
     site_dimensions: dict[str, int] = field(default_factory=dict)
     site_factors: dict[str, float] = field(default_factory=dict)
     keep_dense: tuple[str, ...] = ()
+    finetune_steps: int = 0
     search_steps: int = 2
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class AdvancedOptions:
             "little_bits": self.little_bits in (4, 8),
             "site_dimensions": all(k > 0 for k in self.site_dimensions.values()),
             "site_factors": all(factor > 0 for factor in self.site_factors.values()),
+            "finetune_steps": self.finetune_steps >= 0,
             "search_steps": self.search_steps >= 0,
         }
         for name, fine in checks.items():

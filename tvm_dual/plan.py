@@ -31,6 +31,8 @@ class SitePlan:
         Of the little module, empty without one.
     dimensions, little_bits : int
         Size and precision of the little module, 0 without one.
+    tuned : bool
+        Whether the little module was fine-tuned.
     limit : float
         The gate's bound at effort 1: in units of damage, or the activation rule's margin.
     density : float
@@ -52,6 +54,7 @@ class SitePlan:
     projection: str = ""
     dimensions: int = 0
     little_bits: int = 0
+    tuned: bool = False
     limit: float = 0.0
     density: float = 1.0
     weight_bytes: int = 0

@@ -13,9 +13,12 @@ from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
-from tvm_dual.search import WORTH, Search, best_exact, best_gated, search_limit
+from tvm_dual.search import WORTH, Search, best_exact, best_gated, provisional_limit, search_limit
 from tvm_dual.sites import Site
 from tvm_dual.variants import Fits, Model, Variant, exact_form, mode_form
+
+#: The bound that fine-tuned modules are compared at, as a multiple of the provisional one.
+TYPICAL = 2.0
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -34,6 +37,7 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     gated = best_gated(model, fits, exact, progress)
     searches = []
     if gated is not None:
+        _finetune(model, quality, fits, gated, progress)
         rules = RULES if model.options.rule == "auto" else (model.options.rule,)
         searches = [search_limit(model, quality, fits.variant(gated.forms, rule), progress) for rule in rules]
     trials = [trial for found in searches for trial in found.trials]
@@ -47,6 +51,21 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
         alone = fits.variant({name: _without_gates(form) for name, form in best.variant.forms.items()})
         return _final(model, alone, None, _plan(model, quality, alone, None, trials))
     return _final(model, best.variant, best.limit, _plan(model, quality, best.variant, best, trials))
+
+
+def _finetune(model: Model, quality: Quality, fits: Fits, gated: Variant, progress) -> None:
+    """Train little modules, and keep the trained ones if they judge better at one and the same bound."""
+    if not model.options.finetune_steps:
+        return
+    limit = provisional_limit(model, gated)
+    fits.finetune(gated.forms, limit, progress)
+    tuned = fits.variant(gated.forms)
+    values = []
+    for variant in (gated, tuned):
+        variant.set_limit(limit * TYPICAL)
+        values.append(quality.judge(variant.library))
+    if values[1] <= values[0]:
+        fits.forget_tuned(gated.forms)
 
 
 def _check_exact(quality: Quality, plan: Plan) -> None:
@@ -64,7 +83,7 @@ def _without_gates(form: tuple[str, str]) -> tuple[str, str]:
     return tuple("little" if part == "rows" else part for part in form)
 
 
-def apply_plan(model: Model, quality: Quality, plan: Plan) -> DualLibrary:
+def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibrary:
     """Return the library of a model by the forms and bounds of an earlier plan.
 
     Raises
@@ -82,9 +101,11 @@ def apply_plan(model: Model, quality: Quality, plan: Plan) -> DualLibrary:
                 f"plan: site {site.name} has the forms {site.input!r}, {site.hidden!r}; plan this model anew"
             )
     rules = {site.rule for site in plan.sites if site.rule} or {"damage"}
-    limits = {site.limit for site in plan.sites if site.rule} or {None}
-    variant = Fits(model).variant({name: (site.input, site.hidden) for name, site in planned.items()}, rules.pop())
-    limit = limits.pop()
+    limit = ({site.limit for site in plan.sites if site.rule} or {None}).pop()
+    fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
+    if limit is not None and any(site.tuned for site in planned.values()):
+        fits.finetune(forms, limit / TYPICAL, progress)
+    variant = fits.variant(forms, rules.pop())
     if limit is not None:
         variant.set_limit(limit)
     search = None if limit is None else Search(variant, [], limit, quality.judge(variant.library), 0.0)
@@ -92,9 +113,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan) -> DualLibrary:
 
 
 def _final(model: Model, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
-    fits = Fits(model)
-    fits._known = {(name, variant.forms[name][0] in ("rows", "little")): fit for name, fit in variant.fits.items()}
-    return fits.variant(variant.forms, variant.rule, limit, plan).library
+    return Fits(model).variant(variant.forms, variant.rule, limit, plan).library
 
 
 def _plan(model: Model, quality: Quality, variant: Variant, search: Search | None, trials: list[Trial]) -> Plan:
@@ -157,6 +176,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, search: Search | None
             projection=model.options.projection,
             dimensions=fit.little.module.weight.shape[1],
             little_bits=model.options.little_bits,
+            tuned=fit.tuned,
         )
     if "rows" in forms:
         plan = replace(plan, rule=variant.rule, limit=search.limit, density=density)

@@ -36,6 +36,7 @@ class Report:
         table = [_HEADER]
         for site in plan.sites:
             little = f"{site.projection} {site.dimensions} x {site.little_bits} bit" if site.dimensions else "-"
+            little += ", tuned" * site.tuned
             gated = "rows" in (site.input, site.hidden)
             table.append(
                 (

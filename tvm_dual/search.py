@@ -101,7 +101,7 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
         start[name] = form
     if start == exact.forms:
         return None
-    limit = _provisional_limit(model, fits.variant(start))
+    limit = provisional_limit(model, fits.variant(start))
     choices = [start, *_one_step_away(model, start, exact.forms)]
     variants = []
     for i, forms in enumerate(choices):
@@ -138,7 +138,7 @@ def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
     return found
 
 
-def _provisional_limit(model: Model, variant: Variant) -> float:
+def provisional_limit(model: Model, variant: Variant) -> float:
     """Return the bound that opens about `PROVISIONAL_DENSITY` of the gated rows."""
     ladder = LADDER[variant.rule]
     for limit in ladder:

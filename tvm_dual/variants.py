@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from tvm_dual.calibration import CalibrationData, Observations
 from tvm_dual.compiler import Compiler
+from tvm_dual.finetune import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_site
 from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.library import DualLibrary
@@ -33,6 +36,8 @@ class Model:
     options : AdvancedOptions
     left : tuple of Site
         Sites that no kernel of ours applies to; TVM compiles them.
+    known : dict of SiteFit
+        Little modules fitted so far, which builds of one model share.
     """
 
     sites: dict[str, Site]
@@ -42,6 +47,7 @@ class Model:
     precision: str
     options: AdvancedOptions
     left: tuple[Site, ...] = ()
+    known: dict[tuple, SiteFit] = field(default_factory=dict)
 
     @property
     def longest(self) -> np.ndarray:
@@ -70,27 +76,49 @@ class Fits:
     """Little modules, each fitted once, and the variants built from them."""
 
     def __init__(self, model: Model) -> None:
+        """Take up what `model` knows already."""
         self._model = model
-        self._known: dict[tuple[str, bool], SiteFit] = {}
         self._means = {
             name: tuple(values.mean(axis=0) for values in seen.inputs) for name, seen in model.observations.items()
         }
 
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
-        model, both = self._model, forms[0] in ("rows", "little")
-        if (name, both) not in self._known:
-            site, options = model.sites[name], model.options
-            inputs = site.n_inputs * both + site.hidden if site.kind == "gru" else site.n_inputs
-            self._known[name, both] = fit_site(
-                site,
-                model.observations[name],
-                model.sites,
-                both=both,
-                dimensions=options.site_size(name, inputs),
-                projection=options.projection,
-                bits=options.little_bits,
-            )
-        return self._known[name, both]
+        """Return a site's little module: the fine-tuned one if there is one, else the closed form."""
+        closed = self._closed_form(name, forms)
+        return self._model.known.get(self._tuned(name, forms), closed)
+
+    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> None:
+        """Train the little modules of gated recurrent sites under the bound `limit`, once."""
+        model, steps = self._model, self._model.options.finetune_steps
+        for name, form in forms.items():
+            site, observed = model.sites[name], model.observations[name]
+            if not steps or "rows" not in form or not can_finetune(site, observed):
+                continue
+            if (key := self._tuned(name, form)) not in model.known:
+                report = partial(progress, f"fine-tuning {name}")
+                model.known[key] = finetune(site, self._closed_form(name, form), observed, limit, steps, report)
+
+    def forget_tuned(self, forms: Forms) -> None:
+        """Go back to the closed forms."""
+        for name, form in forms.items():
+            self._model.known.pop(self._tuned(name, form), None)
+
+    def _key(self, name: str, forms: tuple[str, str]) -> tuple:
+        """Everything that the closed form of a site's little module depends on."""
+        site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
+        inputs = site.n_inputs * both + site.hidden if site.kind == "gru" else site.n_inputs
+        return name, both, options.site_size(name, inputs), options.projection, options.little_bits
+
+    def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
+        return *self._key(name, forms), "tuned", self._model.options.finetune_steps
+
+    def _closed_form(self, name: str, forms: tuple[str, str]) -> SiteFit:
+        model, key = self._model, self._key(name, forms)
+        if key not in model.known:
+            _, both, size, projection, bits = key
+            options = {"both": both, "dimensions": size, "projection": projection, "bits": bits}
+            model.known[key] = fit_site(model.sites[name], model.observations[name], model.sites, **options)
+        return model.known[key]
 
     def variant(
         self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None
