@@ -22,8 +22,6 @@ from tvm_dual.options import AdvancedOptions
 
 NAME = "nsnet2-48k"
 _MODEL = "nsnet2-20ms-48k-baseline.onnx"
-#: Steps of gradient descent on the little modules of the recurrent layers; everything else as it comes.
-OPTIONS = AdvancedOptions(finetune_steps=150)
 Progress = Callable[[str, int, int], None]
 
 
@@ -38,9 +36,11 @@ class Size:
     calibration, judging, evaluation : int
         Take every n-th piece of speech: to calibrate on, to choose thresholds on, to report quality of.
     exact_peers : bool
-        Whether quality is computed for peers that run the model as it is (fp32), too.
+        Whether quality is computed for engines that run the model as it is, too.
     rule : str
         Gate rules to search, as `AdvancedOptions` takes it.
+    finetune_steps : int
+        Of the little modules of the recurrent layers.
     max_drop : float
         Share of what may be lost that the plan may use on the judging speech. The rest is for speech that
         differs from it; on a single piece of speech even rounding the weights moves babble by more.
@@ -53,12 +53,20 @@ class Size:
     evaluation: int
     exact_peers: bool
     rule: str
+    finetune_steps: int = 150
     max_drop: float = 0.75
+
+    @property
+    def options(self) -> AdvancedOptions:
+        """Options of all builds: everything else as it comes."""
+        return AdvancedOptions(rule=self.rule, finetune_steps=self.finetune_steps)
 
 
 FULL = Size(rounds=10, steps=200, calibration=1, judging=1, evaluation=1, exact_peers=True, rule="auto")
-DEMO = Size(rounds=5, steps=120, calibration=1, judging=2, evaluation=3, exact_peers=False, rule="damage")
-SHORT = Size(rounds=2, steps=60, calibration=2, judging=4, evaluation=6, exact_peers=False, rule="damage", max_drop=4.0)
+DEMO = Size(5, 120, calibration=1, judging=2, evaluation=3, exact_peers=False, rule="damage", finetune_steps=75)
+SHORT = Size(
+    2, 60, calibration=2, judging=4, evaluation=6, exact_peers=False, rule="damage", finetune_steps=15, max_drop=4.0
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +128,9 @@ def build_forms(threads: int, size: Size, progress: Progress) -> dict[tuple[str,
     speech = Speech(_some(clips, size.calibration))
     builder = Builder(model_path(), speech.features, streaming=True, threads=threads, progress=progress)
     evaluate = SameSpeech(Speech(_some(judging_clips(), size.judging)))
-    dual = builder.build("int8", evaluate=evaluate, max_drop=size.max_drop, options=replace(OPTIONS, rule=size.rule))
-    found = {("dual", "int8"): dual, ("dual", "fp32"): builder.build("fp32", options=OPTIONS, plan=dual.report.plan)}
+    dual = builder.build("int8", evaluate=evaluate, max_drop=size.max_drop, options=size.options)
+    same = builder.build("fp32", options=size.options, plan=dual.report.plan)
+    found = {("dual", "int8"): dual, ("dual", "fp32"): same}
     for mode, precision in (
         ("dense", "fp32"),
         ("dense", "int8"),
@@ -130,7 +139,7 @@ def build_forms(threads: int, size: Size, progress: Progress) -> dict[tuple[str,
         ("little", "int8"),
     ):
         progress(f"building {mode} {precision}", len(found), 7)
-        found[mode, precision] = builder.build(precision, options=replace(OPTIONS, mode=mode))
+        found[mode, precision] = builder.build(precision, options=replace(size.options, mode=mode))
     return found
 
 
@@ -140,12 +149,17 @@ def _some(clips: list[NoisyClip], every: int) -> list[NoisyClip]:
     return [clip for clip in clips if clip.name in names]
 
 
+def _is_exact(spec: EngineSpec) -> bool:
+    """Whether an engine runs the model as it is, so that its quality is that of our dense fp32 form."""
+    return spec.precision == "fp32" and (spec.engine != "tvm_dual" or spec.mode == "skip")
+
+
 def _measure(specs, threads: int, size: Size, speech: Speech, progress: Progress):
     gains: dict[str, list[np.ndarray]] = {}
     with Harness(specs, threads, progress=progress) as harness:
         harness.measure(np.concatenate(speech.features[::5]), rounds=size.rounds, steps=size.steps)
         clips = {str(i): features for i, features in enumerate(speech.features)}
-        wanted = [i for i, s in enumerate(specs) if size.exact_peers or s.engine == "tvm_dual" or s.precision != "fp32"]
+        wanted = [i for i, spec in enumerate(specs) if size.exact_peers or not _is_exact(spec)]
         rows = harness.rows()
         for done, i in enumerate(wanted):
             progress(f"quality of {specs[i].engine} {specs[i].mode} {specs[i].precision}", done, len(wanted))

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_dual.calibration import CalibrationData, Observations
 from tvm_dual.compiler import Compiler
-from tvm_dual.finetune import can_finetune, finetune
+from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_site
 from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.library import DualLibrary

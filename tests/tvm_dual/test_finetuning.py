@@ -9,9 +9,9 @@ import torch
 from schedules import gate
 from schedules.cpu import ISAS, native_isa
 from tests.schedules.conftest import Output, run
-from tvm_dual import finetune as subject
+from tvm_dual import finetuning as subject
 from tvm_dual.calibration import Observations
-from tvm_dual.finetune import can_finetune, finetune
+from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import fit_site
 from tvm_dual.sites import Site
 
