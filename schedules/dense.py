@@ -82,6 +82,39 @@ def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> dic
     return {"weight": packed.reshape(-1), "bias": np.zeros(n, "float32") if bias is None else bias.astype("float32")}
 
 
+def group_int8(isa: Isa, k: int, run: int, start: int = 0):
+    """Return the macro ``(q, affine, weight, y, base)``: a group of products of packed rows of `k` bytes.
+
+    The rows are those in ``base: i32[SIDE_BY_SIDE]``, one in every `run` bytes of the operand, from the
+    byte `start` of each run on. The other operands are those of `gated_rows_int8`.
+    """
+    step, lanes, chunks = isa.vector_bytes, isa.lanes, round_up(k, isa.row_bytes) // isa.vector_bytes
+    numbers, width = start + row_stride(isa, k) - NUMBERS, SIDE_BY_SIDE
+
+    @T.inline
+    def group(q, affine, weight, y, base):
+        total = T.alloc_buffer((width, lanes), "int32", scope="local")
+        sums = T.alloc_buffer((width,), "int32", scope="local")
+        for r in T.unroll(width):
+            total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
+        for c in T.serial(chunks):
+            for r in T.unroll(width):
+                total[r, T.ramp(0, 1, lanes)] = dot4(
+                    isa,
+                    total[r, T.ramp(0, 1, lanes)],
+                    T.reinterpret(q[T.ramp(c * step, 1, step)], dtype=f"int8x{step}"),
+                    weight[T.ramp(base[r] * run + start + c * step, 1, step)],
+                )
+        sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
+        for r in T.unroll(width):
+            behind: T.let = base[r] * run + numbers
+            y[base[r]] = affine[0] * (
+                number(weight, behind, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, behind, 1)
+            ) + number(weight, behind, 2)
+
+    return group
+
+
 def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
     """Return the kernel ``(q, affine, weight, rows, count, closed) -> y``.
 
@@ -90,8 +123,8 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
     ``closed: f32[n]`` the value of closed rows; result ``y: f32[n]``.
     """
     padded, stride = round_up(k, isa.row_bytes), row_stride(isa, k)
-    step, lanes, chunks = isa.vector_bytes, isa.lanes, round_up(k, isa.row_bytes) // isa.vector_bytes
-    width, length, numbers = SIDE_BY_SIDE, list_length(n), NUMBERS
+    width, length = SIDE_BY_SIDE, list_length(n)
+    group = group_int8(isa, k, stride)
 
     @T.prim_func(s_tir=True, private=True)
     def gated_rows(
@@ -117,26 +150,10 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int):
                 first: T.let = vt * groups // threads
                 last: T.let = (vt + 1) * groups // threads
                 for g in T.serial(first, last):
-                    total = T.alloc_buffer((width, lanes), "int32", scope="local")
-                    sums = T.alloc_buffer((width,), "int32", scope="local")
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
                         base[r] = rows[g * width + r]
-                        total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
-                    for c in T.serial(chunks):
-                        for r in T.unroll(width):
-                            total[r, T.ramp(0, 1, lanes)] = dot4(
-                                isa,
-                                total[r, T.ramp(0, 1, lanes)],
-                                T.reinterpret(q[T.ramp(c * step, 1, step)], dtype=f"int8x{step}"),
-                                weight[T.ramp(base[r] * stride + c * step, 1, step)],
-                            )
-                    sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
-                    for r in T.unroll(width):
-                        end: T.let = (base[r] + 1) * stride - numbers
-                        y[base[r]] = affine[0] * (
-                            number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1)
-                        ) + number(weight, end, 2)
+                    group(q, affine, weight, y, base)
 
     return gated_rows
 

@@ -11,8 +11,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.dense import NUMBERS, SIDE_BY_SIDE, list_length, number, pack_rows_int8, row_stride
-from schedules.intrinsics import dot4, sum_each
+from schedules.dense import SIDE_BY_SIDE, group_int8, list_length, pack_rows_int8, row_stride
 from schedules.quantize import round_up
 
 
@@ -32,33 +31,9 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
     closed rows. Results ``y, z: f32[n]``: the input's and the state's half.
     """
     padded, stride = round_up(k, isa.row_bytes), row_stride(isa, k)
-    padded_h, stride_h = round_up(h, isa.row_bytes), row_stride(isa, h)
-    both = stride + stride_h
-    step, lanes = isa.vector_bytes, isa.lanes
-    chunks, chunks_h = padded // step, padded_h // step
+    padded_h, both = round_up(h, isa.row_bytes), stride + row_stride(isa, h)
     width, length = SIDE_BY_SIDE, list_length(n)
-
-    @T.inline
-    def group(q, affine, weight, y, base, start, count_, size):
-        # Add up one half of a group of rows and store it.
-        total = T.alloc_buffer((width, lanes), "int32", scope="local")
-        sums = T.alloc_buffer((width,), "int32", scope="local")
-        for r in T.unroll(width):
-            total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
-        for c in T.serial(count_):
-            for r in T.unroll(width):
-                total[r, T.ramp(0, 1, lanes)] = dot4(
-                    isa,
-                    total[r, T.ramp(0, 1, lanes)],
-                    T.reinterpret(q[T.ramp(c * step, 1, step)], dtype=f"int8x{step}"),
-                    weight[T.ramp(base[r] * both + start + c * step, 1, step)],
-                )
-        sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
-        for r in T.unroll(width):
-            end: T.let = base[r] * both + start + size - NUMBERS
-            y[base[r]] = affine[0] * (
-                number(weight, end, 0) * T.Cast("float32", sums[r]) - affine[1] * number(weight, end, 1)
-            ) + number(weight, end, 2)
+    input_group, state_group = group_int8(isa, k, both), group_int8(isa, h, both, stride)
 
     @T.prim_func(s_tir=True, private=True)
     def row_pairs(
@@ -94,7 +69,7 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
                         base[r] = rows[g * width + r]
-                    group(q, affine, weight, y, base, 0, chunks, stride)
-                    group(p, range_, weight, z, base, stride, chunks_h, stride_h)
+                    input_group(q, affine, weight, y, base)
+                    state_group(p, range_, weight, z, base)
 
     return row_pairs

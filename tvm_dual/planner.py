@@ -146,6 +146,8 @@ def _plan(model: Model, quality: Quality, variant: Variant, search: Search | Non
 def _left_plan(site: Site) -> SitePlan:
     size = weight_bytes(site, "fp32")
     why = "sees more than one vector per call (streaming=True makes it one); left to TVM"
+    if site.rows_per_call == 1:
+        why = f"no kernel rewrites a layer of kind {site.kind} yet; left to its reference kernel"
     forms = ("tvm", "tvm" if site.kind == "gru" else "")
     return SitePlan(site.name, site.kind, *forms, "fp32", weight_bytes=size, bytes_read=size, reason=why)
 

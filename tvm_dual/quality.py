@@ -12,6 +12,8 @@ from tvm_dual.library import DualLibrary
 
 #: Allowed loss of agreement where the caller says nothing: 1 is equality with the dense model.
 DEFAULT_AGREEMENT_DROP = 0.05
+#: Kernels that add in another order differ by this much; a budget of zero means "exact", not "bit by bit".
+ROUNDING = 1e-5
 #: Calls that agreement is computed on.
 AGREEMENT_CALLS = 3000
 
@@ -39,7 +41,7 @@ class Quality:
 
     def accepts(self, quality: float) -> bool:
         """Whether `quality` is within the budget."""
-        return quality >= self.dense - self.max_drop
+        return quality >= self.dense - self.max_drop - ROUNDING * max(1.0, abs(self.dense))
 
 
 def make_quality(
