@@ -32,8 +32,6 @@ class AdvancedOptions:
         8 or 4.
     site_dimensions : dict of int
         Directions of single sites, by name.
-    site_factors : dict of float
-        How many times the damage of single sites counts, by name; 1 where none is given.
     keep_dense : tuple of str
         Names of sites that must stay exact.
     finetune_steps : int
@@ -50,7 +48,6 @@ class AdvancedOptions:
     dimension_share: float = 0.1
     little_bits: int = 8
     site_dimensions: dict[str, int] = field(default_factory=dict)
-    site_factors: dict[str, float] = field(default_factory=dict)
     keep_dense: tuple[str, ...] = ()
     finetune_steps: int = 0
     search_steps: int = 2
@@ -71,7 +68,6 @@ class AdvancedOptions:
             "dimension_share": 0 < self.dimension_share <= 1,
             "little_bits": self.little_bits in (4, 8),
             "site_dimensions": all(k > 0 for k in self.site_dimensions.values()),
-            "site_factors": all(factor > 0 for factor in self.site_factors.values()),
             "finetune_steps": self.finetune_steps >= 0,
             "search_steps": self.search_steps >= 0,
         }

@@ -157,11 +157,8 @@ def _little_form(site: Site) -> tuple[str, str]:
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
     """Return the thresholds of all gated sites, for all efforts."""
-    found = {}
-    for name, fit in fits.items():
-        if "rows" not in forms[name]:
-            continue
-        site, factor = model.sites[name], model.options.site_factors.get(name, 1.0) if rule == "damage" else 1.0
-        spread = fit.little.spread if site.kind == "dense" else fit.spread
-        found[name] = thresholds(site, rule, limit / factor, spread, fit.weights)
-    return found
+    return {
+        name: thresholds(model.sites[name], rule, limit, fit.spread, fit.weights)
+        for name, fit in fits.items()
+        if "rows" in forms[name]
+    }
