@@ -19,7 +19,7 @@ class Engine(ABC):
     Parameters
     ----------
     model_path : str
-        An ONNX model that `tvm_dual.frontend.streaming.streaming_model` accepts.
+        An ONNX model that `benchmarks.peers.streaming.streaming_model` accepts.
     precision : str
         One of `precisions`.
     threads : int

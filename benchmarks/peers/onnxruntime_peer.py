@@ -11,7 +11,7 @@ import onnxruntime
 
 from benchmarks.peers.base import Engine
 from benchmarks.peers.rewrites import expand_gru
-from tvm_dual.frontend.streaming import recurrent_states, streaming_model
+from benchmarks.peers.streaming import recurrent_states, streaming_model
 
 
 class OnnxRuntimeEngine(Engine):

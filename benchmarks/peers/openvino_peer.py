@@ -8,7 +8,7 @@ import openvino
 
 from benchmarks.peers.base import Engine, EngineError
 from benchmarks.peers.rewrites import expand_gru, int8_weights
-from tvm_dual.frontend.streaming import recurrent_states, streaming_model
+from benchmarks.peers.streaming import recurrent_states, streaming_model
 
 
 class OpenVinoEngine(Engine):

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.peers.streaming import drop_dead
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.streaming import drop_dead
 
 
 def expand_gru(model: onnx.ModelProto) -> onnx.ModelProto:

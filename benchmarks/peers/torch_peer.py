@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from benchmarks.peers.base import Engine
+from benchmarks.peers.streaming import recurrent_states, streaming_model
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.streaming import recurrent_states, streaming_model
 
 # ONNX stacks the gates of a GRU as z, r, h and of an LSTM as i, o, f, c; torch as r, z, n and i, f, g, o.
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}

@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from benchmarks.peers.base import EngineError
 from benchmarks.peers.rewrites import expand_gru
+from benchmarks.peers.streaming import recurrent_states, streaming_model
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.streaming import recurrent_states, streaming_model
 
 FRAMES = 50
 ENGINES = {
