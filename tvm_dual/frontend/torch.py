@@ -84,6 +84,7 @@ def import_exported_program(program: ExportedProgram, *, streaming: bool = False
             custom_convert_map=layers.converters(),
             run_ep_decomposition=False,
         )
+    # TVM's importer has no error of its own: operators and forms that it lacks come as any of these.
     except (AssertionError, KeyError, NotImplementedError, ValueError, TypeError) as error:
         raise ModelError(f"model: TVM cannot import it: {_first_line(error)}") from error
     if streaming:
