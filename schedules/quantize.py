@@ -22,15 +22,54 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def quantize_run(isa: Isa, k: int, nonnegative: bool):
+    """Return the macro ``(x: f32[k], q: u8[k padded], affine: f32[2])`` that `quantize_vector` consists of."""
+    padded = round_up(k, isa.row_bytes)
+    lanes, whole, rest = isa.lanes, k // isa.lanes, k % isa.lanes
+    levels = float(isa.activation_levels)
+
+    @T.inline
+    def quantize(x, q, affine):
+        high = T.sblock_alloc_buffer((lanes,), "float32")
+        low = T.sblock_alloc_buffer((lanes,), "float32")
+        bound = T.sblock_alloc_buffer((2,), "float32")
+        inverse = T.sblock_alloc_buffer((1,), "float32")
+        high[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+        low[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+        for i in T.serial(whole):
+            high[T.ramp(0, 1, lanes)] = T.max(high[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
+            if not nonnegative:
+                low[T.ramp(0, 1, lanes)] = T.min(low[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
+        for i in T.serial(rest):
+            high[i] = T.max(high[i], x[whole * lanes + i])
+            low[i] = T.min(low[i], x[whole * lanes + i])
+        bound[0] = T.float32(0)
+        bound[1] = T.float32(0)
+        for i in T.unroll(lanes):
+            bound[0] = T.min(bound[0], low[i])
+            bound[1] = T.max(bound[1], high[i])
+        # A vector of zeros: any scale will do, but 0 would make the inverse infinite.
+        affine[0] = T.max(bound[1] - bound[0], T.float32(1e-30)) * T.float32(1.0 / levels)
+        inverse[0] = T.float32(1) / affine[0]
+        affine[1] = T.floor(T.float32(0.5) - bound[0] * inverse[0])
+        for i in T.serial(k):
+            q[i] = T.Cast(
+                "uint8",
+                T.Cast("int32", T.min(x[i] * inverse[0] + affine[1] + T.float32(0.5), T.float32(levels))),
+            )
+        for i in T.serial(padded - k):
+            q[k + i] = T.uint8(0)
+
+    return quantize
+
+
 def quantize_vector(isa: Isa, k: int, nonnegative: bool = False):
     """Return the kernel ``(x: f32[k]) -> (q: u8[k padded], affine: f32[2])``.
 
     ``affine`` holds the scale and the zero point: ``x = affine[0] * (q - affine[1])``. The range
     always includes zero, so zeros stay exact; a nonnegative input has zero point 0.
     """
-    padded = round_up(k, isa.row_bytes)
-    lanes, whole, rest = isa.lanes, k // isa.lanes, k % isa.lanes
-    levels = float(isa.activation_levels)
+    padded, quantize_all = round_up(k, isa.row_bytes), quantize_run(isa, k, nonnegative)
 
     @T.prim_func(s_tir=True, private=True)
     def quantize(x: T.Buffer((k,), "float32"), q: T.Buffer((padded,), "uint8"), affine: T.Buffer((2,), "float32")):
@@ -38,35 +77,7 @@ def quantize_vector(isa: Isa, k: int, nonnegative: bool = False):
         with T.sblock("quantize"):
             T.reads(x[0:k])
             T.writes(q[0:padded], affine[0:2])
-            high = T.sblock_alloc_buffer((lanes,), "float32")
-            low = T.sblock_alloc_buffer((lanes,), "float32")
-            bound = T.sblock_alloc_buffer((2,), "float32")
-            inverse = T.sblock_alloc_buffer((1,), "float32")
-            high[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
-            low[T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
-            for i in T.serial(whole):
-                high[T.ramp(0, 1, lanes)] = T.max(high[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
-                if not nonnegative:
-                    low[T.ramp(0, 1, lanes)] = T.min(low[T.ramp(0, 1, lanes)], x[T.ramp(i * lanes, 1, lanes)])
-            for i in T.serial(rest):
-                high[i] = T.max(high[i], x[whole * lanes + i])
-                low[i] = T.min(low[i], x[whole * lanes + i])
-            bound[0] = T.float32(0)
-            bound[1] = T.float32(0)
-            for i in T.unroll(lanes):
-                bound[0] = T.min(bound[0], low[i])
-                bound[1] = T.max(bound[1], high[i])
-            # A vector of zeros: any scale will do, but 0 would make the inverse infinite.
-            affine[0] = T.max(bound[1] - bound[0], T.float32(1e-30)) * T.float32(1.0 / levels)
-            inverse[0] = T.float32(1) / affine[0]
-            affine[1] = T.floor(T.float32(0.5) - bound[0] * inverse[0])
-            for i in T.serial(k):
-                q[i] = T.Cast(
-                    "uint8",
-                    T.Cast("int32", T.min(x[i] * inverse[0] + affine[1] + T.float32(0.5), T.float32(levels))),
-                )
-            for i in T.serial(padded - k):
-                q[k + i] = T.uint8(0)
+            quantize_all(x, q, affine)
 
     return quantize
 

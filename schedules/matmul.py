@@ -1,0 +1,258 @@
+"""Matrix products: ``y = x W^T + b`` for many vectors at once, such as the inputs of a whole sequence.
+
+Where the vectors are known together, each weight that is read serves all of them, and the product
+is bound by arithmetic. The weights are packed in panels of a few vectors' width, which stay in L2
+while all rows of ``x`` pass; a tile of rows times panel lives in registers. What is left over at
+the edges is covered by a last tile that overlaps the one before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.cpu import Isa
+from schedules.intrinsics import dot4
+from schedules.quantize import quantize_rows, quantize_run, round_up
+
+#: Vectors of a panel: 3, with the rows of `_tile_rows`, is what leaves the fewest loads per product.
+_PANEL_VECTORS = 3
+#: Bytes of one lane of a dot product of bytes.
+_QUAD = 4
+
+
+def _tile_rows(isa: Isa) -> int:
+    """Rows of a register tile: 24 of 32 registers hold sums at AVX-512, 12 of 16 at AVX2."""
+    return 8 if isa.vector_bytes == 64 else 4
+
+
+def _panel(isa: Isa, n: int) -> int:
+    """Return the outputs of a panel: whole vectors, at most `n` outputs unless that is less than one vector."""
+    return isa.lanes * max(1, min(_PANEL_VECTORS, n // isa.lanes))
+
+
+def _panels(isa: Isa, weight: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of `weight` of each panel; the last panel overlaps the one before it."""
+    size = _panel(isa, len(weight))
+    missing = max(0, size - len(weight))
+    weight = np.concatenate([weight, np.zeros((missing, *weight.shape[1:]), weight.dtype)])
+    last = len(weight) - size
+    return [weight[min(i, last) :][:size] for i in range(0, len(weight), size)]
+
+
+def pack_matmul_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: f32[panels, k, panel], bias: f32[max(n, panel)])`` of `matmul_fp32`."""
+    n = len(weight)
+    missing = max(0, _panel(isa, n) - n)
+    return np.stack([panel.T for panel in _panels(isa, weight)]), np.append(bias, np.zeros(missing)).astype("float32")
+
+
+def pack_matmul_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: i8[panels, k / 4, panel * 4], meta: f32[3, max(n, panel)])`` of `matmul_int8`.
+
+    ``meta`` holds each output's scale, scale times sum of its bytes, and bias.
+    """
+    n, k = weight.shape
+    quantized = quantize_rows(weight)
+    values = np.zeros((n, round_up(k, _QUAD)), "int8")
+    values[:, :k] = quantized.values
+    quads = values.shape[1] // _QUAD
+    packed = [panel.reshape(-1, quads, _QUAD).swapaxes(0, 1).reshape(quads, -1) for panel in _panels(isa, values)]
+    sums = quantized.scale * quantized.values.sum(axis=1, dtype="int64")
+    meta = np.zeros((3, max(n, _panel(isa, n))), "float32")
+    meta[:, :n] = quantized.scale, sums, bias
+    return np.stack(packed), meta
+
+
+def quantize_matrix(isa: Isa, k: int, nonnegative: bool = False):
+    """Return the kernel ``(x: f32[m, k]) -> (q: u8[m, k padded], affine: f32[m, 2])``.
+
+    Each row by itself, as `schedules.quantize.quantize_vector` does it.
+    """
+    padded, quantize_row = round_up(k, isa.row_bytes), quantize_run(isa, k, nonnegative)
+
+    @T.prim_func(s_tir=True, private=True)
+    def quantize(x_: T.handle, q_: T.handle, affine_: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        m = T.int64()
+        x = T.match_buffer(x_, (m, k), "float32")
+        q = T.match_buffer(q_, (m, padded), "uint8")
+        affine = T.match_buffer(affine_, (m, 2), "float32")
+        for i in T.serial(m):
+            with T.sblock("row"):
+                row = T.axis.spatial(m, i)
+                T.reads(x[row, 0:k])
+                T.writes(q[row, 0:padded], affine[row, 0:2])
+                from_ = T.decl_buffer((k,), "float32", data=x.data, elem_offset=row * k)
+                to = T.decl_buffer((padded,), "uint8", data=q.data, elem_offset=row * padded)
+                scale = T.decl_buffer((2,), "float32", data=affine.data, elem_offset=row * 2)
+                quantize_row(from_, to, scale)
+
+    return quantize
+
+
+def _store(isa: Isa, n: int):
+    """Return the macro ``(y, row, column, values)`` that writes a vector, or `n` values if that is less."""
+    lanes = isa.lanes
+
+    @T.inline
+    def store(y, row, column, values):
+        if n >= lanes:
+            y[row, T.ramp(column, 1, lanes)] = values
+        else:
+            few = T.alloc_buffer((lanes,), "float32", scope="local")
+            few[T.ramp(0, 1, lanes)] = values
+            for i in T.serial(n):
+                y[row, i] = few[i]
+
+    return store
+
+
+def _four_bytes(quad, lanes: int):
+    """Return four bytes in every 32-bit lane."""
+    return T.reinterpret(T.broadcast(T.reinterpret(quad, dtype="int32"), lanes), dtype=f"int8x{lanes * _QUAD}")
+
+
+def _over_panels(isa: Isa, n: int, tile):
+    """Return the macro ``(source, y, m, first, last)`` that computes the panels from `first` to `last`.
+
+    ``tile(height)`` is the macro ``(source, y, panel, column, top)`` for `height` rows of a panel from the row
+    `top` on; `source` are its operands.
+    """
+    size, rows = _panel(isa, n), _tile_rows(isa)
+    whole, single = tile(rows), tile(1)
+
+    @T.inline
+    def over_panels(source, y, m, first, last):
+        for panel in T.serial(first, last):
+            column: T.let = T.min(panel * size, max(0, n - size))
+            if m >= rows:
+                for i in T.serial((m + (rows - 1)) // rows):
+                    whole(source, y, panel, column, T.min(i * rows, m - rows))
+            else:
+                for i in T.serial(m):
+                    single(source, y, panel, column, i)
+
+    return over_panels
+
+
+def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(x: f32[m, k], weight, bias) -> y: f32[m, n]`` for any m.
+
+    ``weight`` and ``bias`` are from `pack_matmul_fp32`. Threads share the panels.
+    """
+    lanes, size = isa.lanes, _panel(isa, n)
+    vectors, panels, columns = size // lanes, -(-n // size), max(n, size)
+    store = _store(isa, n)
+
+    def tile(height: int):
+        @T.inline
+        def compute(source, y, panel, column, top):
+            x, weight, bias = source
+            total = T.alloc_buffer((height * vectors, lanes), "float32", scope="local")
+            for r in T.unroll(height * vectors):
+                total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+            for c in T.serial(k):
+                for r in T.unroll(height):
+                    for v in T.unroll(vectors):
+                        total[r * vectors + v, T.ramp(0, 1, lanes)] = (
+                            total[r * vectors + v, T.ramp(0, 1, lanes)]
+                            + T.broadcast(x[top + r, c], lanes) * weight[panel, c, T.ramp(v * lanes, 1, lanes)]
+                        )
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    store(
+                        y,
+                        top + r,
+                        column + v * lanes,
+                        total[r * vectors + v, T.ramp(0, 1, lanes)] + bias[T.ramp(column + v * lanes, 1, lanes)],
+                    )
+
+        return compute
+
+    over_panels = _over_panels(isa, n, tile)
+
+    @T.prim_func(s_tir=True, private=True)
+    def matmul(x_: T.handle, weight_: T.handle, bias_: T.handle, y_: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        m = T.int64()
+        x = T.match_buffer(x_, (m, k), "float32")
+        weight = T.match_buffer(weight_, (panels, k, size), "float32")
+        bias = T.match_buffer(bias_, (columns,), "float32")
+        y = T.match_buffer(y_, (m, n), "float32")
+        for task in T.parallel(threads):
+            with T.sblock("panels"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(x[0:m, 0:k], weight[0:panels, 0:k, 0:size], bias[0:columns])
+                T.writes(y[0:m, 0:n])
+                over_panels((x, weight, bias), y, m, vt * panels // threads, (vt + 1) * panels // threads)
+
+    return matmul
+
+
+def matmul_int8(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(q: u8[m, k padded], affine: f32[m, 2], weight, meta) -> y: f32[m, n]`` for any m.
+
+    ``q`` and ``affine`` are from `quantize_matrix`, ``weight`` and ``meta`` from `pack_matmul_int8`.
+    """
+    lanes, size = isa.lanes, _panel(isa, n)
+    vectors, panels, quads = size // lanes, -(-n // size), -(-k // _QUAD)
+    padded, columns, store = round_up(k, isa.row_bytes), max(n, size), _store(isa, n)
+
+    def tile(height: int):
+        @T.inline
+        def compute(source, y, panel, column, top):
+            q, affine, weight, meta = source
+            total = T.alloc_buffer((height * vectors, lanes), "int32", scope="local")
+            for r in T.unroll(height * vectors):
+                total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
+            for c in T.serial(quads):
+                for r in T.unroll(height):
+                    for v in T.unroll(vectors):
+                        total[r * vectors + v, T.ramp(0, 1, lanes)] = dot4(
+                            isa,
+                            total[r * vectors + v, T.ramp(0, 1, lanes)],
+                            _four_bytes(q[top + r, T.ramp(c * _QUAD, 1, _QUAD)], lanes),
+                            weight[panel, c, T.ramp(v * lanes * _QUAD, 1, lanes * _QUAD)],
+                        )
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    at: T.let = T.ramp(column + v * lanes, 1, lanes)
+                    store(
+                        y,
+                        top + r,
+                        column + v * lanes,
+                        T.broadcast(affine[top + r, 0], lanes)
+                        * (
+                            meta[0, at] * T.Cast(f"float32x{lanes}", total[r * vectors + v, T.ramp(0, 1, lanes)])
+                            - T.broadcast(affine[top + r, 1], lanes) * meta[1, at]
+                        )
+                        + meta[2, at],
+                    )
+
+        return compute
+
+    over_panels = _over_panels(isa, n, tile)
+
+    @T.prim_func(s_tir=True, private=True)
+    def matmul(q_: T.handle, affine_: T.handle, weight_: T.handle, meta_: T.handle, y_: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        m = T.int64()
+        q = T.match_buffer(q_, (m, padded), "uint8")
+        affine = T.match_buffer(affine_, (m, 2), "float32")
+        weight = T.match_buffer(weight_, (panels, quads, size * _QUAD), "int8")
+        meta = T.match_buffer(meta_, (3, columns), "float32")
+        y = T.match_buffer(y_, (m, n), "float32")
+        for task in T.parallel(threads):
+            with T.sblock("panels"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(
+                    q[0:m, 0:padded],
+                    affine[0:m, 0:2],
+                    weight[0:panels, 0:quads, 0 : size * _QUAD],
+                    meta[0:3, 0:columns],
+                )
+                T.writes(y[0:m, 0:n])
+                over_panels((q, affine, weight, meta), y, m, vt * panels // threads, (vt + 1) * panels // threads)
+
+    return matmul
