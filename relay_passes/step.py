@@ -64,6 +64,21 @@ class StepBuilder:
         self._scopes.pop().__exit__(None, None, None)
         self._builder.emit_func_output(output, params=[*self._inputs, *self._operands])
 
+    def kernel(self) -> tirx.PrimFunc:
+        """Return all stages as one kernel: inputs, operands, then results are its parameters."""
+        module, step = self.module()
+        builder = relax.BlockBuilder(module)
+        parameters = [relax.Var(p.name, p.ty) for p in step.params]
+        target = module.get_global_var("step")
+        builder.update_func(target, step)
+        with builder.function("main", parameters):
+            with builder.dataflow():
+                result = builder.emit_output(relax.Call(target, parameters))
+            builder.emit_func_output(result)
+        fused = relax.transform.DeadCodeElimination(["main"])(relax.transform.FuseTIR()(builder.get()))
+        (kernel,) = [f for f in fused.functions.values() if isinstance(f, tirx.PrimFunc)]
+        return kernel
+
     def module(self) -> tuple[IRModule, relax.Function]:
         """Return the kernels and the step function."""
         module = self._builder.get()

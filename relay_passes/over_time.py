@@ -1,0 +1,107 @@
+"""From one step of a recurrent layer to a sequence: the time loop goes into the kernel.
+
+A step is one kernel of fixed shapes (`StepBuilder`). Around it this module puts the loops over
+time and batch, so that a call of any length is one dispatch, code does not grow with the length, and
+states never leave their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm_ffi
+from tvm import s_tir, tirx
+
+
+def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int) -> tirx.PrimFunc:
+    """Return a kernel that takes a step for every vector of a batch of sequences, each with its own state.
+
+    Parameters
+    ----------
+    step : PrimFunc
+        ``(inputs..., states..., further operands..., new states..., counts...)``: inputs and states are
+        ``float32`` vectors, counts ``int32 (1,)``.
+    n_inputs, n_states : int
+        Inputs that differ from step to step, and states.
+    n_operands : int
+        Inputs, states and further operands; results are behind them.
+
+    Returns
+    -------
+    PrimFunc
+        ``(inputs f32[t, b, k]..., states f32[1, b, h]..., further operands..., y: f32[t, 1, b, h], final states
+        f32[1, b, h]..., counts...)`` for any t and b; ``y`` are the first state's values, counts means per step.
+    """
+    steps, batch, t, s = (tirx.Var(name, "int64") for name in ("steps", "batch", "t", "s"))
+    vectors, states = step.params[:n_inputs], step.params[n_inputs : n_inputs + n_states]
+    news, counts = step.params[n_operands : n_operands + n_states], step.params[n_operands + n_states :]
+
+    def array(name: str, like, *extents):
+        return tirx.decl_buffer((*extents, *like.shape), str(like.dtype), name)
+
+    sequences = [array(f"x{i}", vector, steps, batch) for i, vector in enumerate(vectors)]
+    starts = [array(f"start{i}", state, 1, batch) for i, state in enumerate(states)]
+    ends = [array(f"end{i}", state, 1, batch) for i, state in enumerate(states)]
+    y = array("y", states[0], steps, 1, batch)
+    totals = [tirx.decl_buffer((1,), "int32", f"count{i}") for i in range(len(counts))]
+
+    places = [*zip(vectors, sequences, [t * batch + s] * n_inputs), *zip(states, ends, [s] * n_states)]
+    views = {one: _view(one, whole, index) for one, whole, index in places}
+    body = [tirx.DeclBuffer(views[one], data=whole.data) for one, whole, _ in places]
+    body += [_replaced(statement, views) for statement in _statements(step)]
+    body.append(_copy(news[0], lambda i: (y, [t, 0, s, i])))
+    body += [_copy(new, lambda i, whole=whole: (whole, [0, s, i])) for new, whole in zip(news, ends, strict=True)]
+    body += [_store(total, _load(total) + _load(count)) for total, count in zip(totals, counts, strict=True)]
+
+    first = tirx.Var("s", "int64")
+    begin = [_copy(start, lambda i, end=end: (end, [0, first, i]), 0, first) for start, end in zip(starts, ends)]
+    before = [tirx.For(first, 0, batch, tirx.ForKind.SERIAL, tirx.SeqStmt(begin) if len(begin) > 1 else begin[0])]
+    before += [_store(total, tirx.const(0, "int32")) for total in totals]
+    allocated = [*_allocated(step), *news, *counts]
+    loop = _block("step", body, allocated)
+    for index, extent in ((s, batch), (t, steps)):
+        loop = tirx.For(index, 0, extent, tirx.ForKind.SERIAL, loop)
+    calls = tirx.Cast("int32", tirx.max(steps * batch, tirx.const(1, "int64")))
+    after = [_store(total, tirx.floordiv(_load(total) + calls // 2, calls)) for total in totals]
+    parameters = [*sequences, *starts, *step.params[n_inputs + n_states : n_operands], y, *ends, *totals]
+    return tirx.PrimFunc(parameters, _block("root", [*before, loop, *after]), step.ret_type, step.attrs)
+
+
+def _view(vector, whole, index) -> tirx.Var:
+    """Return the `index`-th vector of an array as a buffer of its own, over the same memory."""
+    length = int(vector.shape[0])
+    return tirx.decl_buffer((length,), str(vector.dtype), vector.name, data=whole.data, elem_offset=index * length)
+
+
+def _statements(step: tirx.PrimFunc) -> list[tirx.Stmt]:
+    body = step.body.block.body
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def _allocated(step: tirx.PrimFunc) -> list[tirx.Var]:
+    return list(step.body.block.alloc_buffers)
+
+
+def _block(name: str, statements: list[tirx.Stmt], allocated=()) -> tirx.Stmt:
+    block = s_tir.SBlock([], [], [], name, tirx.SeqStmt(statements), alloc_buffers=list(allocated))
+    return s_tir.SBlockRealize([], True, block)
+
+
+def _copy(source, place: Callable, *at) -> tirx.Stmt:
+    """Store the vector ``source[at]``; ``place(i)`` is the buffer and the index of its element i."""
+    i = tirx.Var("i", "int64")
+    buffer, indices = place(i)
+    value = tirx.BufferLoad(source, [*at, i])
+    return tirx.For(i, 0, int(source.shape[-1]), tirx.ForKind.SERIAL, tirx.BufferStore(buffer, value, indices))
+
+
+def _load(buffer) -> tirx.PrimExpr:
+    return tirx.BufferLoad(buffer, [0])
+
+
+def _store(buffer, value) -> tirx.Stmt:
+    return tirx.BufferStore(buffer, value, [0])
+
+
+def _replaced(statement: tirx.Stmt, by: dict) -> tirx.Stmt:
+    return tvm_ffi.structural_map(statement, (tirx.Var, lambda variable: by.get(variable, variable)), order="post")
