@@ -45,7 +45,10 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     y = array("y", states[0], steps, 1, batch)
     totals = [tirx.decl_buffer((1,), "int32", f"count{i}") for i in range(len(counts))]
 
-    places = [*zip(vectors, sequences, [t * batch + s] * n_inputs), *zip(states, ends, [s] * n_states)]
+    places = [
+        *zip(vectors, sequences, [t * batch + s] * n_inputs, strict=True),
+        *zip(states, ends, [s] * n_states, strict=True),
+    ]
     views = {one: _view(one, whole, index) for one, whole, index in places}
     body = [tirx.DeclBuffer(views[one], data=whole.data) for one, whole, _ in places]
     body += [_replaced(statement, views) for statement in _statements(step)]
@@ -54,7 +57,9 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     body += [_store(total, _load(total) + _load(count)) for total, count in zip(totals, counts, strict=True)]
 
     first = tirx.Var("s", "int64")
-    begin = [_copy(start, lambda i, end=end: (end, [0, first, i]), 0, first) for start, end in zip(starts, ends)]
+    begin = [
+        _copy(start, lambda i, end=end: (end, [0, first, i]), 0, first) for start, end in zip(starts, ends, strict=True)
+    ]
     before = [tirx.For(first, 0, batch, tirx.ForKind.SERIAL, tirx.SeqStmt(begin) if len(begin) > 1 else begin[0])]
     before += [_store(total, tirx.const(0, "int32")) for total in totals]
     allocated = [*_allocated(step), *news, *counts]
