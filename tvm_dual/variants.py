@@ -106,7 +106,7 @@ class Fits:
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
         site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
-        inputs = site.n_inputs * both + site.hidden if site.kind == "gru" else site.n_inputs
+        inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
         return name, both, options.site_size(name, inputs), options.projection, options.little_bits
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
@@ -139,20 +139,20 @@ class Fits:
 
 def exact_form(site: Site, skip: bool) -> tuple[str, str]:
     """Return the form that computes every row; with `skip`, of the columns of nonzero inputs alone."""
-    return ("columns" if skip else "dense", "dense" if site.kind == "gru" else "")
+    return ("columns" if skip else "dense", "dense" if site.hidden else "")
 
 
 def mode_form(site: Site, mode: str) -> tuple[str, str]:
     """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
     if mode == "little" and site.can_gate:
-        return ("columns", "little") if site.kind == "gru" and site.nonnegative else _little_form(site)
+        return ("columns", "little") if site.hidden and site.nonnegative else _little_form(site)
     return exact_form(site, mode != "dense" and site.nonnegative)
 
 
 def _little_form(site: Site) -> tuple[str, str]:
     if site.nonnegative:
         return ("columns", "")
-    return ("little", "little" if site.kind == "gru" else "")
+    return ("little", "little" if site.hidden else "")
 
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
