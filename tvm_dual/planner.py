@@ -58,7 +58,8 @@ def _finetune(model: Model, quality: Quality, fits: Fits, gated: Variant, progre
     if not model.options.finetune_steps:
         return
     limit = provisional_limit(model, gated)
-    fits.finetune(gated.forms, limit, progress)
+    if not fits.finetune(gated.forms, limit, progress):
+        return
     tuned = fits.variant(gated.forms)
     values = []
     for variant in (gated, tuned):

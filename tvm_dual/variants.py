@@ -87,9 +87,9 @@ class Fits:
         closed = self._closed_form(name, forms)
         return self._model.known.get(self._tuned(name, forms), closed)
 
-    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> None:
-        """Train the little modules of gated recurrent sites under the bound `limit`, once."""
-        model, steps = self._model, self._model.options.finetune_steps
+    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> bool:
+        """Train the little modules of gated recurrent sites under the bound `limit`, once; say if there are any."""
+        model, steps, any_trained = self._model, self._model.options.finetune_steps, False
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
             if not steps or "rows" not in form or not can_finetune(site, observed):
@@ -97,6 +97,8 @@ class Fits:
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
                 model.known[key] = finetune(site, self._closed_form(name, form), observed, limit, steps, report)
+            any_trained = True
+        return any_trained
 
     def forget_tuned(self, forms: Forms) -> None:
         """Go back to the closed forms."""
