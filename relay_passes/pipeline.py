@@ -14,7 +14,8 @@ from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
 from relay_passes.one_memory import OneMemory
 from relay_passes.rewrite_dense import RewriteDense
-from relay_passes.rewrite_recurrent import RewriteRecurrent
+from relay_passes.rewrite_gru import RewriteGru
+from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.site_plan import AttachPlan
 
 
@@ -50,7 +51,7 @@ def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform
         # 1. Each site's function says how it is to be rewritten.
         "1_plan": [plan],
         # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
-        "2_rewrite": [RewriteDense(), RewriteRecurrent()],
+        "2_rewrite": [RewriteDense(), RewriteGru(), RewriteLstm()],
         # 3. Sites agree on plain vectors; what was reshaped back and forth is not any more.
         "3_reshape": [relax.transform.CanonicalizeBindings(), relax.transform.RemoveRedundantReshape()],
         # 4. Layers left to TVM become kernels; a site's stages become one.

@@ -54,7 +54,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             y = products.exact(form.input, "big", x, weight, bias, nonnegative=nonnegative)
         step.finish(step.call("epilogue", kernel(activation, n, layer_activation(function)), y), *counts)
     return StepCall(
-        step, inputs=[(call.args[0], (k,))], outputs=[tuple(call.ty.shape)], threshold=(2, n) if form.gated else None
+        step, inputs=[(call.args[0], (k,))], outputs=[[tuple(call.ty.shape)]], threshold=(2, n) if form.gated else None
     )
 
 

@@ -73,7 +73,7 @@ class AttachPlan:
     ) -> None:
         """Attach by site name; a site without a form stays as it is.
 
-        `spreads` is what a GRU's gate multiplies slopes by, ``(3h,)``; `means` the mean of each
+        `spreads` is what a recurrent gate multiplies slopes by, one per row; `means` the mean of each
         vector that a site reads, for the bias of quantized weights (none: left as it is).
         """
         self._forms, self._littles, self._spreads, self._means = forms, littles, spreads, means

@@ -27,15 +27,16 @@ class StepCall:
     step : StepBuilder
     inputs : list of (Expr, shape)
         Values of ``main`` that the step reads, and the shape it wants them in.
-    outputs : list of shape
-        The shapes in which ``main`` expects the step's first result; its others are counts.
+    outputs : list of list of shape
+        For each of the step's first results, the shapes in which ``main`` expects it, in the order of the
+        fields of what the site gives; the step's other results are counts.
     threshold : shape or None
         Shape of the thresholds operand, the step's last input.
     """
 
     step: StepBuilder
     inputs: list[tuple[relax.Expr, tuple[int, ...]]]
-    outputs: list[tuple]
+    outputs: list[list[Sequence[int]]]
     threshold: tuple[int, ...] | None = None
 
 
@@ -100,9 +101,13 @@ class _CallMutator(PyExprMutator):
             arguments.append(threshold)
         result = emit(relax.Call(step, [*arguments, *planned.step.arguments]))
         values = [emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
-        for value in values[1:]:
+        for value in values[len(planned.outputs) :]:
             self.counts.append((name, self.builder_.emit_output(value)))
-        shaped = [emit(relax.op.reshape(values[0], shape)) for shape in planned.outputs]
+        shaped = [
+            emit(relax.op.reshape(value, shape))
+            for value, shapes in zip(values, planned.outputs, strict=False)
+            for shape in shapes
+        ]
         return shaped[0] if len(shaped) == 1 else relax.Tuple(shaped)
 
 

@@ -20,19 +20,25 @@ from schedules.dense import SIDE_BY_SIDE, list_length
 from schedules.intrinsics import chunk, sigmoid, span, tanh
 
 
-def _repeat_last():
-    """Return the macro ``(rows, count)`` that fills a list's tail with its last row."""
+def list_open_rows(isa: Isa, n: int, keep, first: int = 0):
+    """Return the macro ``(source, rows, count)`` that lists the kept of `n` rows, and fills the list's tail.
+
+    Parameters are those of `schedules.compaction.compact`; the tail repeats the last row.
+    """
+    list_kept = compact(isa, n, keep, first=first)
 
     @T.inline
-    def repeat_last(rows, count):
+    def list_rows(source, rows, count):
+        list_kept(source, rows, count)
         last: T.let = rows[T.max(count[0] - 1, 0)]
         for i in T.unroll(SIDE_BY_SIDE):
             rows[count[0] + i] = last
 
-    return repeat_last
+    return list_rows
 
 
-def _positive(score, i):
+def positive(score, i):
+    """Keep the rows with a positive score."""
     return score[i] > T.float32(0)
 
 
@@ -73,7 +79,7 @@ def band_gate(isa: Isa, n: int):
         y, band = source
         return T.And(y[i] > band[0, i], y[i] < band[1, i])
 
-    list_open, repeat_last = compact(isa, n, inside), _repeat_last()
+    list_open = list_open_rows(isa, n, inside)
 
     @T.prim_func(s_tir=True, private=True)
     def gate(
@@ -87,7 +93,6 @@ def band_gate(isa: Isa, n: int):
             T.reads(y[0:n], band[0:2, 0:n])
             T.writes(rows[0:length], count[0])
             list_open((y, band), rows, count)
-            repeat_last(rows, count)
 
     return gate
 
@@ -105,7 +110,7 @@ def gru_update_gate(isa: Isa, n_hidden: int, rule: str):
     h, width = n_hidden, chunk(isa, n_hidden)
     length = list_length(3 * h)
     damage = rule == "damage"
-    list_open, repeat_last = compact(isa, h, _positive), _repeat_last()
+    list_open = list_open_rows(isa, h, positive)
 
     @T.prim_func(s_tir=True, private=True)
     def gate(
@@ -139,7 +144,6 @@ def gru_update_gate(isa: Isa, n_hidden: int, rule: str):
                 else:
                     score[span(i, width)] = T.min(z - limits[1], limits[2] - z)
             list_open(score, rows, count)
-            repeat_last(rows, count)
 
     return gate
 
@@ -156,7 +160,7 @@ def gru_candidate_gate(isa: Isa, n_hidden: int, rule: str):
     h, width = n_hidden, chunk(isa, n_hidden)
     length = list_length(3 * h)
     damage = rule == "damage"
-    list_open, repeat_last = compact(isa, 2 * h, _positive, first=h), _repeat_last()
+    list_open = list_open_rows(isa, 2 * h, positive, first=h)
 
     @T.prim_func(s_tir=True, private=True)
     def gate(
@@ -191,6 +195,5 @@ def gru_candidate_gate(isa: Isa, n_hidden: int, rule: str):
                     score[span(i, width)] = T.min(r - limits[1], limits[2] - r)
                     score[span(h + i, width)] = limits[3] - T.max(n, -n)
             list_open(score, rows, count)
-            repeat_last(rows, count)
 
     return gate

@@ -46,7 +46,7 @@ class Observations:
     Attributes
     ----------
     inputs : tuple of ndarray, float32, (samples, length)
-        The input, then a state.
+        The input, then the states: h of a recurrent layer, and c of an LSTM.
     runs : tuple of int
         Where a run of consecutive calls of one stream begins.
     """

@@ -68,7 +68,7 @@ class Compiler:
         littles : dict of FittedLittle
             By site, for those that need one.
         spreads : dict of ndarray, float32
-            By site: what a GRU's gate multiplies a row's slope by.
+            By site: what a recurrent layer's gate multiplies a row's slope by.
         means : dict of tuple of ndarray, float32
             By site: mean of each vector it reads.
         thresholds : dict of ndarray, float32
@@ -112,7 +112,7 @@ class Compiler:
     def _open(self, name: str) -> np.ndarray:
         """Thresholds that open every row."""
         site = self._sites[name]
-        if site.kind == "gru":
+        if site.hidden:
             return np.array([[-1.0, -1.0, 2.0, 2.0]], "float32")
         n = site.weight.shape[0]
         return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]

@@ -11,6 +11,9 @@ from tvm_dual.gates import unit_weights
 from tvm_dual.little import FittedLittle, fit_little
 from tvm_dual.sites import Site
 
+#: Samples that slopes are averaged over at a time.
+SAMPLES_AT_ONCE = 1024
+
 
 @dataclass(frozen=True, eq=False)
 class SiteFit:
@@ -20,8 +23,8 @@ class SiteFit:
     ----------
     little : FittedLittle
     spread : ndarray, float32
-        Dense: the error per row. GRU ``(3h,)``: the error of z, r and n rows times what the next
-        layers make of the unit; for r the error that the reset gate multiplies is left to the kernel.
+        Dense: the error per row. Recurrent: the error per row times what the next layers make of the unit;
+        for a GRU's r the error that the reset gate multiplies is left to the kernel.
     weights : ndarray, float32
         From `tvm_dual.gates.unit_weights`.
     tuned : bool
@@ -53,37 +56,56 @@ def fit_site(
     sites : dict of Site
         All sites, by name.
     both : bool
-        For a GRU: whether the input's half is predicted too; otherwise the state's alone.
+        For a recurrent layer: whether the input's half is predicted too; otherwise the state's alone.
     dimensions, projection, bits
         As `tvm_dual.little.fit_little` takes them.
     """
     weights = unit_weights(site, sites)
-    options = {"projection": projection, "bits": bits}
-    if site.kind == "dense":
-        (x,) = observed.inputs
-        targets = x @ site.weight.T + site.bias
-        importance = weights * _mean_slope(site.activation, targets)
-        fitted = fit_little([x], targets, dimensions, importance=importance, **options)
-        return SiteFit(fitted, fitted.spread, weights)
-    x, h = observed.inputs
+    options = {"k": dimensions, "projection": projection, "bits": bits}
+    little, spread = _FITS[site.kind](site, observed.inputs, weights, both, options)
+    return SiteFit(little, spread.astype("float32"), weights)
+
+
+def _fit_dense(site: Site, inputs, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x,) = inputs
+    targets = x @ site.weight.T + site.bias
+    fitted = fit_little([x], targets, importance=weights * _mean_slope(site.activation, targets), **options)
+    return fitted, fitted.spread
+
+
+def _fit_gru(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x, h), n = inputs, site.hidden
     given = x @ site.weight.T + site.bias
     hidden = h @ site.recurrence.T + site.recurrent_bias
     slopes, reset = _gru_slopes(given, hidden, h)
-    n = site.hidden
     if both:
         targets = np.concatenate(
             [given[:, : 2 * n] + hidden[:, : 2 * n], given[:, 2 * n :], hidden[:, 2 * n :]], axis=1
         )
         importance = np.concatenate([slopes, slopes[2 * n :] * reset]) * np.tile(weights, 4)
-        fitted = fit_little([x, h], targets, dimensions, importance=importance, **options)
+        fitted = fit_little([x, h], targets, importance=importance, **options)
         z, r, candidate, state = np.split(fitted.spread, 4)
         error = np.sqrt(candidate**2 + (reset * state) ** 2)
     else:
         importance = np.concatenate([slopes[: 2 * n], slopes[2 * n :] * reset]) * np.tile(weights, 3)
-        fitted = fit_little([h], hidden, dimensions, importance=importance, **options)
+        fitted = fit_little([h], hidden, importance=importance, **options)
         z, r, state = np.split(fitted.spread, 3)
         error = reset * state
-    return SiteFit(fitted, (np.concatenate([z, r, error]) * np.tile(weights, 3)).astype("float32"), weights)
+    return fitted, np.concatenate([z, r, error]) * np.tile(weights, 3)
+
+
+def _fit_lstm(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x, h, c), weights = inputs, np.tile(weights, 4)
+    hidden = h @ site.recurrence.T + site.recurrent_bias
+    sums = x @ site.weight.T + site.bias
+    sums += hidden
+    importance = _lstm_slopes(sums, c) * weights
+    read, targets = ([x, h], sums) if both else ([h], hidden)
+    fitted = fit_little(read, targets, importance=importance, **options)
+    return fitted, fitted.spread * weights
+
+
+_FITS = {"dense": _fit_dense, "gru": _fit_gru, "lstm": _fit_lstm}
 
 
 def _mean_slope(activation: str | None, targets: np.ndarray) -> np.ndarray:
@@ -109,6 +131,26 @@ def _gru_slopes(given: np.ndarray, hidden: np.ndarray, h: np.ndarray) -> tuple[n
     through = (1 - z) * (1 - candidate**2)
     slopes = [z * (1 - z) * np.abs(h - candidate), through * r * (1 - r) * np.abs(hidden[:, 2 * n :]), through]
     return np.concatenate([_rms(slope) for slope in slopes]) + 1e-4, _rms(r)
+
+
+def _lstm_slopes(sums: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Root mean square damage per unit error of the i, o, f and g rows; see `schedules.lstm_gate`."""
+    total = np.zeros(sums.shape[1])
+    # In parts: each of a dozen arrays of all samples would be as large as the observations themselves.
+    for start in range(0, len(sums), SAMPLES_AT_ONCE):
+        part, before = sums[start : start + SAMPLES_AT_ONCE], c[start : start + SAMPLES_AT_ONCE]
+        i, o, f = (1 / (1 + np.exp(-gate)) for gate in np.split(part, 4, axis=1)[:3])
+        g = np.tanh(part[:, 3 * c.shape[1] :])
+        shown = np.tanh(f * before + i * g)
+        through = o * (1 - shown**2)
+        slopes = [
+            through * i * (1 - i) * g,
+            o * (1 - o) * shown,
+            through * f * (1 - f) * before,
+            through * i * (1 - g**2),
+        ]
+        total += np.concatenate([(slope**2).sum(axis=0) for slope in slopes])
+    return np.sqrt(total / len(sums)) + 1e-4
 
 
 def _rms(values: np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@
     (what the next layers multiply the unit by) x (slope of the nonlinearity) x (error of the row)
 
 With the error's standard deviation known from calibration, the bound turns into a band of
-predicted pre-activations per row for a dense layer (`band`), and into one number for a GRU, whose
-slopes depend on the state (`schedules.gate`). ``activation`` is the rule of dual-module inference
-(ICML 2020, equation 5): a row is sensitive unless the predicted value lies in the flat region of
-the nonlinearity, whatever the error.
+predicted pre-activations per row for a dense layer (`band`), and into one number for a recurrent
+one, whose slopes depend on the state (`schedules.gate`, `schedules.lstm_gate`). ``activation`` is
+the rule of dual-module inference (ICML 2020, equation 5): a row is sensitive unless the predicted
+value lies in the flat region of the nonlinearity, whatever the error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FAR = 1e30
 def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
     """Return what the next layers multiply each unit of `site` by, ``float32 (units,)``.
 
-    The norm of the unit's column in the matrices that read it: the consumers', and a GRU's own.
+    The norm of the unit's column in the matrices that read it: the consumers', and a recurrent layer's own.
     """
     matrices = [sites[name].weight for name in site.consumers]
-    units = site.hidden if site.kind == "gru" else site.weight.shape[0]
-    if site.kind == "gru":
+    units = site.hidden or site.weight.shape[0]
+    if site.hidden:
         matrices.append(site.recurrence)
     matrices = [m for m in matrices if m.shape[1] == units]
     if not matrices:
@@ -61,7 +61,7 @@ def thresholds(site: Site, rule: str, limit: float, spread: np.ndarray, weights:
     Returns
     -------
     ndarray, float32
-        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, 4)`` for a GRU.
+        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, 4)`` for a recurrent one.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def _at_effort(site, rule, limit, spread, weights, effort) -> np.ndarray:
     bound = FAR if effort == 0 else limit / effort
     if rule == "activation":
         bound = min(bound, 0.5)
-    if site.kind == "gru":
+    if site.hidden:
         if rule == "damage":
             return np.array([-1.0 if effort == float("inf") else bound, 0, 0, 0])
         if effort == float("inf"):

@@ -58,7 +58,8 @@ def _finetune(model: Model, quality: Quality, fits: Fits, gated: Variant, progre
     if not model.options.finetune_steps:
         return
     limit = provisional_limit(model, gated)
-    fits.finetune(gated.forms, limit, progress)
+    if not fits.finetune(gated.forms, limit, progress):
+        return
     tuned = fits.variant(gated.forms)
     values = []
     for variant in (gated, tuned):
@@ -95,7 +96,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
     for site in planned.values():
-        hidden = ("dense", "rows", "little") if site.kind == "gru" else ("",)
+        hidden = ("dense", "rows", "little") if site.hidden else ("",)
         if site.input not in ("dense", "columns", "rows", "little") or site.hidden not in hidden:
             raise PlanError(
                 f"plan: site {site.name} has the forms {site.input!r}, {site.hidden!r}; plan this model anew"
@@ -146,9 +147,7 @@ def _plan(model: Model, quality: Quality, variant: Variant, search: Search | Non
 def _left_plan(site: Site) -> SitePlan:
     size = weight_bytes(site, "fp32")
     why = "sees more than one vector per call (streaming=True makes it one); left to TVM"
-    if site.rows_per_call == 1:
-        why = f"no kernel rewrites a layer of kind {site.kind} yet; left to its reference kernel"
-    forms = ("tvm", "tvm" if site.kind == "gru" else "")
+    forms = ("tvm", "tvm" if site.hidden else "")
     return SitePlan(site.name, site.kind, *forms, "fp32", weight_bytes=size, bytes_read=size, reason=why)
 
 

@@ -132,8 +132,8 @@ def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
             other = exact[name][part] if value == "rows" else "rows" if value == "columns" else None
             if other is not None:
                 changed = (*form[:part], other, *form[part + 1 :])
-                # The little module of a GRU predicts the state's half: it is gated if the input's is.
-                if model.sites[name].kind == "dense" or changed != ("rows", "dense"):
+                # A recurrent layer's little module predicts the state's half: it is gated if the input's is.
+                if not model.sites[name].hidden or changed != ("rows", "dense"):
                     found.append(start | {name: changed})
     return found
 

@@ -37,7 +37,7 @@ class Site:
     consumers : tuple of str
         Sites that read this one's result.
     linear_before_reset : bool
-        A GRU's form.
+        A GRU's form; true for all other layers.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Site:
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether kernels of ours apply: one vector per call, and no LSTM yet. Others are left to TVM."""
-        return self.rows_per_call == 1 and self.kind != "lstm"
+        """Whether kernels of ours apply: one vector per call. Others are left to TVM."""
+        return self.rows_per_call == 1
 
     @property
     def can_gate(self) -> bool:
-        """Whether gated kernels apply: can be rewritten, and a GRU that resets after its product."""
+        """Whether gated kernels apply: can be rewritten, and not a GRU that resets before its product."""
         return self.can_rewrite and self.linear_before_reset
 
     @property

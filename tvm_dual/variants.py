@@ -87,9 +87,9 @@ class Fits:
         closed = self._closed_form(name, forms)
         return self._model.known.get(self._tuned(name, forms), closed)
 
-    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> None:
-        """Train the little modules of gated recurrent sites under the bound `limit`, once."""
-        model, steps = self._model, self._model.options.finetune_steps
+    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> bool:
+        """Train the little modules of gated recurrent sites under the bound `limit`, once; say if there are any."""
+        model, steps, any_trained = self._model, self._model.options.finetune_steps, False
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
             if not steps or "rows" not in form or not can_finetune(site, observed):
@@ -97,6 +97,8 @@ class Fits:
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
                 model.known[key] = finetune(site, self._closed_form(name, form), observed, limit, steps, report)
+            any_trained = True
+        return any_trained
 
     def forget_tuned(self, forms: Forms) -> None:
         """Go back to the closed forms."""
@@ -106,7 +108,7 @@ class Fits:
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
         site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
-        inputs = site.n_inputs * both + site.hidden if site.kind == "gru" else site.n_inputs
+        inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
         return name, both, options.site_size(name, inputs), options.projection, options.little_bits
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
@@ -139,20 +141,20 @@ class Fits:
 
 def exact_form(site: Site, skip: bool) -> tuple[str, str]:
     """Return the form that computes every row; with `skip`, of the columns of nonzero inputs alone."""
-    return ("columns" if skip else "dense", "dense" if site.kind == "gru" else "")
+    return ("columns" if skip else "dense", "dense" if site.hidden else "")
 
 
 def mode_form(site: Site, mode: str) -> tuple[str, str]:
     """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
     if mode == "little" and site.can_gate:
-        return ("columns", "little") if site.kind == "gru" and site.nonnegative else _little_form(site)
+        return ("columns", "little") if site.hidden and site.nonnegative else _little_form(site)
     return exact_form(site, mode != "dense" and site.nonnegative)
 
 
 def _little_form(site: Site) -> tuple[str, str]:
     if site.nonnegative:
         return ("columns", "")
-    return ("little", "little" if site.kind == "gru" else "")
+    return ("little", "little" if site.hidden else "")
 
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:

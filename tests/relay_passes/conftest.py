@@ -11,7 +11,7 @@ from tvm.script import relax as R
 
 from relay_passes.mark_sites import MarkSites
 from schedules import cpu
-from schedules.recurrent_reference import gru_reference
+from schedules.recurrent_reference import gru_reference, lstm_reference
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -82,29 +82,43 @@ def gru_module(
     weight: np.ndarray, recurrence: np.ndarray, bias: np.ndarray, late_reset: int, layers: int = 1, relu: bool = False
 ) -> IRModule:
     """Return GRU layers as the importer gives them: one shared shape, ``main(x, h0, ...) -> (y, h0', ...)``."""
-    hidden, k = recurrence.shape[1], weight.shape[1]
+    reference = gru_reference(weight.shape[1], recurrence.shape[1], late_reset)
+    attributes = {"Composite": "dual.gru", "linear_before_reset": late_reset}
+    return _recurrent_module(reference, attributes, "h", (weight, recurrence, bias), layers, relu)
+
+
+def lstm_module(
+    weight: np.ndarray, recurrence: np.ndarray, bias: np.ndarray, layers: int = 1, relu: bool = False
+) -> IRModule:
+    """Return LSTM layers likewise: ``main(x, h0, c0, ...) -> (y, h0', c0', ...)``."""
+    reference = lstm_reference(weight.shape[1], recurrence.shape[1])
+    return _recurrent_module(reference, {"Composite": "dual.lstm"}, "hc", (weight, recurrence, bias), layers, relu)
+
+
+def _recurrent_module(reference, attributes: dict, states: str, weights: tuple, layers: int, relu: bool) -> IRModule:
+    hidden, k = weights[1].shape[1], weights[0].shape[1]
     builder = relax.BlockBuilder()
-    types = [(1, 1, k), (1, 1, hidden), weight.shape, recurrence.shape, bias.shape]
-    outputs = [relax.TensorType([1, 1, 1, hidden], "float32"), relax.TensorType([1, 1, hidden], "float32")]
-    kernel = builder.add_func(gru_reference(k, hidden, late_reset), "gru_reference")
+    types = [(1, 1, k), *[(1, 1, hidden)] * len(states), *(array.shape for array in weights)]
+    state_type = relax.TensorType([1, 1, hidden], "float32")
+    outputs = [relax.TensorType([1, 1, 1, hidden], "float32"), *[state_type] * len(states)]
+    kernel = builder.add_func(reference, "reference")
     parameters = [relax.Var(f"p{i}", relax.TensorType(list(t), "float32")) for i, t in enumerate(types)]
     layer = relax.BlockBuilder()
     with layer.function("layer", parameters, private=True):
         with layer.dataflow():
             result = layer.emit_output(relax.call_tir(kernel, parameters, outputs))
         layer.emit_func_output(result)
-    attributes = {"Composite": "dual.gru", "linear_before_reset": late_reset, "hidden_size": hidden}
-    function = builder.add_func(layer.get()["layer"].with_attrs(attributes), "layer")
+    function = builder.add_func(layer.get()["layer"].with_attrs(attributes | {"hidden_size": hidden}), "layer")
     x = relax.Var("x", relax.TensorType([1, 1, k], "float32"))
-    states = [relax.Var(f"h{i}", relax.TensorType([1, 1, hidden], "float32")) for i in range(layers)]
-    constants = [relax.const(array) for array in (weight, recurrence, bias)]
-    with builder.function("main", [x, *states]):
+    starts = [[relax.Var(f"{state}{i}", state_type) for state in states] for i in range(layers)]
+    constants = [relax.const(array) for array in weights]
+    with builder.function("main", [x, *(state for start in starts for state in start)]):
         with builder.dataflow():
             value, finals = builder.emit(relax.op.nn.relu(x)) if relu else x, []
-            for state in states:
-                result = builder.emit(relax.Call(function, [value, state, *constants]))
+            for start in starts:
+                result = builder.emit(relax.Call(function, [value, *start, *constants]))
                 value = builder.emit(relax.op.squeeze(builder.emit(relax.TupleGetItem(result, 0)), [1]))
-                finals.append(builder.emit(relax.TupleGetItem(result, 1)))
+                finals += [builder.emit(relax.TupleGetItem(result, 1 + i)) for i in range(len(states))]
             output = builder.emit_output(relax.Tuple([value, *finals]))
         builder.emit_func_output(output)
     return builder.get()
@@ -122,6 +136,14 @@ def gru_step(x, h, weight, recurrence, bias, late_reset: int) -> np.ndarray:
     return (1 - z) * candidate + z * h
 
 
+def lstm_step(x, h, c, weight, recurrence, bias) -> tuple[np.ndarray, np.ndarray]:
+    """Return an LSTM's next states h and c, by NumPy."""
+    sums = weight @ x + recurrence @ h + bias.reshape(2, -1).sum(axis=0)
+    i, o, f = (1 / (1 + np.exp(-gate)) for gate in np.split(sums, 4)[:3])
+    c = f * c + i * np.tanh(np.split(sums, 4)[3])
+    return o * np.tanh(c), c
+
+
 class Tools:
     """The functions of this file, for tests: ``importlib`` mode has no way to import it."""
 
@@ -132,6 +154,8 @@ class Tools:
     dense_relu = staticmethod(dense_relu)
     gru_module = staticmethod(gru_module)
     gru_step = staticmethod(gru_step)
+    lstm_module = staticmethod(lstm_module)
+    lstm_step = staticmethod(lstm_step)
 
 
 @pytest.fixture(scope="session")

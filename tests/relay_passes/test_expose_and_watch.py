@@ -68,6 +68,15 @@ def test_a_recurrent_site_gives_input_and_state(tools):
     assert shapes == [(1, 1, h), (1, 1, h), (1, 1, 5), (1, 1, h)]
 
 
+def test_an_lstm_gives_its_cell_too(tools):
+    h = 3
+    module = tools.lstm_module(tools.normal(4 * h, 5), tools.normal(4 * h, h), tools.normal(8 * h))
+    main = ExposeInputs()(MarkSites()(module))["main"]
+    assert list(map(str, main.attrs["dual.observed"])) == ["lstm0.0", "lstm0.1", "lstm0.2"]
+    shapes = [tuple(int(n) for n in field.shape) for field in main.ret_ty.fields]
+    assert shapes == [*[(1, 1, h)] * 3, (1, 1, 5), *[(1, 1, h)] * 2]
+
+
 def test_log_progress_reports_and_changes_nothing(tools):
     module, heard = tools.dense_relu(tools.normal(6, 4), tools.normal(6)), []
     after = LogProgress("2_rewrite", heard.append)(module)

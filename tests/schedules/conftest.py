@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from schedules import cpu
+from schedules import cpu, dense
 
 #: Shape and dtype of an operand that a kernel writes.
 Output = namedtuple("Output", "shape dtype")
@@ -52,6 +52,23 @@ def call(kernel, *operands, threads: int = 1) -> list[np.ndarray]:
 def run(isa: cpu.Isa, prim_func, *operands, threads: int = 1) -> list[np.ndarray]:
     """Compile and run once; see `call`."""
     return call(compile_kernel(isa, prim_func, threads), *operands, threads=threads)
+
+
+def list_outputs(n: int) -> tuple[Output, Output]:
+    """Return the results of a gate of `n` rows: the list and its length."""
+    return Output((dense.list_length(n),), "int32"), Output((1,), "int32")
+
+
+def check_against_score(rows, count, score, first):
+    """Compare with the open rows, leaving aside those within rounding of the limit."""
+    listed = rows[: count[0]]
+    assert (np.diff(listed) > 0).all()
+    is_open = np.isin(np.arange(len(score)) + first, listed)
+    assert is_open.sum() == count[0], "only rows of these gates are listed"
+    sure = np.abs(score) > 3e-6
+    np.testing.assert_array_equal(is_open[sure], (score > 0)[sure])
+    if count[0]:
+        assert (rows[count[0] : count[0] + dense.SIDE_BY_SIDE] == listed[-1]).all()
 
 
 def join(operands: dict[str, np.ndarray], stages, result: str):

@@ -8,17 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import dense, gate
-from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
+from tests.schedules.conftest import (
+    RUNNABLE,
+    Output,
+    call,
+    check_against_score,
+    compile_kernel,
+    join,
+    list_outputs,
+    run,
+)
 
 SIZES = [1, 19, 600]
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x.astype("float64")))
-
-
-def list_outputs(n):
-    return Output((dense.list_length(n),), "int32"), Output((1,), "int32")
 
 
 def check_list(rows, count, expected):
@@ -103,18 +108,6 @@ def candidate_score(rule, limits, given_half, hidden, state, spread):
         reset = slope * r * (1 - r) * np.abs(hidden[2 * h :]) * spread[h : 2 * h]
         return np.concatenate([reset, slope * spread[2 * h :]]) - limits[0]
     return np.concatenate([np.minimum(r - limits[1], limits[2] - r), limits[3] - np.abs(n)])
-
-
-def check_against_score(rows, count, score, first):
-    """Compare with the open rows, leaving aside those within rounding of the limit."""
-    listed = rows[: count[0]]
-    assert (np.diff(listed) > 0).all()
-    is_open = np.isin(np.arange(len(score)) + first, listed)
-    assert is_open.sum() == count[0], "only rows of these gates are listed"
-    sure = np.abs(score) > 3e-6
-    np.testing.assert_array_equal(is_open[sure], (score > 0)[sure])
-    if count[0]:
-        assert (rows[count[0] : count[0] + dense.SIDE_BY_SIDE] == listed[-1]).all()
 
 
 #: Limits that leave the gate partly open, empty, full.

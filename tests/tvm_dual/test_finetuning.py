@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,10 @@ def test_training_lowers_the_error_of_the_state(site, fit, observed):
 def test_sequences_do_not_cross_runs(observed):
     starts = subject._starts(observed)
     assert len(starts) and all((s < CALLS // 2) == (s + subject.LENGTH < CALLS // 2) for s in starts)
+
+
+def test_an_lstm_keeps_its_closed_form(site, observed):
+    assert not can_finetune(replace(site, kind="lstm"), observed)
 
 
 def test_short_runs_cannot_be_trained_on(site, observed):

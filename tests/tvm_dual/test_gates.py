@@ -17,11 +17,11 @@ ROWS = 6
 
 
 def site(kind="dense", activation=None, name="dense0", rows=ROWS, inputs=4, consumers=()) -> Site:
-    gru = kind == "gru"
-    weight = np.random.default_rng(3).standard_normal((rows * 3 if gru else rows, inputs)).astype("float32")
-    recurrence = np.ones((3 * rows, rows), "float32") if gru else None
+    recurrent, gates = kind != "dense", {"dense": 1, "gru": 3, "lstm": 4}[kind]
+    weight = np.random.default_rng(3).standard_normal((gates * rows, inputs)).astype("float32")
+    recurrence = np.ones((gates * rows, rows), "float32") if recurrent else None
     bias = np.zeros(len(weight), "float32")
-    recurrent_bias = bias if gru else None
+    recurrent_bias = bias if recurrent else None
     return Site(name, kind, weight, bias, recurrence, recurrent_bias, activation, False, 1, consumers, True)
 
 
@@ -100,9 +100,10 @@ def test_activation_rule_at_the_paper_s_relu_threshold():
     np.testing.assert_allclose(low, 0, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind, gates", [("gru", 3), ("lstm", 4)])
 @pytest.mark.parametrize("rule", ["damage", "activation"])
-def test_limits_of_a_gru(rule):
-    tables = thresholds(site("gru", name="gru0"), rule, 0.1, np.ones(3 * ROWS, "float32"), np.ones(ROWS, "float32"))
+def test_limits_of_a_recurrent_layer(rule, kind, gates):
+    tables = thresholds(site(kind, name="r"), rule, 0.1, np.ones(gates * ROWS, "float32"), np.ones(ROWS, "float32"))
     assert tables.shape == (len(EFFORTS), 4)
     finite = tables[1:-1]
     if rule == "damage":
@@ -125,5 +126,6 @@ def test_unit_weights_are_the_norms_of_the_consumers_columns():
     sites = {"dense0": first, "dense1": second}
     np.testing.assert_allclose(unit_weights(first, sites), np.linalg.norm(second.weight, axis=0), rtol=1e-6)
     np.testing.assert_array_equal(unit_weights(second, sites), np.ones(3))
-    gru = site("gru", name="gru0")
-    np.testing.assert_allclose(unit_weights(gru, {"gru0": gru}), np.sqrt(3 * ROWS), rtol=1e-6)
+    for kind, gates in (("gru", 3), ("lstm", 4)):
+        layer = site(kind, name="r")
+        np.testing.assert_allclose(unit_weights(layer, {"r": layer}), np.sqrt(gates * ROWS), rtol=1e-6)

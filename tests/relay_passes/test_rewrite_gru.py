@@ -1,4 +1,4 @@
-"""RewriteRecurrent: a planned GRU becomes one step; its kernels, their operands, its values."""
+"""RewriteGru: a planned GRU becomes one step; its kernels, their operands, its values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import tvm
 
 from relay_passes.mark_sites import MarkSites
 from relay_passes.products import LittleModule
-from relay_passes.rewrite_recurrent import LIMITS, RewriteRecurrent
+from relay_passes.recurrent_site import LIMITS
+from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules import dense, little
 from schedules.cpu import ISAS
@@ -49,7 +50,7 @@ def packed(n: int, k: int, precision: str) -> list[tuple[int, ...]]:
 
 
 def test_exact_form(tools, weights):
-    after = RewriteRecurrent()(planned(tools, weights, SiteForm("fp32", "dense", "dense", "", 1, "avx2")))
+    after = RewriteGru()(planned(tools, weights, SiteForm("fp32", "dense", "dense", "", 1, "avx2")))
     n = 3 * H
     every = [dense.every_row(n).shape, (1,), (n,)]
     assert tools.step_calls(after, "gru0") == [
@@ -67,7 +68,7 @@ def test_dual_form_of_both_matrices(tools, weights):
     """The update gate's rows come first; the other rows' gate sees them exact."""
     small = whole_little(*weights, both=True)
     form = SiteForm("int8", "rows", "rows", "damage", 1, "avx2")
-    after = RewriteRecurrent()(planned(tools, weights, form, little_module=small))
+    after = RewriteGru()(planned(tools, weights, form, little_module=small))
     n, k = 3 * H, K + H
     little_parts = [a.shape for a in little.pack_little(ISAS["avx2"], small.weight, small.bias, 8)]
     every = [dense.every_row(k).shape, (1,), (k,)]
@@ -99,7 +100,7 @@ def test_dual_form_of_both_matrices(tools, weights):
 def test_dual_form_of_the_state_alone(tools, weights):
     form = SiteForm("fp32", "columns", "rows", "activation", 1, "avx2")
     small = whole_little(*weights, both=False)
-    after = RewriteRecurrent()(planned(tools, weights, form, little_module=small))
+    after = RewriteGru()(planned(tools, weights, form, little_module=small))
     assert [name for name, _ in tools.step_calls(after, "gru0")] == [
         *("nonzeros", "columns", "quantize", "gated_rows", "quantize_projection", "little"),
         *("update_gate", "gated_rows", "candidate_gate", "gated_rows", "pointwise"),
@@ -108,7 +109,7 @@ def test_dual_form_of_the_state_alone(tools, weights):
 
 def test_reset_before_the_product(tools, weights):
     form = SiteForm("fp32", "dense", "dense", "", 1, "avx2")
-    after = RewriteRecurrent()(planned(tools, weights, form, late_reset=0))
+    after = RewriteGru()(planned(tools, weights, form, late_reset=0))
     assert [name for name, _ in tools.step_calls(after, "gru0")] == [
         *("gated_rows", "gated_rows", "reset", "gated_rows", "pointwise"),
     ]
@@ -118,7 +119,7 @@ def test_thresholds_follow_the_sites(tools):
     weights = tools.normal(3 * H, H), tools.normal(3 * H, H, seed=1), tools.normal(6 * H, seed=2)
     small = whole_little(*weights, both=False)
     form = SiteForm("fp32", "dense", "rows", "damage", 1, "avx2")
-    main = RewriteRecurrent()(planned(tools, weights, form, little_module=small, layers=2))["main"]
+    main = RewriteGru()(planned(tools, weights, form, little_module=small, layers=2))["main"]
     assert list(map(str, main.attrs["dual.thresholds"])) == ["gru0", "gru1"]
     assert list(map(str, main.attrs["dual.counts"])) == ["gru0", "gru0", "gru1", "gru1"]
     assert [p.name for p in main.params[-2:]] == ["gru0_thresholds", "gru1_thresholds"]
@@ -126,14 +127,14 @@ def test_thresholds_follow_the_sites(tools):
 
 def test_an_unplanned_site_stays(tools, weights):
     module = MarkSites()(tools.gru_module(*weights, 1))
-    tvm.ir.assert_structural_equal(RewriteRecurrent()(module), module)
+    tvm.ir.assert_structural_equal(RewriteGru()(module), module)
 
 
 @pytest.mark.parametrize("late_reset", [0, 1])
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-6), ("int8", 0.03)])
 def test_values_of_exact_forms(tools, native, weights, late_reset, precision, tolerance):
     form = SiteForm(precision, "dense", "dense", "", 1, native.name)
-    module = RewriteRecurrent()(planned(tools, weights, form, late_reset))
+    module = RewriteGru()(planned(tools, weights, form, late_reset))
     x, h = tools.normal(K, seed=3), tools.normal(H, seed=4)
     y, state = tools.run(module, native, x.reshape(1, 1, K), h.reshape(1, 1, H))
     wanted = tools.gru_step(x, h, *weights, late_reset)
@@ -146,7 +147,7 @@ def test_values_of_dual_forms(tools, native, weights, forms):
     """Open, a dual form gives the exact values; closed, those of the little module, here nearly exact."""
     form = SiteForm("fp32", *forms, "damage", 1, native.name)
     small = whole_little(*weights, both=forms[0] == "rows")
-    module = RewriteRecurrent()(planned(tools, weights, form, little_module=small))
+    module = RewriteGru()(planned(tools, weights, form, little_module=small))
     x, h = np.abs(tools.normal(K, seed=3)), tools.normal(H, seed=4)
     wanted = tools.gru_step(x, h, *weights, 1)
     for limits, tolerance, counts in ((OPEN, 2e-6, [H, 2 * H]), (CLOSED, 0.03, [0, 0])):
