@@ -19,7 +19,8 @@ class ExposeInputs:
 
     ``main`` gains one output per value that a site reads at run time, and the attribute
     ``dual.observed`` with their names: ``site.0`` is the input, ``site.1`` a recurrent state h, ``site.2``
-    an LSTM's c.
+    an LSTM's c. Of a layer that sees sequences these are the initial states, and ``site.y`` is the state h
+    after each step.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
@@ -51,7 +52,18 @@ class _Exposer(PyExprMutator):
         if states:
             live = call.args[: 1 + states]  # a state may be a constant, and is read all the same
         for i, value in enumerate(live):
-            self.names.append(f"{name}.{i}")
-            # A copy: the same value may be read twice, and a parameter cannot be an output.
-            self.values.append(self.builder_.emit_output(relax.op.multiply(value, relax.const(1.0, "float32"))))
+            self._expose(f"{name}.{i}", value)
+        if states and is_sequence(call):
+            call = self.builder_.emit(call)
+            self._expose(f"{name}.y", self.builder_.emit(relax.TupleGetItem(call, 0)))
         return call
+
+    def _expose(self, name: str, value: relax.Expr) -> None:
+        self.names.append(name)
+        # A copy: the same value may be read twice, and a parameter cannot be an output.
+        self.values.append(self.builder_.emit_output(relax.op.multiply(value, relax.const(1.0, "float32"))))
+
+
+def is_sequence(call: relax.Call) -> bool:
+    """Whether a recurrent layer's call may see more than one vector."""
+    return any(not isinstance(n, tvm.tirx.IntImm) or int(n) != 1 for n in list(call.args[0].ty.shape)[:2])

@@ -13,6 +13,8 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.over_time import SEQUENCE
+
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 
 
@@ -23,7 +25,7 @@ class FuseStep:
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with ``main`` calling one primitive function, if it can."""
         main = module["main"]
-        if not _is_fusible(main):
+        if not _is_fusible(module, main):
             return module
         builder = relax.BlockBuilder(module)
         lifted = _LiftConstants()
@@ -45,7 +47,7 @@ class FuseStep:
         return result
 
 
-def _is_fusible(main: relax.Function) -> bool:
+def _is_fusible(module: IRModule, main: relax.Function) -> bool:
     computed = set()
     for block in main.body.blocks:
         if not isinstance(block, relax.DataflowBlock):
@@ -54,6 +56,9 @@ def _is_fusible(main: relax.Function) -> bool:
             value = binding.value
             if isinstance(value, relax.Call):
                 if value.op != _CALL_TIR or not _static(value.ty):
+                    return False
+                # What takes many steps gains nothing from sparing a dispatch.
+                if SEQUENCE in (module[value.args[0]].attrs or {}):
                     return False
             elif isinstance(value, relax.Tuple):
                 # A result that is an argument or a constant has no kernel that writes it.

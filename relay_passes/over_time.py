@@ -12,6 +12,9 @@ from collections.abc import Callable
 import tvm_ffi
 from tvm import s_tir, tirx
 
+#: Attribute of a kernel that loops over time.
+SEQUENCE = "dual.sequence"
+
 
 def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int) -> tirx.PrimFunc:
     """Return a kernel that takes a step for every vector of a batch of sequences, each with its own state.
@@ -69,7 +72,8 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     calls = tirx.Cast("int32", tirx.max(steps * batch, tirx.const(1, "int64")))
     after = [_store(total, tirx.floordiv(_load(total) + calls // 2, calls)) for total in totals]
     parameters = [*sequences, *starts, *step.params[n_inputs + n_states : n_operands], y, *ends, *totals]
-    return tirx.PrimFunc(parameters, _block("root", [*before, loop, *after]), step.ret_type, step.attrs)
+    function = tirx.PrimFunc(parameters, _block("root", [*before, loop, *after]), step.ret_type, step.attrs)
+    return function.with_attr("tirx.is_scheduled", True).with_attr(SEQUENCE, True)
 
 
 def _view(vector, whole, index) -> tirx.Var:

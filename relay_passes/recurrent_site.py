@@ -2,7 +2,8 @@
 
 The same list of open rows serves the input's and the state's matrix; a matrix in an exact form
 (``dense``, or ``columns`` where inputs are mostly zero) is computed whole, and the little module
-predicts the other alone. Only sites that see one vector per call are rewritten.
+predicts the other alone. Where a call sees a sequence, the exact half of the inputs is computed for
+all of it at once, and the step that a loop repeats starts from that.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import relax
 
+from relay_passes.expose_inputs import is_sequence
 from relay_passes.products import Products
+from relay_passes.sequence_call import BatchedProduct, SequenceCall
 from relay_passes.site_plan import SiteForm, planned_bias, read_form, read_little
-from relay_passes.site_rewriter import StepCall
+from relay_passes.site_rewriter import SiteCall, StepCall
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
 
@@ -71,8 +74,24 @@ class RecurrentSite:
     def _nonnegative(self) -> bool:
         return bool(self.function.attrs["dual.nonnegative"])
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether a call may see more than one vector."""
+        return is_sequence(self.call)
+
+    @property
+    def _is_batched(self) -> bool:
+        """Whether the inputs' half is computed for the whole sequence at once."""
+        return self.is_sequence and self.form.input == "dense"
+
+    def input(self, step: StepBuilder) -> relax.Var:
+        """Declare what a step reads: an input, or its half of the pre-activations if that is known already."""
+        return step.input("given", (len(self.weight),)) if self._is_batched else step.input("x", (self.n_inputs,))
+
     def given(self, products: Products, x: relax.Var) -> relax.Var:
-        """Return the input's half of the pre-activations, exact."""
+        """Return the input's half of the pre-activations, exact; `x` is from `input`."""
+        if self._is_batched:
+            return x
         return products.exact(self.form.input, "input", x, self.weight, self.input_bias, nonnegative=self._nonnegative)
 
     def exact_hidden(self, products: Products, h: relax.Var) -> relax.Var:
@@ -97,8 +116,20 @@ class RecurrentSite:
             return products.gated_pairs("both", input_, state, rows, count, closed)
         return given, products.gated("hidden", *state, rows, count, hidden)
 
-    def step_call(self, step: StepBuilder) -> StepCall:
+    def site_call(self, step: StepBuilder) -> SiteCall:
         """Return how ``main`` calls a finished step ``(x, states...[, limits]) -> (states..., counts...)``."""
+        return self._sequence_call(step) if self.is_sequence else self._step_call(step)
+
+    def _sequence_call(self, step: StepBuilder) -> SequenceCall:
+        product = None
+        if self._is_batched:
+            product = BatchedProduct(
+                self.isa, self.form.precision, self.form.threads, self.weight, self.input_bias, self._nonnegative
+            )
+        x, *states = self.call.args[: 1 + self.states]
+        return SequenceCall(step, x, states, product, threshold=(LIMITS,) if self.form.gated else None)
+
+    def _step_call(self, step: StepBuilder) -> StepCall:
         arguments, (y, *states) = self.call.args, self.call.ty.fields
         y, *states = ([int(extent) for extent in field.shape] for field in (y, *states))
         return StepCall(

@@ -11,7 +11,7 @@ from tvm import IRModule, relax
 
 from relay_passes.products import Products
 from relay_passes.recurrent_site import LIMITS, RecurrentSite, read_site
-from relay_passes.site_rewriter import SiteRewriter, StepCall
+from relay_passes.site_rewriter import SiteCall, SiteRewriter
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
 from schedules.registry import kernel
@@ -26,12 +26,12 @@ class RewriteGru:
         return SiteRewriter(module, "dual.gru", _rewrite).run()
 
 
-def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
+def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
     site = read_site(function, call, states=1)
     if site is None:
         return None
     with StepBuilder() as step:
-        x, h = step.input("x", (site.n_inputs,)), step.input("h", (site.hidden,))
+        x, h = site.input(step), step.input("h", (site.hidden,))
         products = Products(step, site.isa, site.form.precision, site.form.threads)
         if not int(function.attrs["linear_before_reset"]):
             result, counts = _early_reset(site, step, products, x, h), []
@@ -40,7 +40,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         else:
             result, counts = _ungated(site, step, products, x, h), []
         step.finish(result, *counts)
-    return site.step_call(step)
+    return site.site_call(step)
 
 
 def _predicted(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, relax.Var]:

@@ -12,7 +12,7 @@ from tvm import IRModule, relax
 
 from relay_passes.products import Products
 from relay_passes.recurrent_site import LIMITS, RecurrentSite, read_site
-from relay_passes.site_rewriter import SiteRewriter, StepCall
+from relay_passes.site_rewriter import SiteCall, SiteRewriter
 from relay_passes.step import StepBuilder
 from schedules.lstm import lstm_pointwise
 from schedules.lstm_gate import lstm_gate
@@ -28,12 +28,12 @@ class RewriteLstm:
         return SiteRewriter(module, "dual.lstm", _rewrite).run()
 
 
-def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
+def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
     site = read_site(function, call, states=2)
     if site is None:
         return None
     with StepBuilder() as step:
-        x, h, c = step.input("x", (site.n_inputs,)), step.input("h", (site.hidden,)), step.input("c", (site.hidden,))
+        x, h, c = site.input(step), step.input("h", (site.hidden,)), step.input("c", (site.hidden,))
         products = Products(step, site.isa, site.form.precision, site.form.threads)
         halves, counts = _halves(site, step, products, x, h), []
         if site.form.gated:
@@ -44,7 +44,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             counts.append(count)
         states = step.call("pointwise", kernel(lstm_pointwise, site.isa, site.hidden), *halves, c)
         step.finish(*states, *counts)
-    return site.step_call(step)
+    return site.site_call(step)
 
 
 def _halves(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, relax.Var]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import tvm
 from tvm import IRModule, relax
@@ -39,8 +40,46 @@ class StepCall:
     outputs: list[list[Sequence[int]]]
     threshold: tuple[int, ...] | None = None
 
+    def emit(self, builder: relax.BlockBuilder, name: str, limits: list[relax.Var]) -> Emitted:
+        """Emit the call into ``main``; see `SiteCall`."""
+        kernels, function = self.step.module()
+        renamed = {}
+        for target, kernel in kernels.functions.items():
+            if isinstance(kernel, tvm.tirx.PrimFunc):
+                renamed[target] = builder.add_func(kernel, f"{name}_{target.name_hint}")
+        function = _Retarget(renamed).visit_expr(function).with_attr("dual.site", name)
+        step = builder.add_func(relax.utils.copy_with_new_vars(function), f"{name}_step")
+        arguments = [builder.emit(relax.op.reshape(value, shape)) for value, shape in self.inputs]
+        result = builder.emit(relax.Call(step, [*arguments, *limits, *self.step.arguments]))
+        values = [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+        shaped = [
+            builder.emit(relax.op.reshape(value, shape))
+            for value, shapes in zip(values, self.outputs, strict=False)
+            for shape in shapes
+        ]
+        return shaped, values[len(self.outputs) :]
 
-Rewrite = Callable[[relax.Function, relax.Call], StepCall | None]
+
+#: What a site gives, and the numbers of open rows of its gates.
+Emitted = tuple[list[relax.Expr], list[relax.Expr]]
+
+
+class SiteCall(Protocol):
+    """A rewritten site: a `StepCall`, or for sequences a `relay_passes.sequence_call.SequenceCall`.
+
+    Attributes
+    ----------
+    threshold : shape or None
+        Shape of the thresholds that it takes, if any.
+    """
+
+    threshold: tuple[int, ...] | None
+
+    def emit(self, builder: relax.BlockBuilder, name: str, limits: list[relax.Var]) -> Emitted:
+        """Emit what takes the place of the site `name` in ``main``; `limits` holds the thresholds, if it takes any."""
+
+
+Rewrite = Callable[[relax.Function, relax.Call], SiteCall | None]
 
 
 class SiteRewriter:
@@ -83,32 +122,16 @@ class _CallMutator(PyExprMutator):
         if planned is None:
             return call
         self.changed = True
-        return self._step_call(planned, str(function.attrs["dual.site"]))
+        return self._put(planned, str(function.attrs["dual.site"]))
 
-    def _step_call(self, planned: StepCall, name: str) -> relax.Expr:
-        emit = self.builder_.emit
-        kernels, function = planned.step.module()
-        renamed = {}
-        for target, kernel in kernels.functions.items():
-            if isinstance(kernel, tvm.tirx.PrimFunc):
-                renamed[target] = self.builder_.add_func(kernel, f"{name}_{target.name_hint}")
-        function = _Retarget(renamed).visit_expr(function).with_attr("dual.site", name)
-        step = self.builder_.add_func(relax.utils.copy_with_new_vars(function), f"{name}_step")
-        arguments = [emit(relax.op.reshape(value, shape)) for value, shape in planned.inputs]
+    def _put(self, planned: SiteCall, name: str) -> relax.Expr:
+        limits = []
         if planned.threshold is not None:
-            threshold = relax.Var(f"{name}_thresholds", relax.TensorType(list(planned.threshold), "float32"))
-            self.thresholds.append((name, threshold))
-            arguments.append(threshold)
-        result = emit(relax.Call(step, [*arguments, *planned.step.arguments]))
-        values = [emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
-        for value in values[len(planned.outputs) :]:
-            self.counts.append((name, self.builder_.emit_output(value)))
-        shaped = [
-            emit(relax.op.reshape(value, shape))
-            for value, shapes in zip(values, planned.outputs, strict=False)
-            for shape in shapes
-        ]
-        return shaped[0] if len(shaped) == 1 else relax.Tuple(shaped)
+            limits.append(relax.Var(f"{name}_thresholds", relax.TensorType(list(planned.threshold), "float32")))
+            self.thresholds.append((name, limits[0]))
+        values, counts = planned.emit(self.builder_, name, limits)
+        self.counts += [(name, self.builder_.emit_output(count)) for count in counts]
+        return values[0] if len(values) == 1 else relax.Tuple(values)
 
 
 @mutator

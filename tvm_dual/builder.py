@@ -134,8 +134,10 @@ class Builder:
         }
         self._dense = self._compiler.compile(forms, observe=True)
         self._data = check_calibration(calibration, self._dense.metadata.inputs)
-        observed = observe(self._dense, self._data, lambda done, total: self._progress("calibration", done, total))
-        self._observations = {name: observed[name] for name in forms}
+        sites = {name: self._sites[name] for name in forms}
+        self._observations = observe(
+            self._dense, self._data, sites, lambda done, total: self._progress("calibration", done, total)
+        )
         self._known = {}
 
     def build(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from tvm_dual.errors import DataError, ModelError
 from tvm_dual.library import DualLibrary
 from tvm_dual.metadata import Tensor
+from tvm_dual.sites import Site
 
 #: Calls that are kept for fitting; beyond a few thousand the fits do not change. They are kept in runs
 #: of this length, so that recurrent layers can be followed through time.
@@ -37,6 +39,12 @@ class CalibrationData:
     def calls(self) -> int:
         """Number of calls in all streams."""
         return sum(len(stream) for stream in self.streams)
+
+
+def calls_for(streams: Sequence[np.ndarray], vectors: int) -> int:
+    """Return how many calls see about `vectors` vectors: a call may be a sequence of them."""
+    longest = max(int(np.prod(stream.shape[1:-1])) for stream in streams)
+    return max(1, vectors // longest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +120,9 @@ def _matches(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return [extent for extent in found if extent != 1] == [extent for extent in wanted if extent != 1]
 
 
-def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[str, Observations]:
+def observe(
+    library: DualLibrary, data: CalibrationData, sites: Mapping[str, Site], progress=None
+) -> dict[str, Observations]:
     """Run the dense model over the data and collect what each site reads.
 
     Parameters
@@ -120,28 +130,76 @@ def observe(library: DualLibrary, data: CalibrationData, progress=None) -> dict[
     library : DualLibrary
         Built with ``ExposeInputs``: further outputs give the sites' inputs.
     data : CalibrationData
+    sites : mapping of str to Site
+        The sites that it gives the inputs of.
     progress : callable, optional
         Called with ``(calls done, calls in all)``.
     """
-    every = max(1, -(-data.calls // MAX_SAMPLES))
     names = library.metadata.observed
-    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    done, kept, runs, following = 0, 0, [], False
+    collected = {name: _Collected(site) for name, site in sites.items()}
+    # Calls of one vector are kept in runs; sequences are runs already.
+    sequences = any(f"{name}.y" in names for name in sites)
+    most, length = (calls_for(data.streams, MAX_SAMPLES), 1) if sequences else (MAX_SAMPLES, RUN)
+    every = max(1, -(-data.calls // most))
+    done, following = 0, False
     for stream in data.streams:
         run, following = library.stream(), False
         for frame in stream:
             run(frame)
-            keep = done // RUN % every == 0
-            if keep and not following:
-                runs.append(kept)
-            kept, following = kept + keep, keep
+            keep = done // length % every == 0
             if keep:
-                for name, value in zip(names, library.last_extras(), strict=True):
-                    collected[name].append(value.reshape(-1, value.shape[-1])[-1])
+                seen = dict(zip(names, library.last_extras(), strict=True))
+                for name, found in collected.items():
+                    found.add({key.split(".")[1]: seen[key] for key in names if key.split(".")[0] == name}, following)
+            following = keep
             done += 1
             if progress:
                 progress(done, data.calls)
-    found: dict[str, list[np.ndarray]] = {}
-    for name in sorted(names):
-        found.setdefault(name.split(".")[0], []).append(np.stack(collected[name]))
-    return {site: Observations(tuple(arrays), tuple(runs)) for site, arrays in found.items()}
+    return {name: found.observations() for name, found in collected.items()}
+
+
+class _Collected:
+    """What one site read in the calls so far."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._parts: list[tuple[np.ndarray, ...]] = []
+        self._runs: list[int] = []
+        self._count = 0
+
+    def add(self, seen: dict[str, np.ndarray], following: bool) -> None:
+        """Add a call; `following` says that it goes on where the last one added ended."""
+        if "y" in seen:
+            for sample in range(seen["0"].shape[1]):
+                self._append(_over_time(self._site, seen, sample), False)
+        else:
+            self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
+
+    def _append(self, values: tuple[np.ndarray, ...], following: bool) -> None:
+        if not following:
+            self._runs.append(self._count)
+        self._parts.append(values)
+        self._count += len(values[0])
+
+    def observations(self) -> Observations:
+        return Observations(
+            tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)), tuple(self._runs)
+        )
+
+
+def _over_time(site: Site, seen: dict[str, np.ndarray], sample: int) -> tuple[np.ndarray, ...]:
+    """Return what a recurrent layer read at each step of a sequence: the input, and the states before the step."""
+    x = seen["0"][:, sample]
+    h = np.concatenate([seen["1"][:, sample], seen["y"][:-1, 0, sample]])
+    if site.kind != "lstm":
+        return x, h
+    # The cell state is in no output, but all gates follow from inputs and states h, which are.
+    gates = x @ site.weight.T + site.bias + h @ site.recurrence.T + site.recurrent_bias
+    take, _, keep, new = np.split(gates, 4, axis=1)
+    take, keep, new = expit(take), expit(keep), np.tanh(new)
+    c = np.empty_like(h)
+    before = seen["2"][0, sample]
+    for t in range(len(x)):
+        c[t] = before
+        before = keep[t] * before + take[t] * new[t]
+    return x, h, c

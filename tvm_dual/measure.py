@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
+from tvm_dual.calibration import calls_for
 from tvm_dual.library import DualLibrary
 
-#: Turns per library, and calls per turn.
-ROUNDS, CALLS = 7, 60
+#: Turns per library, and vectors per turn.
+ROUNDS, VECTORS = 7, 60
 
 
 def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds: int = ROUNDS) -> list[float]:
@@ -23,14 +25,14 @@ def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds
     rounds : int
         Turns that each library gets; turns alternate, so that a slow spell of the machine hits all.
     """
-    runs = [library.stream() for library in libraries]
+    runs, calls = [library.stream() for library in libraries], calls_for([stream], VECTORS)
     medians: list[list[float]] = [[] for _ in libraries]
     # The first turn warms caches up and is not counted.
     for turn in range(rounds + 1):
-        start = turn * CALLS % max(1, len(stream) - CALLS)
+        start = turn * calls % max(1, len(stream) - calls)
         for run, found in zip(runs, medians, strict=True):
             times = []
-            for frame in stream[start : start + CALLS]:
+            for frame in stream[start : start + calls]:
                 begin = time.perf_counter_ns()
                 run(frame)
                 times.append(time.perf_counter_ns() - begin)
@@ -40,7 +42,7 @@ def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds
     return [float(np.median(sorted(found)[: len(found) // 2 + 1])) for found in medians]
 
 
-def open_share(library: DualLibrary, streams: tuple[np.ndarray, ...], every: int = 5) -> dict[str, float]:
+def open_share(library: DualLibrary, streams: Sequence[np.ndarray], every: int = 5) -> dict[str, float]:
     """Return open rows / all rows of each gated site, over every `every`-th call of the streams."""
     opened = dict.fromkeys(library.all_rows(), 0)
     calls = 0

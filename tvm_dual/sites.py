@@ -64,8 +64,8 @@ class Site:
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether kernels of ours apply: one vector per call. Others are left to TVM."""
-        return self.rows_per_call == 1
+        """Whether kernels of ours apply: one vector per call, or any sequences of a recurrent layer."""
+        return self.rows_per_call == 1 or self.hidden > 0
 
     @property
     def can_gate(self) -> bool:
