@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from relay_passes.products import LittleModule
 from schedules.quantize import quantize_rows
@@ -127,7 +128,8 @@ def _reduced_rank(covariance: np.ndarray, cross: np.ndarray, k: int, importance:
     if importance is not None:
         explained = explained * importance
     # The left singular vectors, through the smaller Gram matrix.
-    strongest = np.linalg.eigh(explained @ explained.T)[1][:, ::-1][:, :k]
+    n = len(explained)
+    strongest = eigh(explained @ explained.T, subset_by_index=[n - k, n - 1], overwrite_a=True)[1][:, ::-1]
     return (vectors / root @ strongest).T
 
 
@@ -139,7 +141,7 @@ def _scaled(directions: np.ndarray, covariance: np.ndarray, centered: np.ndarray
     activation, which has a byte, evens the weights out (the idea of SmoothQuant, Xiao et al., ICML
     2023, equation 4, for the two factors of a low-rank product).
     """
-    deviation = np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", directions, covariance, directions), 1e-12))
+    deviation = np.sqrt(np.maximum(((directions @ covariance) * directions).sum(axis=1), 1e-12))
     directions = (directions / deviation[:, None]).astype("float32")
     size = np.linalg.norm(_ridge(centered @ directions.T, targets), axis=0)
     return directions * np.maximum(size / max(size.max(), 1e-30), 1e-6)[:, None].astype("float32") ** MOVED
