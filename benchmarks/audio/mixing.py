@@ -67,7 +67,8 @@ def conditions() -> tuple[Condition, ...]:
 def calibration_clips(rate: int = 48_000, folder: Path | None = None) -> list[NoisyClip]:
     """Clips to fit a library on: every calibration clip under three of the conditions, by turns 0 and 10 dB.
 
-    More speech does more for a fit than more noise of the same speech. Shares no speech, no babble and no noise seed with `judging_clips` and `evaluation_clips`.
+    More speech does more for a fit than more noise of the same speech. Shares no speech, no babble and no noise
+    seed with `judging_clips` and `evaluation_clips`.
 
     Parameters
     ----------
