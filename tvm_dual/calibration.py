@@ -16,7 +16,7 @@ from tvm_dual.sites import Site
 
 #: Calls that are kept for fitting; beyond a few thousand the fits do not change. They are kept in runs
 #: of this length, so that recurrent layers can be followed through time.
-MAX_SAMPLES, RUN = 16_000, 400
+MAX_SAMPLES, RUN = 24_000, 400
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from tvm_dual.sites import Site
 from tvm_dual.variants import Fits, Model, Variant, exact_form, mode_form
 
 #: The bound that fine-tuned modules are compared at, as a multiple of the provisional one.
-TYPICAL = 2.0
+TYPICAL = 4.0
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:

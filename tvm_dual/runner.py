@@ -7,6 +7,7 @@ kernel, all its memory is one region made once, and a call passes nothing but th
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,8 @@ class Runner:
 
         described = [*metadata.inputs, *metadata.states, *thresholds]
         results = [*metadata.outputs, *metadata.states, *metadata.extras]
-        if metadata.offsets:
+        self._fixed = bool(metadata.offsets)
+        if self._fixed:
             self._region = huge_pages(metadata.offsets[-1])
             tensors = [*described, *metadata.weights, *results]
             views = [self._view(t, start) for t, start in zip(tensors, metadata.offsets[:-1], strict=True)]
@@ -137,6 +139,27 @@ class Runner:
     def _view(self, tensor: Tensor, start: int) -> np.ndarray:
         size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
         return self._region[start : start + size].view(tensor.dtype).reshape(tensor.shape)
+
+    def single_step(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Return the call from one input to one output as a function of its own, or None if it needs more.
+
+        The kernel sweeps the interpreter out of the caches, so each line around it costs: for a step of 70
+        microseconds this is 5 less than the general way.
+        """
+        if not self._fixed or len(self.inputs) != 1 or len(self.outputs) != 1 or self.inputs[0].below is not None:
+            return None
+        buffer, run, (output,) = self.inputs[0], self.run, self.outputs
+        dtype, places, array_type = buffer.dtype, buffer.places, np.ndarray
+
+        def step(array: np.ndarray) -> np.ndarray:
+            if type(array) is array_type and array.dtype is dtype and (place := places.get(array.shape)) is not None:
+                place[...] = array
+            else:
+                buffer.fill(array, squeeze=True)
+            run()
+            return output.copy()
+
+        return step
 
     def check_extents(self) -> None:
         """Refuse inputs and states that disagree on an open extent, such as the batch.

@@ -65,9 +65,10 @@ def conditions() -> tuple[Condition, ...]:
 
 
 def calibration_clips(rate: int = 48_000, folder: Path | None = None) -> list[NoisyClip]:
-    """Clips to fit a library on: every calibration clip under every condition.
+    """Clips to fit a library on: every calibration clip under three of the conditions, by turns 0 and 10 dB.
 
-    Shares no speech, no babble and no noise seed with `judging_clips` and `evaluation_clips`.
+    More speech does more for a fit than more noise of the same speech. Shares no speech, no babble and no noise
+    seed with `judging_clips` and `evaluation_clips`.
 
     Parameters
     ----------
@@ -105,26 +106,37 @@ def clip_files(part: str, kind: str, folder: Path | None = None) -> list[Path]:
     DataError
         If there are none.
     """
-    found = sorted(((folder or DATA) / part).glob(f"{kind}-*.flac"))
+    found = sorted(((folder or DATA) / part).glob(f"{kind}-*.ogg"))
     if not found:
-        raise DataError(f"{(folder or DATA) / part}: found no {kind}-*.flac; run examples/data/make_clips.py")
+        raise DataError(f"{(folder or DATA) / part}: found no {kind}-*.ogg; run examples/data/make_clips.py")
     return found
 
 
 def _clips(part: str, rate: int, folder: Path | None) -> list[NoisyClip]:
     if rate <= 0:
         raise DataError(f"rate: found {rate}; needed: a positive sample rate in Hz")
-    talkers = [_read(path) for path in clip_files(part, "babble", folder)]
+    groups = _talkers(clip_files(part, "babble", folder))
     clips = []
     for clip_index, path in enumerate(clip_files(part, "speech", folder)):
-        wave = _read(path)
+        wave, talkers = _read(path), groups[clip_index % len(groups)]
         clean = _resample(wave, rate)
         for condition_index, condition in enumerate(conditions()):
+            # Pairs of clips take turns, so that every second clip alone has both levels too.
+            if part == "calibration" and condition_index % 2 != clip_index // 2 % 2:
+                continue
             seed = (SEEDS[part], clip_index, condition_index)
             noise = _resample(_noise(condition.noise, len(wave), seed, talkers), rate)
             noisy = mix(clean, noise, condition.snr_db).astype(np.float32)
             clips.append(NoisyClip(path.stem, condition, clean, noisy, rate))
     return clips
+
+
+def _talkers(files: Sequence[Path]) -> list[list[np.ndarray]]:
+    """Return the voices of each babble prompt, in all its languages."""
+    prompts: dict[str, list[np.ndarray]] = {}
+    for path in files:
+        prompts.setdefault(path.stem.split("-", 2)[-1], []).append(_read(path))
+    return list(prompts.values())
 
 
 def _noise(kind: str, samples: int, seed: Sequence[int], talkers: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Make the FLAC clips of this folder from the Debian packages they come from.
+"""Make the Ogg Vorbis clips of this folder from the Debian packages they come from.
 
     python examples/data/make_clips.py FOLDER_WITH_DEBS
 
@@ -31,25 +31,47 @@ VOICES = {
 
 # One prompt is one clip. No prompt is in two sets, in any language.
 SPEECH = {
-    "calibration": ("vm-instructions", "dir-instr", "agent-alreadyon", "confbridge-pin"),
+    "calibration": (
+        "agent-alreadyon",
+        "confbridge-pin",
+        "demo-enterkeywords",
+        "demo-thanks",
+        "dir-instr",
+        "queue-periodic-announce",
+        "ss-noservice",
+        "vm-instructions",
+        "vm-newuser",
+        "vm-nobox",
+        "vm-opts",
+        "vm-rec-unv",
+    ),
     "judging": (
+        "agent-user",
         "confbridge-lock-extended",
         "dir-usingkeypad",
         "pbx-invalidpark",
         "queue-youarenext",
+        "vm-forward",
         "vm-tempgreeting2",
+        "vm-tmpexists",
     ),
     "evaluation": (
-        "queue-periodic-announce",
-        "demo-enterkeywords",
-        "vm-newuser",
-        "demo-thanks",
-        "vm-nobox",
-        "ss-noservice",
+        "tt-allbusy",
+        "vm-forwardoptions",
+        "vm-invalid-password",
+        "vm-record-prepend",
+        "vm-review",
+        "vm-saveoper",
     ),
 }
-BABBLE = {"calibration": "agent-incorrect", "judging": "vm-rec-temp", "evaluation": "vm-intro"}
-BABBLE_SECONDS = 4.5  # the first seconds are enough for babble, and keep the folder under 3 MB
+BABBLE = {
+    "calibration": ("agent-incorrect", "vm-intro"),
+    "judging": ("vm-rec-temp", "conf-usermenu"),
+    "evaluation": ("demo-congrats", "demo-instruct"),
+}
+BABBLE_SECONDS = 4.5  # the first seconds are enough for babble, and keep the folder under 2 MB
+#: Of Vorbis, from 0 (largest) to 1.
+COMPRESSION = 0.4
 
 
 def read_prompts(deb: Path, voice: str) -> dict[str, bytes]:
@@ -100,7 +122,7 @@ def main() -> None:
     for language, voice in VOICES.items():
         prompts = read_prompts(arguments.debs / PACKAGE.format(language=language), voice)
         for part in SPEECH:
-            wanted = SPEECH[part] if language == "en" else (BABBLE[part],)
+            wanted = SPEECH[part] if language == "en" else BABBLE[part]
             prefix = "speech" if language == "en" else "babble"
             folder = arguments.out / part
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +130,8 @@ def main() -> None:
                 wave = decode_g722(prompts[name])
                 if prefix == "babble":
                     wave = wave[: int(BABBLE_SECONDS * RATE)]
-                path = folder / f"{prefix}-{language}-{name}.flac"
-                soundfile.write(path, wave, RATE, format="FLAC", subtype="PCM_16", compression_level=1.0)
+                path = folder / f"{prefix}-{language}-{name}.ogg"
+                soundfile.write(path, wave, RATE, format="OGG", subtype="VORBIS", compression_level=COMPRESSION)
                 print(f"{path.relative_to(arguments.out)}: {len(wave) / RATE:.1f} s, {path.stat().st_size} bytes")
 
 
