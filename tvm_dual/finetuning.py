@@ -18,6 +18,7 @@ import numpy as np
 from schedules.cpu import available_cores
 from tvm_dual.calibration import Observations
 from tvm_dual.fitting import SiteFit
+from tvm_dual.gated_cells import CELLS
 from tvm_dual.sites import Site
 
 #: Sequences per step, and calls per sequence.
@@ -38,12 +39,12 @@ def finetune(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> SiteFit:
-    """Train the little module of a GRU site.
+    """Train the little module of a recurrent site.
 
     Parameters
     ----------
     site : Site
-        Of kind ``gru`` with ``linear_before_reset``.
+        A GRU with ``linear_before_reset``, or an LSTM.
     fit : SiteFit
         The closed form, for the state alone or for input and state.
     observed : Observations
@@ -73,9 +74,9 @@ def finetune(
 
 
 def _trained(torch, site, fit, observed, limit, steps, progress, seed) -> SiteFit:
-    cell = _GatedCell(torch, site, fit)
+    cell = CELLS[site.kind](torch, site, fit)
     starts = _starts(observed)
-    x, h = (torch.from_numpy(values) for values in observed.inputs)
+    x, *states = (torch.from_numpy(values) for values in observed.inputs)
     weights = torch.from_numpy(fit.weights / np.sqrt((fit.weights**2).mean()))
     rates = [RELATIVE_RATE * float(p.detach().pow(2).mean().sqrt()) for p in cell.parameters]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(cell.parameters, rates, strict=True)]
@@ -86,8 +87,8 @@ def _trained(torch, site, fit, observed, limit, steps, progress, seed) -> SiteFi
             group["lr"] = rate * min(1, (step + 1) / 10) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
         first = torch.from_numpy(rng.choice(starts, min(BATCH, len(starts)), replace=False))
         calls = first[None] + torch.arange(LENGTH)[:, None]
-        found = cell.run(x[calls], h[first], limit * float(rng.choice(LIMITS)))
-        loss = (((found - h[calls + 1]) * weights) ** 2).mean()
+        found = cell.run(x[calls], [state[first] for state in states], limit * float(rng.choice(LIMITS)))
+        loss = (((found - states[0][calls + 1]) * weights) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -103,70 +104,5 @@ def _starts(observed: Observations) -> np.ndarray:
 
 
 def can_finetune(site: Site, observed: Observations) -> bool:
-    """Whether a site can be trained: a GRU that can be gated, and data with runs that are long enough."""
-    return site.kind == "gru" and site.can_gate and len(_starts(observed)) > 0
-
-
-class _GatedCell:
-    """A GRU cell with a trainable little module, gated by the damage rule as `schedules.gate` does."""
-
-    def __init__(self, torch, site: Site, fit: SiteFit) -> None:
-        little = fit.little.module
-        self._torch, self._little, self._h = torch, little, site.hidden
-        arrays = (site.weight, site.bias, site.recurrence, site.recurrent_bias, fit.spread, little.center)
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        self._weight, self._bias, self._recurrence, self._recurrent_bias, self._spread, self._center = tensors
-        self._projections = [torch.tensor(p, requires_grad=True) for p in little.projections]
-        self._rows, self._offset = (torch.tensor(a, requires_grad=True) for a in (little.weight, little.bias))
-        self.parameters = [*self._projections, self._rows, self._offset]
-
-    def module(self):
-        """Return the little module as it is now."""
-        projections = tuple(p.detach().numpy() for p in self._projections)
-        return replace(
-            self._little,
-            projections=projections,
-            weight=self._rows.detach().numpy(),
-            bias=self._offset.detach().numpy(),
-        )
-
-    def run(self, x, h, limit: float):
-        """Return the states after each of the inputs ``x (calls, batch, k)``, from the state ``h (batch, h)``."""
-        torch, linear = self._torch, self._torch.nn.functional.linear
-        given = linear(x, self._weight, self._bias)
-        *of_input, of_state = self._projections
-        projected = linear(x, of_input[0]) - self._center if of_input else -self._center.expand(len(x), 1, -1)
-        states = []
-        for given_now, projected_now in zip(given, projected, strict=True):
-            predicted = linear(projected_now + linear(h, of_state), self._rows, self._offset)
-            if not of_input:
-                predicted = self._both(given_now, predicted)
-            # What open rows hand back to the state before is left out: they are few, and it is a fifth of the time.
-            with torch.no_grad():
-                exact = self._both(given_now, linear(h, self._recurrence, self._recurrent_bias))
-                open_ = self._open(predicted, exact, h, limit)
-            z, r, candidate, state = torch.where(open_, exact, predicted).split(self._h, dim=1)
-            n = torch.tanh(candidate + torch.sigmoid(r) * state)
-            h = n + torch.sigmoid(z) * (h - n)
-            states.append(h)
-        return torch.stack(states)
-
-    def _both(self, given, hidden):
-        """Return ``(z, r, candidate's input half, its state half)`` from the two products."""
-        n = self._h
-        return self._torch.cat([given[:, : 2 * n] + hidden[:, : 2 * n], given[:, 2 * n :], hidden[:, 2 * n :]], dim=1)
-
-    def _open(self, predicted, exact, h, limit: float):
-        """Return which of the values of `_both` the gate opens: the update gate decides first."""
-        torch, n = self._torch, self._h
-        spread_z, spread_r, spread_n = self._spread.split(n)
-        z, r, candidate, state = predicted.split(n, dim=1)
-        r = torch.sigmoid(r)
-        new = torch.tanh(candidate + r * state)
-        kept = torch.sigmoid(z)
-        open_z = kept * (1 - kept) * (h - new).abs() * spread_z > limit
-        kept = torch.sigmoid(torch.where(open_z, exact[:, :n], z))
-        slope = (1 - kept) * (1 - new * new)
-        open_r = slope * r * (1 - r) * state.abs() * spread_r > limit
-        open_n = slope * spread_n > limit
-        return torch.cat([open_z, open_r, open_n, open_n], dim=1)
+    """Whether a site can be trained: a recurrent one that can be gated, and data with runs that are long enough."""
+    return site.kind in CELLS and site.can_gate and len(_starts(observed)) > 0

@@ -35,7 +35,7 @@ class AdvancedOptions:
     keep_dense : tuple of str
         Names of sites that must stay exact.
     finetune_steps : int
-        Steps of gradient descent on the little modules of gated GRU sites (`tvm_dual.finetuning`); 0
+        Steps of gradient descent on the little modules of gated recurrent sites (`tvm_dual.finetuning`); 0
         keeps the closed form. The result is used if it judges better. Needs torch.
     search_steps : int
         Refinements of the bound after the first bracket, each costing one ``evaluate``.

@@ -11,8 +11,14 @@ from tvm import tirx
 from relay_passes.over_time import SEQUENCE, over_time
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
+from schedules.dense import add
 from schedules.lstm import lstm_pointwise
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
+
+
+@pytest.fixture(scope="module", params=RUNNABLE, ids=lambda level: level.name)
+def isa(request):
+    return request.param
 
 
 def gru_step(isa, h):
@@ -32,14 +38,8 @@ def lstm_step(isa, h):
         hidden = step.operand("hidden", np.ones(4 * h, "float32"))
         new, cell = step.call("pointwise", lstm_pointwise(isa, h), given, hidden, c)
         # The state h goes into nothing here, so that it has to be used to be an operand at all.
-        step.finish(step.call("add", _add(h), new, state), cell)
+        step.finish(step.call("add", add(h), new, state), cell)
     return step.kernel()
-
-
-def _add(n):
-    from schedules.dense import add
-
-    return add(n)
 
 
 def random(*shape):
