@@ -216,6 +216,7 @@ def _train(recipe: Recipe, out: Path, source: Path | None, save_minutes: float) 
         training.resume(saved)
         print(f"goes on from step {training.done} of {training.steps}")
     start = last = time.monotonic()
+    found = None
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     # Redrawn after steps: a refreshing thread would take turns with them.
     with Progress(*columns, auto_refresh=False) as bars:
@@ -234,7 +235,8 @@ def _train(recipe: Recipe, out: Path, source: Path | None, save_minutes: float) 
             if epoch_ends:
                 found = training.perplexity(valid)
                 bars.print(f"epoch {training.done // training.per_epoch}: validation perplexity {found:.2f}")
-    found = training.perplexity(valid)
+    if found is None:  # taken up after the last step
+        found = training.perplexity(valid)
     save_checkpoint(out, training.model, recipe.cell, vocab, found)
     saved.unlink(missing_ok=True)
     seconds = time.monotonic() - start
