@@ -28,26 +28,6 @@ class CellLayer(nn.Module):
         return (after[0], *after)
 
 
-class WholeLayer(nn.Module):
-    """``nn.GRU`` or ``nn.LSTM``: float32 (steps, features) and states (1, hidden) to the same."""
-
-    def __init__(self, kind: str, arrays: list[torch.Tensor]) -> None:
-        """Take the W, R and B of an ONNX layer."""
-        super().__init__()
-        w_ih, w_hh, b_ih, b_hh = _reordered(kind, arrays)
-        self.kind, self.states = kind, 2 if kind == "LSTM" else 1
-        self.layer = (nn.LSTM if kind == "LSTM" else nn.GRU)(w_ih.shape[1], w_hh.shape[1])
-        self.layer.weight_ih_l0.data, self.layer.weight_hh_l0.data = w_ih, w_hh
-        self.layer.bias_ih_l0.data, self.layer.bias_hh_l0.data = b_ih, b_hh
-
-    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs and the states after them."""
-        given = tuple(state[None] for state in states)
-        y, after = self.layer(x[:, None], given if self.kind == "LSTM" else given[0])
-        after = after if self.kind == "LSTM" else (after,)
-        return (y[:, 0], *(state[0] for state in after))
-
-
 class PairedLayer(nn.Module):
     """A layer made of two linear layers: float32 (steps, features) and states (1, hidden) to the same.
 

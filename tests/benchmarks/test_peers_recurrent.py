@@ -40,7 +40,7 @@ def every_peer():
                     yield pytest.param(cell, spec, id=f"{cell}-{sequence}-{spec.engine}-{spec.precision}-{extra}")
 
 
-@pytest.mark.parametrize("cell, spec", every_peer())
+@pytest.mark.parametrize("cell, spec", list(every_peer()))
 def test_peer_agrees_with_torch(tmp_path, cell, spec):
     model, path = word_model(cell), tmp_path / "layer.onnx"
     onnx.save(layer_onnx(model), path)
