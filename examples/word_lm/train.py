@@ -111,19 +111,18 @@ class Training:
     def _loss(self, found: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy over all words, or an estimate over `candidates` of them.
 
-        The estimate is the sampled softmax of Jean et al. (ACL 2015): words drawn by frequency stand for all others,
-        each score lowered by the logarithm of how often its word was to be expected among them.
+        Words drawn by frequency stand for all but the target in the softmax's sum: each counts for as many as it was
+        to be expected less often than once, so the sum is right on average (importance sampling, Bengio and Senecal,
+        2008; words shared by the batch as in Jean et al., ACL 2015).
         """
         count = self.recipe.candidates
         if not count:
             return nn.functional.cross_entropy(self.model.out(found), targets)
         others = torch.multinomial(self.shares, count, replacement=True)
-        expected = torch.log(self.shares * count + 1e-9)
-        scores = nn.functional.linear(
-            found, self.model.emb.weight[others], self.model.out.bias[others] - expected[others]
-        )
+        bias = self.model.out.bias[others] - torch.log(self.shares[others] * count)
+        scores = nn.functional.linear(found, self.model.emb.weight[others], bias)
         scores = scores.masked_fill(others == targets[:, None], -math.inf)
-        own = (found * self.model.emb.weight[targets]).sum(dim=1) + self.model.out.bias[targets] - expected[targets]
+        own = (found * self.model.emb.weight[targets]).sum(dim=1) + self.model.out.bias[targets]
         scores = torch.cat([own[:, None], scores], dim=1)
         return nn.functional.cross_entropy(scores, torch.zeros_like(targets))
 
