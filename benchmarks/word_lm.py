@@ -19,7 +19,7 @@ from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
 from benchmarks.peers import peer_specs
 from benchmarks.reading import Reading, SamePerplexity
-from benchmarks.tables import print_result
+from benchmarks.tables import fastest, print_result
 from benchmarks.word_model import WordModel, layer_onnx, load_checkpoint
 from tvm_dual.builder import Builder
 from tvm_dual.errors import ModelError
@@ -113,6 +113,24 @@ def run(
 def show(result: Result, path: Path) -> None:
     """Print the result, whose rows are in the file `path`."""
     print_result(result.rows, result.library)
+    for line in figures(result.rows):
+        print(line)
+
+
+def figures(rows: list[dict]) -> list[str]:
+    """Return a line for each figure of this suite that other suites do not have."""
+    lines = []
+    for precision in ("fp32", "int8"):
+        peer = fastest(rows, (precision,), False, sequence=SEQUENCE)
+        if peer:
+            lines.append(f"fastest {precision} peer, {SEQUENCE} steps a call: {peer['median_ms']:.3f} ms a step")
+        dual, dense = (fastest(rows, (precision,), True, mode) for mode in ("dual", "dense"))
+        if dual and dense:
+            share = dual["weight_bytes_read"] / dense["weight_bytes_read"]
+            lines.append(f"weights read per step, dual {precision} / dense {precision}: {share:.3f}")
+        if dual and "quality" in dual:
+            lines.append(f"perplexity of dual {precision} against dense: {dual['quality']['change_percent']:+.2f} %")
+    return lines
 
 
 def load(checkpoint: Path | None, corpus: Path | None) -> tuple[WordModel, Corpus]:

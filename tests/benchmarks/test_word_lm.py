@@ -58,6 +58,7 @@ def test_suite(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
             assert row["quality"]["perplexity"] == pytest.approx(exact["perplexity"], rel=1e-5)
     out = capsys.readouterr().out
     assert "gru0" in out and "steps a call" in out and "fastest fp32 peer / dual" in out
+    assert "fastest fp32 peer, 35 steps a call" in out and "perplexity of dual int8 against dense" in out
 
 
 def test_sweep(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
