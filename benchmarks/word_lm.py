@@ -156,7 +156,7 @@ def build_forms(
     same = builder.build("fp32", options=size.options, plan=dual.report.plan)
     found = {("dual", "int8"): dual, ("dual", "fp32"): same}
     for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8")):
-        progress(f"building {mode} {precision}", len(found), 5)
+        progress(f"building: {mode} {precision}", len(found), 5)
         found[mode, precision] = builder.build(precision, options=replace(size.options, mode=mode))
     return found
 

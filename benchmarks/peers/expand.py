@@ -43,7 +43,7 @@ def expand_recurrent(model: onnx.ModelProto) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
     for index, node in enumerate(graph.node):
-        if node.op_type in STATE_SLOTS and _is_plain(node) and all(name in weights for name in node.input[1:4]):
+        if node.op_type in STATE_SLOTS and _is_plain(node) and all(name in weights for name in node.input[1:4] if name):
             nodes.extend(_Layer(graph, node, weights, f"{node.op_type.lower()}{index}").expanded(_steps(model, node)))
         else:
             nodes.append(node)
@@ -83,7 +83,7 @@ class _Layer:
         """Return the nodes that replace the layer."""
         kind, node = self.node.op_type, self.node
         w, r = (numpy_helper.to_array(self.weights[name])[0] for name in node.input[1:3])
-        self._hidden = hidden = r.shape[1]
+        hidden = r.shape[1]
         b = numpy_helper.to_array(self.weights[node.input[3]])[0] if node.input[3] else np.zeros(2 * len(w), "float32")
         given, recurrent = b[: len(w)], b[len(w) :]
         if kind == "LSTM":

@@ -69,6 +69,26 @@ def test_expanded_layers_have_one_product_for_the_input(cell, steps):
     assert len(large) == 2
 
 
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_layer_without_bias_is_expanded_too(cell):
+    import onnxruntime
+
+    original = layer_onnx(word_model(cell))
+    original.graph.node[0].input[3] = ""
+    streamed = streaming_model(original, 2)
+    rng, found = np.random.default_rng(9), []
+    feeds = {
+        value.name: rng.standard_normal([d.dim_value for d in value.type.tensor_type.shape.dim]).astype(np.float32)
+        for value in streamed.graph.input
+    }
+    for model in (streamed, expand_recurrent(streamed)):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found.append(session.run(None, feeds))
+    assert len(found[0]) == (3 if cell == "LSTM" else 2)
+    for plain, expanded in zip(*found, strict=True):
+        np.testing.assert_allclose(expanded, plain, atol=1e-5)
+
+
 def test_a_sequence_needs_one_open_extent():
     model = layer_onnx(word_model("GRU"))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "batch"
