@@ -88,9 +88,11 @@ def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str
             continue
         own = row["engine"] == "tvm_dual"
         axes.plot(*place, "s" if own else "o", color=_OURS if own else _PEER, markersize=8)
-        axes.annotate(_name(row), place, xytext=(7, 5), textcoords="offset points", fontsize=8, color=_INK)
+        # Exact engines lie side by side at one perplexity: slanted names do not cover each other.
+        offset = {"xytext": (4, 6), "textcoords": "offset points", "rotation": 55}
+        axes.annotate(_name(row), place, fontsize=8, color=_INK, **offset)
     for name, places in curves.items():
-        axes.plot(*zip(*sorted(places), strict=True), marker=".", linewidth=1.5, label=name)
+        axes.plot(*zip(*places, strict=True), marker=".", linewidth=1.5, label=name)
     axes.set_xscale("log")
     axes.set_xlabel("median milliseconds per step", color=_INK)
     axes.set_ylabel("perplexity", color=_INK)

@@ -52,7 +52,7 @@ def summary(rows: list[dict]) -> list[str]:
 
 
 def print_points(rows: list[dict]) -> None:
-    """Print the points of a sweep, curve by curve; speed is against the slowest point of the same curve."""
+    """Print the points of a sweep, curve by curve; speed is against our dense row of the same precision."""
     from rich.console import Console
     from rich.table import Table
 
@@ -61,12 +61,10 @@ def print_points(rows: list[dict]) -> None:
         table.add_column(heading)
     for heading in ("closed", "median ms", "speed", "perplexity", "change %", "MB read"):
         table.add_column(heading, justify="right")
-    slowest: dict[str, float] = {}
-    for row in rows:
-        slowest[row["curve"]] = max(slowest.get(row["curve"], 0.0), row["median_ms"])
-    for row in rows:
+    for row in (row for row in rows if "curve" in row and "quality" in row):
+        dense = fastest(rows, (row["precision"],), True, "dense")
         little = f"{row['projection']} {row['dimensions']} x {row['little_bits']} bit"
-        numbers = (row["closed"], row["median_ms"], slowest[row["curve"]] / row["median_ms"])
+        numbers = (row["closed"], row["median_ms"], dense["median_ms"] / row["median_ms"] if dense else math.nan)
         quality = (row["quality"]["perplexity"], row["quality"]["change_percent"], row["weight_bytes_read"] / 1e6)
         cells = [f"{value:{form}}" for value, form in zip(numbers, (".0%", ".3f", ".2f"), strict=True)]
         table.add_row(row["curve"], little, *cells, *(f"{value:.2f}" for value in quality))

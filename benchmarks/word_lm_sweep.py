@@ -101,7 +101,7 @@ def run(
 
 def show(result: Result, path: Path) -> None:
     """Print the table of all points, and draw perplexity against speed beside the file `path`."""
-    print_points([row for row in result.rows if "curve" in row and "quality" in row])
+    print_points(result.rows)
     print_rows([row for row in result.rows if "curve" not in row])
     picture = path.with_suffix(".png")
     tradeoff(result.rows, picture, "Recurrent layer of a word model, word by word")

@@ -1,6 +1,7 @@
 """The suites of the word model, from the command line to their files, at a tiny size."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ def few(monkeypatch):
 
     monkeypatch.setattr(word_lm, "SHORT", TINY)
     monkeypatch.setattr(word_lm, "all_peers", some)
+    monkeypatch.setattr(word_lm, "measure_loading", partial(word_lm.measure_loading, repeats=1))
     monkeypatch.setattr(word_lm_sweep, "SHORT", TINY)
     monkeypatch.setattr(word_lm_sweep, "all_peers", lambda *arguments: [])
     curves = word_lm_sweep.curves
