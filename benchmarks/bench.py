@@ -7,28 +7,41 @@ import os
 from pathlib import Path
 
 from benchmarks.results import write_json
-from benchmarks.tables import print_rows, summary
 from tvm_dual.console import progress_bars
-from tvm_dual.errors import DataError
+from tvm_dual.errors import DataError, PlanError
 
 
-def bench(suite: str, path: Path, threads: int, short: bool) -> None:
+def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Path] | None = None) -> None:
     """Run one suite.
+
+    Parameters
+    ----------
+    suite : str
+    path : Path
+        Receives the rows.
+    threads : int
+    short : bool
+        Less of everything.
+    files : dict of Path, optional
+        What the suite reads, by its names for it (``FILES`` of its module).
 
     Raises
     ------
     DataError
         If `path` cannot be written; checked before the long run.
+    PlanError
+        If the suite does not take one of the files.
     """
     folder = path.resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
         raise DataError(f"--json '{path}': cannot be written; accepted: a file in a folder that exists and is writable")
-    module = importlib.import_module(f"benchmarks.{suite}")
+    module = importlib.import_module(f"benchmarks.{suite.replace('-', '_')}")
+    for name in files or {}:
+        if name not in module.FILES:
+            taken = ", ".join(f"--{file}" for file in module.FILES) or "neither --checkpoint nor --corpus"
+            raise PlanError(f"--{name}: suite '{suite}' does not take it; accepted: {taken}")
     with progress_bars() as progress:
-        result = module.run(threads, module.SHORT if short else module.FULL, progress)
+        result = module.run(threads, module.SHORT if short else module.FULL, progress, **(files or {}))
     write_json(path, module.NAME, threads, result.rows)
-    print(result.library.report)
-    print_rows(result.rows)
-    for line in summary(result.rows):
-        print(line)
+    module.show(result, path)
     print(f"wrote {path}")

@@ -11,7 +11,7 @@ import tvm_dual
 from benchmarks import nsnet2
 from benchmarks.plots import demo_picture
 from benchmarks.results import write_json
-from benchmarks.tables import print_rows, summary
+from benchmarks.tables import print_result
 from tvm_dual.console import progress_bars
 from tvm_dual.errors import DataError, LibraryError
 
@@ -44,11 +44,8 @@ def run(threads: int, short: bool, folder: Path) -> None:
     demo_picture([row for row in result.rows if "median_ms" in row], panels, clip.rate, folder / "demo.png")
     write_json(folder / "demo.json", nsnet2.NAME, threads, result.rows)
 
-    print(result.library.report)
-    print("\nMilliseconds per frame and the quality of the denoised speech (higher is better):")
-    print_rows(result.rows)
-    for line in summary(result.rows):
-        print(line)
+    heading = "\nMilliseconds per frame and the quality of the denoised speech (higher is better):"
+    print_result(result.rows, result.library, heading)
     names = "nsnet2.so, noisy.flac, denoised.flac, demo.png, demo.json"
     print(f"\nIn {folder}/: {names}.\nUse it: tvm_dual.load('{folder}/nsnet2.so').stream()(frame)")
 

@@ -39,6 +39,9 @@ class EngineSpec:
         and, if it likes, `facts()` (entries for the row).
     arguments : dict
         JSON-able.
+    sequence : int
+        Frames that one `step` takes. With more than one, `step` takes and gives (sequence, features) and the row's
+        times are those per frame.
     """
 
     engine: str
@@ -46,6 +49,7 @@ class EngineSpec:
     precision: str
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    sequence: int = 1
 
 
 class Harness(AbstractContextManager):
@@ -115,20 +119,22 @@ class Harness(AbstractContextManager):
             float32, first axis time; `step` gets one entry at a time. When they end the stream starts over, the
             state carried on.
         rounds, steps, warmup : int
-            Turns of each engine, timed steps per turn, and untimed steps before those.
+            Turns of each engine, timed frames per turn, and untimed frames before those; of an engine that takes
+            sequences, as many sequences as hold that many frames.
         """
         if len(frames) == 0 or rounds < 1 or steps < 1:
             raise DataError(
                 f"nothing to measure: {len(frames)} frames, {rounds} rounds of {steps} steps; give at least 1"
             )
         for child in self._children:
-            child.ask("stream", frames=frames)
+            child.ask("stream", frames=child.blocks(frames))
             child.turns = []
         total = rounds * len(self._children)
         for turn in range(total):
             child = self._children[turn % len(self._children)]
             time.sleep(self._settle_s)
-            result = child.ask("measure", steps=steps, warmup=warmup)
+            sequence = child.spec.sequence
+            result = child.ask("measure", steps=-(-steps // sequence), warmup=-(-warmup // sequence))
             if result is not None:
                 child.turns.append(result)
             self._tell(f"round {turn // len(self._children) + 1} of {rounds}: {_label(child.spec)}", turn + 1, total)
@@ -151,8 +157,10 @@ class Harness(AbstractContextManager):
     def outputs_of(self, index: int, frames_by_clip: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """`outputs` of the engine at one position of the specs."""
         child = self._children[index]
-        clips = {name: child.ask("outputs", frames=frames) for name, frames in frames_by_clip.items()}
-        return None if child.error else clips
+        clips = {name: child.ask("outputs", frames=child.blocks(frames)) for name, frames in frames_by_clip.items()}
+        if child.error or child.spec.sequence == 1:
+            return None if child.error else clips
+        return {name: np.concatenate(blocks)[: len(frames_by_clip[name])] for name, blocks in clips.items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far, JSON-able, in the order of the specs.
@@ -160,9 +168,10 @@ class Harness(AbstractContextManager):
         Returns
         -------
         list of dict
-            engine, mode, precision; median_ms, p95_ms and rounds_ms (medians) of a measured engine; load_seconds,
-            peak_resident_bytes, idle_cpu_ms (CPU time per turn spent while others were measured: near zero, or the
-            measurement was disturbed); the engine's own facts. Of a failed one, "error" instead.
+            engine, mode, precision, and sequence where that is more than one; median_ms, p95_ms and rounds_ms
+            (medians) per frame of a measured engine; load_seconds, peak_resident_bytes, idle_cpu_ms (CPU time per
+            turn spent while others were measured: near zero, or the measurement was disturbed); the engine's own
+            facts. Of a failed one, "error" instead.
         """
         return [child.row() for child in self._children]
 
@@ -205,14 +214,24 @@ class _Child:
             return self._fail(self._obituary(request))
         return self._fail(value) if kind == "error" else value
 
+    def blocks(self, frames: np.ndarray) -> np.ndarray:
+        """Frames as this engine takes them; zeros fill up the last sequence."""
+        length = self.spec.sequence
+        if length == 1:
+            return frames
+        rest = np.zeros((-len(frames) % length, *frames.shape[1:]), frames.dtype)
+        return np.concatenate([frames, rest]).reshape(-1, length, *frames.shape[1:])
+
     def row(self) -> dict[str, Any]:
         names = {"engine": self.spec.engine, "mode": self.spec.mode, "precision": self.spec.precision}
+        if self.spec.sequence > 1:
+            names["sequence"] = self.spec.sequence
         facts = self.ask("facts")
         if self.error:
             return {**names, "error": self.error}
         if not self.turns:
             return {**names, "load_seconds": self._load_seconds, **facts}
-        elapsed = [turn["elapsed_ns"] / 1e6 for turn in self.turns]
+        elapsed = [turn["elapsed_ns"] / 1e6 / self.spec.sequence for turn in self.turns]
         every = np.concatenate(elapsed)
         return {
             **names,
@@ -246,7 +265,8 @@ class _Child:
 
 
 def _label(spec: EngineSpec) -> str:
-    return f"{spec.engine} {spec.mode} {spec.precision}"
+    length = f", {spec.sequence} steps a call" if spec.sequence > 1 else ""
+    return f"{spec.engine} {spec.mode} {spec.precision}{length}"
 
 
 @contextmanager

@@ -15,12 +15,15 @@ from benchmarks.denoising import SameSpeech, Speech
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
 from benchmarks.peers import peer_specs
+from benchmarks.tables import print_result
 from tvm_dual.builder import Builder
 from tvm_dual.errors import SetupError
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
 NAME = "nsnet2-48k"
+#: Options of the command that name what the suite reads.
+FILES = ()
 _MODEL = "nsnet2-20ms-48k-baseline.onnx"
 Progress = Callable[[str, int, int], None]
 
@@ -77,6 +80,11 @@ class Result:
     library: DualLibrary
     speech: Speech
     gains: dict[str, list[np.ndarray]]
+
+
+def show(result: Result, path: Path) -> None:
+    """Print the result, whose rows are in the file `path`."""
+    print_result(result.rows, result.library)
 
 
 def model_path() -> Path:

@@ -9,14 +9,25 @@ from benchmarks.peers.base import Engine
 
 
 class DualEngine(Engine):
-    """An exported library, streamed frame by frame."""
+    """An exported library, streamed frame by frame.
+
+    Parameters
+    ----------
+    model_path, precision, threads
+        See `Engine`; `model_path` is the library's.
+    thresholds : str, optional
+        A .npz file of thresholds by site, instead of the library's own.
+    """
 
     precisions = ("fp32", "int8")
 
-    def __init__(self, model_path: str, precision: str, threads: int) -> None:
-        """Load the library at `model_path`."""
+    def __init__(self, model_path: str, precision: str, threads: int, thresholds: str | None = None) -> None:
+        """Load the library."""
         super().__init__(model_path, precision, threads)
         self._library = tvm_dual.load(model_path)
+        if thresholds is not None:
+            with np.load(thresholds) as tables:
+                self._library.set_thresholds(dict(tables))
         self._stream = self._library.stream()
 
     def step(self, frame: np.ndarray) -> np.ndarray:

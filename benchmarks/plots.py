@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.tables import described
+
 _OURS, _PEER, _INK = "#e4572e", "#8d99ae", "#22262e"
 _DPI = 150
 _RANGE_DB = 80.0
@@ -63,6 +65,45 @@ def demo_picture(
     _save(figure, path)
 
 
+def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str) -> None:
+    """Draw perplexity against time per step: a line per curve of a sweep, a point for every other engine.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Rows with "quality"; those with "curve" are joined. Sequences of several steps and failures are left out.
+    path : path-like
+        Picture to write.
+    title : str
+        Above the axes.
+    """
+    shown = [row for row in rows if "quality" in row and "sequence" not in row]
+    figure = Figure(figsize=(10, 6.5), layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in shown:
+        place = row["median_ms"], row["quality"]["perplexity"]
+        if "curve" in row:
+            curves.setdefault(row["curve"], []).append(place)
+            continue
+        own = row["engine"] == "tvm_dual"
+        axes.plot(*place, "s" if own else "o", color=_OURS if own else _PEER, markersize=8)
+        # Exact engines lie side by side at one perplexity: slanted names do not cover each other.
+        offset = {"xytext": (4, 6), "textcoords": "offset points", "rotation": 55}
+        axes.annotate(_name(row), place, fontsize=8, color=_INK, **offset)
+    for name, places in curves.items():
+        axes.plot(*zip(*places, strict=True), marker=".", linewidth=1.5, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("median milliseconds per step", color=_INK)
+    axes.set_ylabel("perplexity", color=_INK)
+    axes.set_title(title, loc="left", color=_INK, fontweight="bold")
+    axes.grid(color="#d9dde5", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if curves:
+        axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
     timed = sorted((row for row in rows if "error" not in row), key=lambda row: row["median_ms"])
     medians = np.array([row["median_ms"] for row in timed])
@@ -95,8 +136,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
 
 def _name(row: dict[str, Any]) -> str:
     mode = "" if row["mode"] == "dense" and row["engine"] != "tvm_dual" else f" {row['mode']}"
-    scales = f" ({row['weight_scales']})" if "weight_scales" in row else ""
-    return f"{row['engine']}{mode} {row['precision']}{scales}"
+    return f"{described(row)}{mode} {row['precision']}"
 
 
 def _spectrograms(figure: Any, axes: Sequence[Axes], panels: Sequence[tuple[str, np.ndarray]], rate: int) -> None:

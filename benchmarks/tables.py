@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvm_dual.library import DualLibrary
 
 LOW = ("int8", "bf16")
 
 
-def fastest(rows: list[dict], precisions: tuple[str, ...], ours: bool, mode: str | None = None) -> dict | None:
+def fastest(
+    rows: list[dict], precisions: tuple[str, ...], ours: bool, mode: str | None = None, sequence: int = 1
+) -> dict | None:
     """Return the fastest measured row of the given precisions, ours or the peers'; None if there is none."""
     found = [
         row
         for row in rows
         if row.get("median_ms") and (row["engine"] == "tvm_dual") == ours and row["precision"] in precisions
-        and mode in (None, row["mode"])
+        and mode in (None, row["mode"]) and row.get("sequence", 1) == sequence
     ]  # fmt: skip
     return min(found, key=lambda row: row["median_ms"], default=None)
 
 
 def ratios(rows: list[dict]) -> dict[str, float]:
-    """Return the figures that matter: how many times slower the first is than the second."""
+    """Return the figures that matter of the streaming rows: how many times slower the first is than the second."""
     dual, dual_low = fastest(rows, ("fp32", *LOW), True, "dual"), fastest(rows, LOW, True, "dual")
     dense32, dense8 = fastest(rows, ("fp32",), True, "dense"), fastest(rows, ("int8",), True, "dense")
     peer32, peer_low = fastest(rows, ("fp32",), False), fastest(rows, LOW, False)
@@ -45,6 +51,42 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
+def print_points(rows: list[dict]) -> None:
+    """Print the points of a sweep, curve by curve; speed is against our dense row of the same precision."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("curve", "little module"):
+        table.add_column(heading)
+    for heading in ("closed", "median ms", "speed", "perplexity", "change %", "MB read"):
+        table.add_column(heading, justify="right")
+    for row in (row for row in rows if "curve" in row and "quality" in row):
+        dense = fastest(rows, (row["precision"],), True, "dense")
+        little = f"{row['projection']} {row['dimensions']} x {row['little_bits']} bit"
+        numbers = (row["closed"], row["median_ms"], dense["median_ms"] / row["median_ms"] if dense else math.nan)
+        quality = (row["quality"]["perplexity"], row["quality"]["change_percent"], row["weight_bytes_read"] / 1e6)
+        cells = [f"{value:{form}}" for value, form in zip(numbers, (".0%", ".3f", ".2f"), strict=True)]
+        table.add_row(row["curve"], little, *cells, *(f"{value:.2f}" for value in quality))
+    Console(width=150).print(table)
+
+
+def described(row: dict) -> str:
+    """Return the engine's name, with what tells its rows apart."""
+    details = [row[name] for name in ("form", "weight_scales") if name in row]
+    return row["engine"] + (f" ({', '.join(details)})" if details else "")
+
+
+def print_result(rows: list[dict], library: DualLibrary, heading: str = "") -> None:
+    """Print a library's report, all rows, and the figures that matter."""
+    print(library.report)
+    if heading:
+        print(heading)
+    print_rows(rows)
+    for line in summary(rows):
+        print(line)
+
+
 def print_rows(rows: list[dict]) -> None:
     """Print a table, fastest first; engines that failed come last with their error."""
     from rich.console import Console
@@ -54,16 +96,17 @@ def print_rows(rows: list[dict]) -> None:
     table = Table()
     for heading in ("engine", "mode", "precision"):
         table.add_column(heading)
-    for heading in ("median ms", "p95 ms", *names, "MB read"):
+    sequences = ["steps a call"] * any("sequence" in row for row in rows)
+    for heading in (*sequences, "median ms", "p95 ms", *names, "MB read"):
         table.add_column(heading, justify="right")
     for row in sorted(rows, key=lambda row: row.get("median_ms", math.inf)):
         ours = row["engine"] == "tvm_dual"
+        first = [described(row), row["mode"], row["precision"], *(str(row.get("sequence", 1)) for _ in sequences)]
         if "error" in row:
-            cells = [row["engine"], row["mode"], row["precision"], "-", "-", row["error"]]
+            cells = [*first, "-", "-", row["error"]]
         else:
             quality = [f"{row['quality'][n]:.3f}" if n in row.get("quality", {}) else "-" for n in names]
             read = f"{row['weight_bytes_read'] / 1e6:.2f}" if "weight_bytes_read" in row else "-"
-            cells = [row["engine"], row["mode"], row["precision"], f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}"]
-            cells += [*quality, read]
+            cells = [*first, f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}", *quality, read]
         table.add_row(*cells, style="bold green" if ours and row["mode"] == "dual" else None)
     Console(width=150).print(table)

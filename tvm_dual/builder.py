@@ -153,13 +153,26 @@ class Builder:
 
         With `plan`, an earlier one's forms and bounds are used and nothing is searched.
         """
-        if precision not in PRECISIONS:
-            raise PlanError(f"precision {precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
+        model = self.model(precision, options)
         # 3. Judge: what the dense model's quality is, and what may be lost.
         quality = make_quality(self._dense, self._data.streams, evaluate, max_drop)
 
         # 4. Plan: fit little modules, choose forms by time and thresholds by quality. 5. Compile that.
-        model = Model(
+        if plan is not None:
+            return apply_plan(model, quality, plan, self._progress)
+        return make_plan(model, quality, self._progress)
+
+    def model(self, precision: str = "int8", options: AdvancedOptions | None = None) -> Model:
+        """Return what planning works on; for those who choose forms and bounds themselves.
+
+        Raises
+        ------
+        PlanError
+            If the precision is not known.
+        """
+        if precision not in PRECISIONS:
+            raise PlanError(f"precision {precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
+        return Model(
             {name: self._sites[name] for name in self._observations},
             self._observations,
             self._data,
@@ -169,9 +182,6 @@ class Builder:
             tuple(site for name, site in self._sites.items() if name not in self._observations),
             self._known,
         )
-        if plan is not None:
-            return apply_plan(model, quality, plan, self._progress)
-        return make_plan(model, quality, self._progress)
 
 
 def _checked_target(target: str, threads: int) -> str:

@@ -12,7 +12,7 @@ from tvm_dual.errors import DataError, PlanError, TvmDualError
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
-SUITES = ("nsnet2",)
+SUITES = ("nsnet2", "word-lm", "word-lm-sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", required=True, help="file to write")
     bench.add_argument("--threads", type=int, default=1)
     bench.add_argument("--short", action="store_true", help="less of everything")
+    bench.add_argument("--checkpoint", help="word-lm: a model that examples/word_lm/train.py made")
+    bench.add_argument("--corpus", help="word-lm: the Brown corpus, .tgz or folder, if make corpus did not fetch it")
     bench.set_defaults(run=_bench)
 
     inspect = commands.add_parser("inspect", help="show what is inside a library")
@@ -105,7 +107,9 @@ def _bench(options: argparse.Namespace) -> None:
         raise PlanError(f"suite '{options.suite}' is not known; accepted: {', '.join(SUITES)}")
     from benchmarks.bench import bench
 
-    bench(options.suite, Path(options.json), options.threads, options.short)
+    files = {name: getattr(options, name) for name in ("checkpoint", "corpus")}
+    given = {name: Path(value) for name, value in files.items() if value is not None}
+    bench(options.suite, Path(options.json), options.threads, options.short, given)
 
 
 def _inspect(options: argparse.Namespace) -> None:

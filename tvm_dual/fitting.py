@@ -101,6 +101,7 @@ def _fit_lstm(site: Site, inputs, weights, both, options) -> tuple[FittedLittle,
     sums += hidden
     importance = _lstm_slopes(sums, c) * weights
     read, targets = ([x, h], sums) if both else ([h], hidden)
+    del hidden, sums  # as large as all that was observed; the fit needs one of them
     fitted = fit_little(read, targets, importance=importance, **options)
     return fitted, fitted.spread * weights
 

@@ -67,9 +67,12 @@ class Variant:
 
     def set_limit(self, limit: float) -> None:
         """Gate at `limit`."""
-        tables = _tables(self.model, self.forms, self.fits, self.rule, limit)
-        one = EFFORTS.index(1.0)
-        self.library.set_thresholds({name: table[one : one + 1] for name, table in tables.items()})
+        self.library.set_thresholds(self.thresholds(limit))
+
+    def thresholds(self, limit: float, effort: float = 1.0) -> dict[str, np.ndarray]:
+        """Return what `set_limit` sets, or what it comes to at another effort: one row of thresholds by site."""
+        tables, at = _tables(self.model, self.forms, self.fits, self.rule, limit), EFFORTS.index(effort)
+        return {name: table[at : at + 1] for name, table in tables.items()}
 
 
 class Fits:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from benchmarks.harness import EngineSpec
 
 _ORT = "benchmarks.peers.onnxruntime_peer:OnnxRuntimeEngine"
+#: An LSTM, which ONNX Runtime can quantize as a layer, too.
+_LSTM_PEERS = (
+    ("onnxruntime", "int8", _ORT, {"per_channel": True, "expand": False}),
+    ("onnxruntime", "int8", _ORT, {"per_channel": False, "expand": False}),
+)
 _PEERS = (
     ("torch", "fp32", "benchmarks.peers.torch_peer:TorchEngine", {}),
     ("torch", "int8", "benchmarks.peers.torch_peer:TorchEngine", {}),
@@ -17,8 +22,8 @@ _PEERS = (
 )
 
 
-def peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
-    """Every peer for one streaming ONNX model.
+def peer_specs(model_path: str, threads: int, sequence: int = 1, cell: str = "GRU") -> tuple[EngineSpec, ...]:
+    """Every peer for one recurrent ONNX model.
 
     Parameters
     ----------
@@ -26,11 +31,16 @@ def peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
         The ONNX model.
     threads : int
         Threads for each peer.
+    sequence : int
+        Frames that a call takes; more than one need a model whose only open extent is time.
+    cell : str
+        The model's kind of recurrent layer, "GRU" or "LSTM".
 
     Returns
     -------
     tuple of EngineSpec
-        In the order of the rows. ONNX Runtime int8 comes twice, exact and fast; `weight_scales` tells them apart.
+        In the order of the rows. ONNX Runtime int8 comes twice, exact and fast, and with an LSTM twice more;
+        `weight_scales` and `form` tell them apart.
     """
     return tuple(
         EngineSpec(
@@ -38,7 +48,14 @@ def peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
             "dense",
             precision,
             factory,
-            {"model_path": str(model_path), "precision": precision, "threads": threads, **extra},
+            {
+                "model_path": str(model_path),
+                "precision": precision,
+                "threads": threads,
+                "sequence": sequence,
+                **extra,
+            },
+            sequence,
         )
-        for engine, precision, factory, extra in _PEERS
+        for engine, precision, factory, extra in (*_PEERS, *(_LSTM_PEERS if cell == "LSTM" else ()))
     )

@@ -1,4 +1,4 @@
-"""What every engine of a streaming suite can do."""
+"""What every engine of a suite of recurrent models can do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EngineError(TvmDualError):
 
 
 class Engine(ABC):
-    """A model that computes one frame at a time and carries its own recurrent state.
+    """A model that computes one frame at a time, or a few, and carries its own recurrent state.
 
     Parameters
     ----------
@@ -24,6 +24,8 @@ class Engine(ABC):
         One of `precisions`.
     threads : int
         Threads the engine may compute with, at least 1.
+    sequence : int
+        Frames per call.
 
     Raises
     ------
@@ -35,27 +37,31 @@ class Engine(ABC):
 
     precisions: tuple[str, ...] = ()
 
-    def __init__(self, model_path: str, precision: str, threads: int):
+    def __init__(self, model_path: str, precision: str, threads: int, sequence: int = 1):
         name = type(self).__name__
         if precision not in self.precisions:
             raise EngineError(f"{name} does not run {precision!r}; choose one of {', '.join(self.precisions)}")
         if threads < 1:
             raise EngineError(f"{name} was given {threads} threads; it needs at least 1")
-        self.model_path, self.precision, self.threads = model_path, precision, threads
+        if sequence < 1:
+            raise EngineError(f"{name} was given sequences of {sequence} frames; it needs at least 1")
+        self.model_path, self.precision, self.threads, self.sequence = model_path, precision, threads, sequence
+        #: Of what `step` takes and gives.
+        self.shape = (-1,) if sequence == 1 else (sequence, -1)
 
     @abstractmethod
     def step(self, frame: np.ndarray) -> np.ndarray:
-        """Compute one frame.
+        """Compute one frame, or a sequence.
 
         Parameters
         ----------
         frame : numpy.ndarray
-            float32, shape (features,).
+            float32, shape (features,), or (sequence, features) if that is more than one.
 
         Returns
         -------
         numpy.ndarray
-            float32, shape (outputs,); the caller owns it.
+            float32, shape (outputs,) or (sequence, outputs); the caller owns it.
         """
 
     @abstractmethod

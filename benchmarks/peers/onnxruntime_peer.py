@@ -1,4 +1,4 @@
-"""ONNX Runtime, one frame at a time."""
+"""ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from benchmarks.peers.base import Engine
-from benchmarks.peers.rewrites import expand_gru
+from benchmarks.peers.expand import expand_recurrent
 from benchmarks.peers.streaming import recurrent_states, streaming_model
 
 
@@ -19,28 +19,36 @@ class OnnxRuntimeEngine(Engine):
 
     Parameters
     ----------
-    model_path, precision, threads
+    model_path, precision, threads, sequence
         See `Engine`.
     per_channel : bool
         int8 only: one weight scale per output channel, or one per matrix. One per matrix is some 15 % faster and
         less exact.
     expand : bool, optional
-        Write GRUs as matrix products; by default for int8 alone. Dynamic quantization knows no GRU and leaves it in
-        fp32: expanded, NSNet2 takes 0.44 ms a frame instead of 1.19. In fp32 it made no difference
+        Write recurrent layers as matrix products; by default for int8 alone. Dynamic quantization knows no GRU and
+        leaves it in fp32: expanded, NSNet2 takes 0.44 ms a frame instead of 1.19. In fp32 it made no difference
         that held over several runs.
     """
 
     precisions = ("fp32", "int8")
 
     def __init__(
-        self, model_path: str, precision: str, threads: int, *, per_channel: bool = True, expand: bool | None = None
+        self,
+        model_path: str,
+        precision: str,
+        threads: int,
+        sequence: int = 1,
+        *,
+        per_channel: bool = True,
+        expand: bool | None = None,
     ):
-        super().__init__(model_path, precision, threads)
+        super().__init__(model_path, precision, threads, sequence)
         self._per_channel = per_channel
-        model = streaming_model(onnx.load(model_path))
+        model = streaming_model(onnx.load(model_path), sequence)
         states = recurrent_states(model)
-        if precision == "int8" if expand is None else expand:
-            model = expand_gru(model)
+        self._expand = precision == "int8" if expand is None else expand
+        if self._expand:
+            model = expand_recurrent(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -57,7 +65,7 @@ class OnnxRuntimeEngine(Engine):
         make = onnxruntime.OrtValue.ortvalue_from_numpy
         features = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
         outputs = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
-        self._shape = features
+        self._given = features
         self._input, self._output = make(np.zeros(features, np.float32)), make(np.zeros(outputs, np.float32))
         self._states = [[make(np.zeros(s.shape, np.float32)) for s in states] for _ in range(2)]
         self._bindings = []
@@ -71,10 +79,10 @@ class OnnxRuntimeEngine(Engine):
             self._bindings.append(binding)
 
     def step(self, frame: np.ndarray) -> np.ndarray:
-        self._input.update_inplace(frame.reshape(self._shape))
+        self._input.update_inplace(frame.reshape(self._given))
         self._session.run_with_iobinding(self._bindings[self._turn])
         self._turn = 1 - self._turn
-        return self._output.numpy().reshape(-1).copy()
+        return self._output.numpy().reshape(self.shape).copy()
 
     def reset(self) -> None:
         self._turn = 0
@@ -84,7 +92,8 @@ class OnnxRuntimeEngine(Engine):
     def facts(self) -> dict:
         if self.precision == "fp32":
             return {}
-        return {"weight_scales": "per channel" if self._per_channel else "per matrix"}
+        scales = "per channel" if self._per_channel else "per matrix"
+        return {"weight_scales": scales, "form": "products" if self._expand else "layer"}
 
 
 def _quantized(model: onnx.ModelProto, per_channel: bool) -> bytes:

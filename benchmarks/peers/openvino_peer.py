@@ -1,4 +1,4 @@
-"""OpenVINO, one frame at a time."""
+"""OpenVINO."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import onnx
 import openvino
 
 from benchmarks.peers.base import Engine, EngineError
-from benchmarks.peers.rewrites import expand_gru, int8_weights
+from benchmarks.peers.expand import expand_recurrent
+from benchmarks.peers.rewrites import int8_weights
 from benchmarks.peers.streaming import recurrent_states, streaming_model
 
 
@@ -16,12 +17,12 @@ class OpenVinoEngine(Engine):
 
     Parameters
     ----------
-    model_path, precision, threads
+    model_path, precision, threads, sequence
         See `Engine`. bf16 is refused on a CPU without bf16 instructions: OpenVINO would emulate them, about seven
         times slower than fp32.
     expand : bool
-        Write GRUs as matrix products. int8 needs it (OpenVINO compresses no recurrent weights); in fp32 on one
-        thread it saves some 7 %.
+        Write recurrent layers as matrix products. int8 needs it (OpenVINO compresses no recurrent weights); in fp32
+        on one thread it saves some 7 %.
 
     Notes
     -----
@@ -31,8 +32,8 @@ class OpenVinoEngine(Engine):
 
     precisions = ("fp32", "bf16", "int8")
 
-    def __init__(self, model_path: str, precision: str, threads: int, *, expand: bool = True):
-        super().__init__(model_path, precision, threads)
+    def __init__(self, model_path: str, precision: str, threads: int, sequence: int = 1, *, expand: bool = True):
+        super().__init__(model_path, precision, threads, sequence)
         core = openvino.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capabilities:
@@ -40,10 +41,10 @@ class OpenVinoEngine(Engine):
                 "this CPU has no bf16 instructions (avx512_bf16 or amx_bf16); OpenVINO offers "
                 + ", ".join(capabilities)
             )
-        model = streaming_model(onnx.load(model_path))
+        model = streaming_model(onnx.load(model_path), sequence)
         states = recurrent_states(model)
         if expand:
-            model = expand_gru(model)
+            model = expand_recurrent(model)
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -62,6 +63,7 @@ class OpenVinoEngine(Engine):
         """Two requests whose states are each other's: nothing is bound or copied between frames."""
         source, target = model.graph.input[0], model.graph.output[0].name
         self._input = np.zeros([d.dim_value for d in source.type.tensor_type.shape.dim], np.float32)
+        self._given = self._input.reshape(self.shape)
         shared = openvino.Tensor(self._input, shared_memory=True)
         self._states = [[openvino.Tensor(np.zeros(s.shape, np.float32)) for s in states] for _ in range(2)]
         self._requests, self._outputs = [], []
@@ -72,10 +74,10 @@ class OpenVinoEngine(Engine):
                 request.set_tensor(state.input, before)
                 request.set_tensor(state.output, after)
             self._requests.append(request)
-            self._outputs.append(request.get_tensor(target).data.reshape(-1))
+            self._outputs.append(request.get_tensor(target).data.reshape(self.shape))
 
     def step(self, frame: np.ndarray) -> np.ndarray:
-        self._input[...] = frame
+        self._given[...] = frame
         self._requests[self._turn].infer()
         output = self._outputs[self._turn].copy()
         self._turn = 1 - self._turn

@@ -1,4 +1,4 @@
-"""Turn a recurrent ONNX model into one that computes a single frame and hands its state in and out."""
+"""Turn a recurrent ONNX model into one that computes a frame, or a few, and hands its state in and out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from tvm_dual.errors import ModelError
 
-_INITIAL_STATES = {"GRU": (5,), "LSTM": (5, 6)}
+#: Inputs of a recurrent node that give the states before the first step.
+STATE_SLOTS = {"GRU": (5,), "LSTM": (5, 6)}
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _SUFFIX = "_next"
 
@@ -33,14 +34,16 @@ class State:
     shape: tuple[int, ...]
 
 
-def streaming_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fix batch and time at one and make every recurrent state an input and an output.
+def streaming_model(model: onnx.ModelProto, steps: int = 1) -> onnx.ModelProto:
+    """Fix batch at one and time at `steps`, and make every recurrent state an input and an output.
 
     Parameters
     ----------
     model : onnx.ModelProto
         A model with one float32 input of shape (batch, time, features) or (time, batch, features), whose GRU and
         LSTM layers run forward in time from zero.
+    steps : int
+        Frames per call. More than one need a model whose only open extent is time.
 
     Returns
     -------
@@ -51,7 +54,8 @@ def streaming_model(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises
     ------
     ModelError
-        If the model has several inputs, or a recurrent layer that cannot be streamed.
+        If the model has several inputs, a recurrent layer that cannot be streamed, or another number of open extents
+        than `steps` needs.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -61,14 +65,18 @@ def streaming_model(model: onnx.ModelProto) -> onnx.ModelProto:
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
         raise ModelError(f"a streaming model has one input, this one has {len(inputs)} ({names})")
-    for dim in inputs[0].type.tensor_type.shape.dim:
-        if not dim.HasField("dim_value"):
-            dim.dim_value = 1
+    unknown = [dim for dim in inputs[0].type.tensor_type.shape.dim if not dim.HasField("dim_value")]
+    if steps > 1 and len(unknown) != 1:
+        raise ModelError(
+            f"input {inputs[0].name!r} leaves {len(unknown)} extents open; a sequence of {steps} steps needs one, time"
+        )
+    for dim in unknown:
+        dim.dim_value = steps
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     _fold_until_stable(result)
-    for index, node in enumerate(n for n in graph.node if n.op_type in _INITIAL_STATES):
+    for index, node in enumerate(n for n in graph.node if n.op_type in STATE_SLOTS):
         _expose_states(graph, node, index)
     _drop_idle_transposes(result)
     drop_dead(graph)
@@ -141,7 +149,7 @@ def _expose_states(graph: onnx.GraphProto, node: onnx.NodeProto, index: int) -> 
         raise ModelError(f"{label} runs {direction}; only a forward layer can be streamed frame by frame")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     hidden = constants[node.input[2]].shape[-1] if node.input[2] in constants else attributes["hidden_size"]
-    for position, slot in enumerate(_INITIAL_STATES[node.op_type]):
+    for position, slot in enumerate(STATE_SLOTS[node.op_type]):
         node.input.extend([""] * (slot + 1 - len(node.input)))
         node.output.extend([""] * (position + 2 - len(node.output)))
         start = node.input[slot]

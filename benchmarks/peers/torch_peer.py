@@ -1,4 +1,4 @@
-"""PyTorch, one frame at a time."""
+"""PyTorch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch import nn
 
 from benchmarks.peers.base import Engine
 from benchmarks.peers.streaming import recurrent_states, streaming_model
+from benchmarks.peers.torch_layers import KINDS, CellLayer, PairedLayer, linear
 from tvm_dual.errors import ModelError
-
-# ONNX stacks the gates of a GRU as z, r, h and of an LSTM as i, o, f, c; torch as r, z, n and i, f, g, o.
-_GATES = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
 
 
 class TorchEngine(Engine):
@@ -28,18 +26,22 @@ class TorchEngine(Engine):
     `addmv` as slow as frozen, `torch.compile` slower than eager. int8: traced and frozen with a pair of linear
     layers 0.46 ms, quantized `GRUCell` 0.48, quantized `nn.GRU` 0.53, eager 0.96 and up; the `x86` backend is as
     fast as `fbgemm`, `onednn` takes 0.75.
+
+    A layer of 1500 units in sequences of 35: a pair of linear layers takes 0.67 (LSTM) and 0.94 (GRU) of the time of
+    `nn.LSTM` and `nn.GRU` in fp32, and as long in int8. Step by step a pair, a cell and `nn.LSTM` take as long in int8;
+    in fp32 `nn.LSTM` takes nine times as long as its cell.
     """
 
     precisions = ("fp32", "int8")
 
-    def __init__(self, model_path: str, precision: str, threads: int):
-        super().__init__(model_path, precision, threads)
+    def __init__(self, model_path: str, precision: str, threads: int, sequence: int = 1):
+        super().__init__(model_path, precision, threads, sequence)
         torch.set_num_threads(threads)
-        model = streaming_model(onnx.load(model_path))
+        model = streaming_model(onnx.load(model_path), sequence)
         self._zeros = [torch.zeros(1, state.shape[-1]) for state in recurrent_states(model)]
-        network = _Chain(model, paired=precision == "int8").eval()
+        network = _Chain(model, CellLayer if precision == "fp32" and sequence == 1 else PairedLayer).eval()
         shape = model.graph.input[0].type.tensor_type.shape.dim
-        example = (torch.zeros(1, shape[-1].dim_value), *self._zeros)
+        example = (torch.zeros(sequence, shape[-1].dim_value), *self._zeros)
         with torch.inference_mode(), warnings.catch_warnings():
             # Both are announced as deprecated; they are still the fastest that PyTorch offers here.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -51,30 +53,14 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def step(self, frame: np.ndarray) -> np.ndarray:
-        output, *self._states = self._network(torch.from_numpy(frame)[None], *self._states)
-        return output[0].numpy()
+        output, *self._states = self._network(torch.from_numpy(frame).view(self.sequence, -1), *self._states)
+        return output.view(self.shape).numpy()
 
     def reset(self) -> None:
         self._states = list(self._zeros)
 
     def facts(self) -> dict:
         return {"weight_scales": "per channel"} if self.precision == "int8" else {}
-
-
-class _PairedGRUCell(nn.Module):
-    """A GRU cell made of two linear layers, float32 (1, features) and (1, hidden) to (1, hidden)."""
-
-    def __init__(self, cell: nn.GRUCell):
-        super().__init__()
-        self.hidden = cell.hidden_size
-        self.input = _linear(cell.weight_ih.data, cell.bias_ih.data)
-        self.recurrent = _linear(cell.weight_hh.data, cell.bias_hh.data)
-
-    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        a, b, n = self.input(x), self.recurrent(h), self.hidden
-        gates = torch.sigmoid(a[:, : 2 * n] + b[:, : 2 * n])
-        new = torch.tanh(torch.addcmul(a[:, 2 * n :], gates[:, :n], b[:, 2 * n :]))
-        return torch.lerp(new, h, gates[:, n:])
 
 
 class _Clamp(nn.Module):
@@ -93,11 +79,11 @@ class _Chain(nn.Module):
     ----------
     model : onnx.ModelProto
         What `streaming_model` returned.
-    paired : bool
-        Build GRUs from two linear layers instead of `nn.GRUCell`.
+    recurrent : type
+        Form of recurrent layers, from `torch_layers`.
     """
 
-    def __init__(self, model: onnx.ModelProto, paired: bool):
+    def __init__(self, model: onnx.ModelProto, recurrent: type[nn.Module]):
         super().__init__()
         self.layers = nn.ModuleList()
         weights = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in model.graph.initializer}
@@ -108,16 +94,16 @@ class _Chain(nn.Module):
                     f"{node.op_type} {node.name!r} does not read the layer before it; only a chain of layers "
                     "is built in PyTorch"
                 )
-            self._append(node, weights, paired)
+            self._append(node, weights, recurrent)
             current = {name for name in node.output if name}
 
-    def _append(self, node: onnx.NodeProto, weights: dict[str, torch.Tensor], paired: bool) -> None:
+    def _append(self, node: onnx.NodeProto, weights: dict[str, torch.Tensor], recurrent: type[nn.Module]) -> None:
         kind = node.op_type
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         simple = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh}
         if kind == "MatMul" and node.input[1] in weights:
             matrix = weights[node.input[1]].t()
-            self.layers.append(_linear(matrix, torch.zeros(len(matrix))))
+            self.layers.append(linear(matrix, torch.zeros(len(matrix))))
         elif kind == "Add" and self.layers and isinstance(self.layers[-1], nn.Linear):
             self.layers[-1].bias.data += next(weights[name] for name in node.input if name in weights)
         elif kind in simple:
@@ -125,54 +111,28 @@ class _Chain(nn.Module):
         elif kind == "Clip":
             bounds = [weights[name].item() if name else None for name in (*node.input[1:], "", "")[:2]]
             self.layers.append(_Clamp(*bounds))
-        elif kind in _GATES and not {"clip", "activations"} & attributes.keys() and not "".join(node.input[7:]):
+        elif kind in KINDS and not {"clip", "activations"} & attributes.keys() and not "".join(node.input[7:]):
             if kind == "GRU" and attributes.get("linear_before_reset") != 1:
                 raise ModelError(f"GRU {node.name!r} has linear_before_reset=0, which PyTorch does not compute")
-            cell = _cell(kind, [weights.get(name) for name in node.input[1:4]])
-            self.layers.append(_PairedGRUCell(cell) if paired and kind == "GRU" else cell)
+            self.layers.append(recurrent(kind, [weights.get(name) for name in node.input[1:4]]))
         elif kind != "Squeeze":
             raise ModelError(f"{kind} {node.name!r} in this form has no counterpart in the PyTorch peer")
 
     def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map (1, features) and states (1, hidden) to (1, outputs) and the next states, float32."""
+        """Map (steps, features) and states (1, hidden) to (steps, outputs) and the next states, float32."""
         given, taken = list(states), []
         for layer in self.layers:
-            if isinstance(layer, (nn.LSTMCell, torch.ao.nn.quantized.dynamic.LSTMCell)):
-                x, c = layer(x, (given.pop(0), given.pop(0)))
-                taken += [x, c]
-            elif isinstance(layer, (nn.GRUCell, _PairedGRUCell)):
-                x = layer(x, given.pop(0))
-                taken.append(x)
+            if isinstance(layer, (CellLayer, PairedLayer)):
+                x, *after = layer(x, *(given.pop(0) for _ in range(layer.states)))
+                taken += after
             else:
                 x = layer(x)
         return (x, *taken)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight.data, layer.bias.data = weight.contiguous(), bias.clone()
-    return layer
-
-
-def _cell(kind: str, arrays: list[torch.Tensor | None]) -> nn.Module:
-    """A torch cell from the W (1, gates * hidden, features), R and B of an ONNX layer."""
-    w, r = arrays[0][0], arrays[1][0]
-    hidden, order = r.shape[1], _GATES[kind]
-    b = arrays[2][0] if arrays[2] is not None else torch.zeros(2 * len(w))
-    cell = (nn.GRUCell if kind == "GRU" else nn.LSTMCell)(w.shape[1], hidden)
-
-    def reordered(array: torch.Tensor) -> torch.Tensor:
-        blocks = array.split(hidden)
-        return torch.cat([blocks[gate] for gate in order]).contiguous()
-
-    cell.weight_ih.data, cell.weight_hh.data = reordered(w), reordered(r)
-    cell.bias_ih.data, cell.bias_hh.data = reordered(b[: len(w)]), reordered(b[len(w) :])
-    return cell
-
-
 def _quantized(network: nn.Module) -> nn.Module:
-    """The network with dynamically quantized linear layers and LSTM cells."""
+    """The network with dynamically quantized linear layers."""
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
     torch.backends.quantized.engine = "x86"
-    return quantize_dynamic(network, {nn.Linear: per_channel_dynamic_qconfig, nn.LSTMCell: per_channel_dynamic_qconfig})
+    return quantize_dynamic(network, {nn.Linear: per_channel_dynamic_qconfig})

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from benchmarks.peers.base import EngineError
-from benchmarks.peers.rewrites import expand_gru
+from benchmarks.peers.expand import expand_recurrent
 from benchmarks.peers.streaming import recurrent_states, streaming_model
 from tvm_dual.errors import ModelError
 
@@ -54,7 +54,7 @@ def nsnet2():
     return path, frames, original(onnx.load(path), frames)
 
 
-@pytest.mark.parametrize("rewrite", [lambda model: model, expand_gru], ids=["gru", "expanded"])
+@pytest.mark.parametrize("rewrite", [lambda model: model, expand_recurrent], ids=["gru", "expanded"])
 def test_streaming_model_equals_the_original(nsnet2, rewrite):
     import onnxruntime
 

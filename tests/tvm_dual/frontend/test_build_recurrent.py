@@ -75,7 +75,8 @@ def test_calibration_with_wrong_ids(library, data, text):
 
 def test_a_model_that_is_one_layer():
     model, x = torch.nn.LSTM(5, 9), np.random.default_rng(0).standard_normal((60, 1, 1, 5)).astype("float32")
-    library = tvm_dual.build(model, [x], example_inputs=(torch.zeros(1, 1, 5),), streaming=True)
+    settings = {"streaming": True, "precision": "fp32", "options": AdvancedOptions(mode="dense")}
+    library = tvm_dual.build(model, [x], example_inputs=(torch.zeros(1, 1, 5),), **settings)
     with torch.no_grad():
         wanted = model(torch.tensor(x[:, 0]))[0].numpy()
     step = library.stream()

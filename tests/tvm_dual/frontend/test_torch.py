@@ -147,9 +147,9 @@ def test_weights_of_a_site_are_in_the_order_of_onnx():
     assert list(ExposeInputs()(module)["main"].attrs["dual.observed"]) == ["lstm0.0", "lstm0.1", "lstm0.2"]
 
 
-def test_an_lstm_of_one_step_is_left_to_tvm_for_now():
+def test_an_lstm_of_one_step_can_be_rewritten():
     (site,) = find_sites(prepare_pipeline()(import_model(Recurrent("LSTM", 3, 5), (torch.randn(1, 1, 3),))))
-    assert site.rows_per_call == 1 and not site.can_rewrite and not site.can_gate
+    assert site.rows_per_call == 1 and site.can_rewrite and site.can_gate
 
 
 def test_loops_over_cells():

@@ -1,0 +1,212 @@
+"""The suite word-lm-sweep: speed and perplexity by share of closed rows, rule, projection and little precision.
+
+The table of dual-module inference (Liu et al., ICML 2020) for our kernels, with the peers in the same run. Thresholds
+are set to reach a share of closed rows on the calibration text; perplexity is that of the test text.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import word_lm
+from benchmarks.harness import EngineSpec
+from benchmarks.plots import tradeoff
+from benchmarks.reading import Reading
+from benchmarks.tables import print_points, print_rows
+from benchmarks.word_lm import FILES, Progress, Size, all_peers, load, make_builder, measure, our_specs
+from schedules.cpu import ISAS
+from tvm_dual.builder import Builder
+from tvm_dual.cost import bytes_read
+from tvm_dual.errors import PlanError
+from tvm_dual.little import dimensions_for
+from tvm_dual.measure import open_share
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
+from tvm_dual.variants import Fits, Variant, exact_form
+
+__all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
+
+NAME = "word-lm-sweep"
+# Half a hundred engines: less of each than in the suite that measures a dozen.
+FULL = replace(word_lm.FULL, rounds=6, steps=70, evaluation=(64, 115))
+SHORT = replace(word_lm.SHORT, exact_peers=True)
+#: Shares of closed rows: the paper's, and little modules alone.
+SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+#: The share at which projections and precisions are compared.
+HALF = 0.5
+#: The paper's projections, by its error bound.
+EPSILONS = (0.3, 0.5, 0.7)
+LITTLE_BITS = (8, 4)
+#: How close a share must come, streams and calls it is measured on, and halvings at most.
+TOLERANCE, STREAMS, CALLS, HALVINGS = 0.004, 8, 150, 24
+#: Bounds between which the wanted one lies: nothing is closed at the first, all at the second.
+BRACKET = {"damage": (1e-9, 1e4), "activation": (1e-6, 0.5)}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One library with a gate, at several shares of closed rows."""
+
+    name: str
+    precision: str
+    rule: str
+    options: AdvancedOptions
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Rows in DESIGN's JSON form; a sweep's have "curve", "closed", "rule" and the little module's size beside."""
+
+    rows: list[dict]
+
+
+def run(
+    threads: int, size: Size, progress: Progress, checkpoint: Path | None = None, corpus: Path | None = None
+) -> Result:
+    """Build every curve's library, set its thresholds, and measure all of them with the peers; see `word_lm.run`.
+
+    Raises
+    ------
+    TvmDualError
+        As `word_lm.run` does, and if no gated kernel applies to the model's layer.
+    """
+    model, text = load(checkpoint, corpus)
+    with tempfile.TemporaryDirectory(prefix="word-lm-sweep-") as scratch:
+        folder = Path(scratch)
+        builder = make_builder(model, text, threads, size, progress)
+        exact = {
+            (mode, precision): builder.build(precision, options=replace(size.options, mode=mode))
+            for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8"))
+        }
+        specs, facts = our_specs(exact, threads, folder), [{} for _ in exact]
+        plan = exact["dense", "int8"].report.plan
+        all_curves = curves(model.hidden * (4 if model.cell == "LSTM" else 3), size.options)
+        for done, curve in enumerate(all_curves):
+            progress("curves", done, len(all_curves))
+            for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}"):
+                specs.append(spec)
+                facts.append(found)
+        specs += [spec for spec in all_peers(model, threads, folder) if spec.sequence == 1]
+        facts += [{} for _ in specs[len(facts) :]]
+        reading = Reading(model, text.test, *size.evaluation)
+        rows = measure(specs, threads, size, reading, progress)
+        return Result([row if "error" in row else {**row, **found} for row, found in zip(rows, facts, strict=True)])
+
+
+def show(result: Result, path: Path) -> None:
+    """Print the table of all points, and draw perplexity against speed beside the file `path`."""
+    print_points(result.rows)
+    print_rows([row for row in result.rows if "curve" not in row])
+    picture = path.with_suffix(".png")
+    tradeoff(result.rows, picture, "Recurrent layer of a word model, word by word")
+    print(f"wrote {picture}")
+
+
+def curves(rows: int, options: AdvancedOptions) -> list[Curve]:
+    """Return what is swept, for a layer with `rows` rows of weights and the little module of `options`."""
+    found = [
+        Curve(f"{rule} {precision}", precision, rule, options, SHARES)
+        for precision in ("fp32", "int8")
+        for rule in ("damage", "activation")
+    ]
+    for epsilon in EPSILONS:
+        size = dimensions_for(epsilon, rows)
+        paper = replace(options, projection="random", dimensions=size)
+        # The paper's own form is the one that has a whole curve.
+        shares = SHARES if epsilon == 0.5 else (HALF,)
+        found.append(Curve(f"paper, random {size} fp32", "fp32", "activation", paper, shares))
+    for bits in LITTLE_BITS:
+        little = replace(options, little_bits=bits)
+        found.append(Curve(f"little {bits} bit int8", "int8", "damage", little, (HALF, 1.0)))
+    return found
+
+
+def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Path) -> Iterator[tuple[EngineSpec, dict]]:
+    """Build a curve's library; yield an engine for each of its shares, and what its row should say.
+
+    Parameters
+    ----------
+    curve : Curve
+    builder : Builder
+    plan : Plan
+        Of the dense library; travels in the one built here, whose thresholds come from files of their own.
+    threads : int
+    folder : Path
+        Made here; receives the library and the thresholds.
+
+    Raises
+    ------
+    PlanError
+        If no gated kernel applies to the model.
+    """
+    model = builder.model(curve.precision, curve.options)
+    (site,) = (*model.sites.values(), *model.left)
+    if not site.can_gate:
+        raise PlanError(f"sweep: the model's layer is of kind {site.kind}; accepted: a kind with a gated kernel")
+    forms = tuple("rows" if part == "dense" else part for part in exact_form(site, False))
+    variant = Fits(model).variant({site.name: forms}, curve.rule, BRACKET[curve.rule][0], plan)
+    little = variant.fits[site.name].little
+    isa = ISAS[model.compiler.isa]
+    folder.mkdir()
+    path = variant.library.export_library(folder / "library.so")
+    for share in curve.shares:
+        limit, tables = thresholds_for(variant, share)
+        variant.library.set_thresholds(tables)
+        density = _density(variant)
+        tables_path = folder / f"closed{share}.npz"
+        np.savez(tables_path, **tables)
+        arguments = {"model_path": str(path), "precision": curve.precision, "threads": threads}
+        arguments["thresholds"] = str(tables_path)
+        facts = {
+            "curve": curve.name,
+            "closed": 1 - density,
+            "rule": curve.rule,
+            "limit": limit,
+            "density": density,
+            "projection": curve.options.projection,
+            "dimensions": little.module.weight.shape[1],
+            "little_bits": little.module.bits,
+            "weight_bytes_read": round(
+                bytes_read(site, forms, curve.precision, density, model.observations[site.name], little, isa)
+            ),
+        }
+        yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:DualEngine", arguments), facts
+
+
+def thresholds_for(variant: Variant, closed: float) -> tuple[float, dict[str, np.ndarray]]:
+    """Return the bound, and its thresholds by site, at which a share of all gated rows is closed.
+
+    Parameters
+    ----------
+    variant : Variant
+        Its library's thresholds are changed.
+    closed : float
+        0 opens every row and 1 closes every row, whatever the rule; between, the share is reached on the
+        calibration data as far as the rule can: it may jump.
+    """
+    low, high = BRACKET[variant.rule]
+    if closed in (0.0, 1.0):
+        limit, effort = (low, float("inf")) if closed == 0 else (high, 0.0)
+        return limit, variant.thresholds(limit, effort)
+    for _ in range(HALVINGS):
+        limit = float(np.sqrt(low * high))
+        variant.set_limit(limit)
+        found = 1 - _density(variant)
+        if abs(found - closed) <= TOLERANCE:
+            break
+        # A higher bound closes more rows.
+        low, high = (limit, high) if found < closed else (low, limit)
+    return limit, variant.thresholds(limit)
+
+
+def _density(variant: Variant) -> float:
+    """Return open rows / gated rows on the calibration data."""
+    streams = tuple(stream[:CALLS] for stream in variant.model.data.streams[:STREAMS])
+    shares, rows = open_share(variant.library, streams), variant.library.all_rows()
+    return sum(shares[name] * rows[name] for name in rows) / sum(rows.values())
