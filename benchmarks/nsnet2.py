@@ -57,7 +57,7 @@ class Size:
     exact_peers: bool
     rule: str
     finetune_steps: int = 400
-    max_drop: float = 0.75
+    max_drop: float = 0.5
 
     @property
     def options(self) -> AdvancedOptions:
