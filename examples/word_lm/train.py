@@ -111,18 +111,17 @@ class Training:
     def _loss(self, found: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy over all words, or an estimate over `candidates` of them.
 
-        Words drawn by frequency stand for all but the target in the softmax's sum: each counts for as many as it was
-        to be expected less often than once, so the sum is right on average (importance sampling, Bengio and Senecal,
-        2008; words shared by the batch as in Jean et al., ACL 2015).
+        The estimate is the sampled softmax of Jean et al. (ACL 2015): the target among words drawn by frequency, each
+        score lowered by the logarithm of how likely its word was to be drawn.
         """
         count = self.recipe.candidates
         if not count:
             return nn.functional.cross_entropy(self.model.out(found), targets)
-        others = torch.multinomial(self.shares, count, replacement=True)
-        bias = self.model.out.bias[others] - torch.log(self.shares[others] * count)
-        scores = nn.functional.linear(found, self.model.emb.weight[others], bias)
+        others = torch.unique(torch.multinomial(self.shares, count, replacement=True))
+        bias = self.model.out.bias - torch.log(-torch.expm1(count * torch.log1p(-self.shares)) + 1e-12)
+        scores = nn.functional.linear(found, self.model.emb.weight[others], bias[others])
         scores = scores.masked_fill(others == targets[:, None], -math.inf)
-        own = (found * self.model.emb.weight[targets]).sum(dim=1) + self.model.out.bias[targets]
+        own = (found * self.model.emb.weight[targets]).sum(dim=1) + bias[targets]
         scores = torch.cat([own[:, None], scores], dim=1)
         return nn.functional.cross_entropy(scores, torch.zeros_like(targets))
 
