@@ -9,11 +9,11 @@ from benchmarks.peers.base import Engine
 
 
 class DualEngine(Engine):
-    """An exported library, streamed frame by frame.
+    """An exported library, streamed frame by frame, or sequence by sequence.
 
     Parameters
     ----------
-    model_path, precision, threads
+    model_path, precision, threads, sequence
         See `Engine`; `model_path` is the library's.
     thresholds : str, optional
         A .npz file of thresholds by site, instead of the library's own.
@@ -21,9 +21,11 @@ class DualEngine(Engine):
 
     precisions = ("fp32", "int8")
 
-    def __init__(self, model_path: str, precision: str, threads: int, thresholds: str | None = None) -> None:
+    def __init__(
+        self, model_path: str, precision: str, threads: int, sequence: int = 1, thresholds: str | None = None
+    ) -> None:
         """Load the library."""
-        super().__init__(model_path, precision, threads)
+        super().__init__(model_path, precision, threads, sequence)
         self._library = tvm_dual.load(model_path)
         if thresholds is not None:
             with np.load(thresholds) as tables:
@@ -32,7 +34,7 @@ class DualEngine(Engine):
 
     def step(self, frame: np.ndarray) -> np.ndarray:
         """Compute one frame; see `Engine.step`."""
-        return self._stream(frame).reshape(-1)
+        return self._stream(frame).reshape(self.shape)
 
     def reset(self) -> None:
         """Return to the zero state."""

@@ -29,6 +29,12 @@ def cut(words: np.ndarray, streams: int, calls: int) -> np.ndarray:
     return words[starts[:, None] + np.arange(calls + 1)]
 
 
+def in_sequences(words: np.ndarray, sequence: int) -> np.ndarray:
+    """Return words ``(calls, hidden)`` as calls of ``(sequence, 1, hidden)``; zeros fill up the last."""
+    missing = -len(words) % sequence
+    return np.pad(words, ((0, missing), (0, 0))).reshape(-1, sequence, 1, words.shape[-1])
+
+
 class Reading:
     """Streams of text with what the recurrent layer reads and what should be predicted from its outputs.
 
@@ -57,23 +63,24 @@ class Reading:
         """Return how much higher a perplexity is than the dense model's, in percent."""
         return 100 * (perplexity / self.dense - 1)
 
-    def states(self, fresh: Callable[[], Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
-        """Return the layer's outputs; `fresh` gives a stream, a function of one embedded word."""
+    def states(self, fresh: Callable[[], Callable[[np.ndarray], np.ndarray]], sequence: int = 1) -> np.ndarray:
+        """Return the layer's outputs; `fresh` gives a stream, a function of `sequence` embedded words."""
         found = np.empty_like(self.inputs)
         for stream, outputs in zip(self.inputs, found, strict=True):
             step = fresh()
-            for call, embedded in enumerate(stream):
-                outputs[call] = step(embedded).reshape(-1)
+            for call, words in enumerate(in_sequences(stream, sequence)):
+                part = outputs[call * sequence : (call + 1) * sequence]
+                part[...] = step(words).reshape(sequence, -1)[: len(part)]
         return found
 
 
 class SamePerplexity:
     """``evaluate``: how much lower a library's perplexity is than the dense model's, in percent; 0 is equal."""
 
-    def __init__(self, reading: Reading) -> None:
-        """Judge on `reading`."""
-        self._reading = reading
+    def __init__(self, reading: Reading, sequence: int = 1) -> None:
+        """Judge on `reading`, by libraries that read `sequence` words a call."""
+        self._reading, self._sequence = reading, sequence
 
     def __call__(self, library: DualLibrary) -> float:
         """Return the quality of a library."""
-        return -self._reading.change(self._reading.perplexity(self._reading.states(library.stream)))
+        return -self._reading.change(self._reading.perplexity(self._reading.states(library.stream, self._sequence)))

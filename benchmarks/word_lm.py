@@ -18,7 +18,7 @@ from benchmarks.corpus import Corpus, read_corpus
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
 from benchmarks.peers import peer_specs
-from benchmarks.reading import Reading, SamePerplexity
+from benchmarks.reading import Reading, SamePerplexity, in_sequences
 from benchmarks.tables import fastest, print_result
 from benchmarks.word_model import WordModel, layer_onnx, load_checkpoint
 from tvm_dual.builder import Builder
@@ -107,7 +107,7 @@ def run(
         for row, spec in zip(rows, specs, strict=True):
             if spec.mode == "dual" and "error" not in row:
                 row.update(measure_loading(Path(spec.arguments["model_path"])))
-        return Result(rows, libraries["dual", "int8"])
+        return Result(rows, libraries["dual", "int8", 1])
 
 
 def show(result: Result, path: Path) -> None:
@@ -140,34 +140,39 @@ def load(checkpoint: Path | None, corpus: Path | None) -> tuple[WordModel, Corpu
     return load_checkpoint(checkpoint), read_corpus(corpus)
 
 
-def make_builder(model: WordModel, text: Corpus, threads: int, size: Size, progress: Progress) -> Builder:
-    """Return the layer alone, calibrated on training text."""
+def make_builder(
+    model: WordModel, text: Corpus, threads: int, size: Size, progress: Progress, sequence: int = 1
+) -> Builder:
+    """Return the layer alone, for calls of `sequence` words, calibrated on training text."""
     calibration = Reading(model, text.train, *size.calibration)
-    return Builder(layer_onnx(model), list(calibration.inputs), streaming=True, threads=threads, progress=progress)
+    streams = [in_sequences(stream, sequence) for stream in calibration.inputs]
+    return Builder(layer_onnx(model, sequence), streams, streaming=True, threads=threads, progress=progress)
 
 
 def build_forms(
     model: WordModel, text: Corpus, threads: int, size: Size, progress: Progress
-) -> dict[tuple[str, str], DualLibrary]:
-    """Return our libraries by mode and precision; the fp32 dual takes the int8 one's plan."""
-    builder = make_builder(model, text, threads, size, progress)
-    evaluate = SamePerplexity(Reading(model, text.valid, *size.judging))
-    dual = builder.build("int8", evaluate=evaluate, max_drop=size.max_drop, options=size.options)
-    same = builder.build("fp32", options=size.options, plan=dual.report.plan)
-    found = {("dual", "int8"): dual, ("dual", "fp32"): same}
-    for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8")):
-        progress(f"building: {mode} {precision}", len(found), 5)
-        found[mode, precision] = builder.build(precision, options=replace(size.options, mode=mode))
+) -> dict[tuple[str, str, int], DualLibrary]:
+    """Return our libraries by mode, precision and words per call; the fp32 duals take the int8 ones' plans."""
+    found = {}
+    for sequence in (1, SEQUENCE):
+        builder = make_builder(model, text, threads, size, progress, sequence)
+        evaluate = SamePerplexity(Reading(model, text.valid, *size.judging), sequence)
+        dual = builder.build("int8", evaluate=evaluate, max_drop=size.max_drop, options=size.options)
+        same = builder.build("fp32", options=size.options, plan=dual.report.plan)
+        found |= {("dual", "int8", sequence): dual, ("dual", "fp32", sequence): same}
+        for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8")):
+            progress(f"building {mode} {precision}", len(found), 10)
+            found[mode, precision, sequence] = builder.build(precision, options=replace(size.options, mode=mode))
     return found
 
 
-def our_specs(libraries: dict[tuple[str, str], DualLibrary], threads: int, folder: Path) -> list[EngineSpec]:
+def our_specs(libraries: dict[tuple[str, str, int], DualLibrary], threads: int, folder: Path) -> list[EngineSpec]:
     """Return our libraries as engines, exported to `folder`."""
     specs = []
-    for (mode, precision), library in libraries.items():
-        path = library.export_library(folder / f"word_lm_{mode}_{precision}.so")
-        arguments = {"model_path": str(path), "precision": precision, "threads": threads}
-        specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:DualEngine", arguments))
+    for (mode, precision, sequence), library in libraries.items():
+        path = library.export_library(folder / f"word_lm_{mode}_{precision}_{sequence}.so")
+        arguments = {"model_path": str(path), "precision": precision, "threads": threads, "sequence": sequence}
+        specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:DualEngine", arguments, sequence))
     return specs
 
 

@@ -143,8 +143,15 @@ def write_whole(path: str | Path, values: dict) -> None:
         raise
 
 
-def layer_onnx(model: WordModel) -> onnx.ModelProto:
-    """Return the recurrent layer alone as ONNX: ``x`` float32 (time, 1, hidden) to ``y`` of the same shape."""
+def layer_onnx(model: WordModel, time: int | None = None) -> onnx.ModelProto:
+    """Return the recurrent layer alone as ONNX: ``x`` float32 (time, 1, hidden) to ``y`` of the same shape.
+
+    Parameters
+    ----------
+    model : WordModel
+    time : int, optional
+        Fixed number of steps; open if absent.
+    """
 
     def reordered(array: torch.Tensor) -> np.ndarray:
         blocks = array.detach().split(model.hidden)
@@ -158,7 +165,7 @@ def layer_onnx(model: WordModel) -> onnx.ModelProto:
         helper.make_node(model.cell, ["x", "w", "r", "b"], ["found"], "layer", hidden_size=model.hidden, **reset),
         helper.make_node("Squeeze", ["found", "direction"], ["y"]),
     ]
-    shape = ["time", 1, model.hidden]
+    shape = [time or "time", 1, model.hidden]
     graph = helper.make_graph(
         nodes,
         "word_model",

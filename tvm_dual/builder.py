@@ -54,7 +54,8 @@ def build(
     dynamic_shapes : optional
         Open extents of a ``torch.nn.Module``'s inputs, as ``torch.export.export`` takes them.
     streaming : bool
-        Compile one step: batch and time become 1, recurrent states inputs and outputs.
+        Carry recurrent states from call to call: they become inputs and outputs. Open extents, such as batch and
+        time, become 1, so that a call is one step; with a fixed time it is that many.
     precision : str
         Of the big modules: ``int8`` or ``fp32``. Little modules are always bytes or less.
     evaluate : callable, optional

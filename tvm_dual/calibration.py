@@ -137,10 +137,9 @@ def observe(
     """
     names = library.metadata.observed
     collected = {name: _Collected(site) for name, site in sites.items()}
-    # Calls of one vector are kept in runs; sequences are runs already.
     sequences = any(f"{name}.y" in names for name in sites)
-    most, length = (calls_for(data.streams, MAX_SAMPLES), 1) if sequences else (MAX_SAMPLES, RUN)
-    every = max(1, -(-data.calls // most))
+    most, length = (calls_for(data.streams, n) if sequences else n for n in (MAX_SAMPLES, RUN))
+    every, carried = max(1, -(-data.calls // most)), bool(library.metadata.states)
     done, following = 0, False
     for stream in data.streams:
         run, following = library.stream(), False
@@ -151,7 +150,7 @@ def observe(
                 seen = dict(zip(names, library.last_extras(), strict=True))
                 for name, found in collected.items():
                     found.add({key.split(".")[1]: seen[key] for key in names if key.split(".")[0] == name}, following)
-            following = keep
+            following = keep and (carried or not sequences)
             done += 1
             if progress:
                 progress(done, data.calls)
@@ -170,8 +169,9 @@ class _Collected:
     def add(self, seen: dict[str, np.ndarray], following: bool) -> None:
         """Add a call; `following` says that it goes on where the last one added ended."""
         if "y" in seen:
-            for sample in range(seen["0"].shape[1]):
-                self._append(_over_time(self._site, seen, sample), False)
+            batch = seen["0"].shape[1]
+            for sample in range(batch):
+                self._append(_over_time(self._site, seen, sample), following and batch == 1)
         else:
             self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
 

@@ -49,11 +49,14 @@ def test_suite(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
     rows = {(row["engine"], row["mode"], row["precision"], row.get("sequence", 1)): row for row in document["rows"]}
     ours = [("dual", "int8"), ("dual", "fp32"), ("dense", "fp32"), ("dense", "int8"), ("little", "int8")]
     assert set(rows) == {
-        *(("tvm_dual", *form, 1) for form in ours),
+        *(("tvm_dual", *form, sequence) for form in ours for sequence in (1, 35)),
         *(("onnxruntime", "dense", "fp32", sequence) for sequence in (1, 35)),
     }
     exact = rows["tvm_dual", "dense", "fp32", 1]["quality"]
     assert abs(exact["change_percent"]) < 1e-3
+    assert rows["tvm_dual", "dense", "fp32", 35]["quality"]["perplexity"] == pytest.approx(
+        exact["perplexity"], rel=1e-5
+    )
     for key, row in rows.items():
         assert "error" not in row and 0 < row["median_ms"] <= row["p95_ms"]
         if key[2] == "fp32" and key[1] == "dense":

@@ -122,6 +122,20 @@ def test_fixed_extents(kind, model):
         library(sequences(1, STEPS + 1, 1)[0])
 
 
+def test_streamed_calls_of_several_steps_go_on_where_the_last_one_ended(kind, model):
+    program = torch.export.export(model, (torch.zeros(STEPS, 1, K),))
+    library = tvm_dual.build(program, [sequences(8, STEPS, 1)], streaming=True, precision="fp32", options=DENSE)
+    calls, step = sequences(3, STEPS, 1, 9), library.stream()
+    found = np.concatenate([step(call) for call in calls])
+    np.testing.assert_allclose(found, wanted(model, np.concatenate(calls))[0], atol=1e-5)
+
+
+def test_streamed_sequences_are_observed_as_one_run(kind, model):
+    program = torch.export.export(model, (torch.zeros(STEPS, 1, K),))
+    observed = Builder(program, [sequences(8, STEPS, 1, s) for s in range(2)], streaming=True)._observations[f"{kind}0"]
+    assert observed.runs == (0, 8 * STEPS)
+
+
 def test_layers_and_directions(kind):
     model = make_model(kind, num_layers=2, bidirectional=True)
     library = tvm_dual.build(

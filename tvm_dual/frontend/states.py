@@ -1,6 +1,7 @@
 """Streaming: the states of recurrent layers become inputs and outputs of ``main``.
 
-A model of one step (batch and time are 1) starts each call where the one before it ended. It works
+Each call starts where the one before it ended: a call of one step (batch and time are 1), or of as many as
+the model has fixed. It works
 on the imported module, so it is the same for every importer.
 """
 
@@ -39,14 +40,14 @@ def expose_states(module: IRModule) -> IRModule:
     Raises
     ------
     ModelError
-        If a layer sees more than one step, runs backwards, or starts from a state that the model computes.
+        If a layer sees an open number of steps, runs backwards, or starts from a state that the model computes.
     """
     main = module["main"]
     graph = _Graph(module)
     sources: set[relax.Var] = set()
     starts: list[np.ndarray] = []
     for call in [binding.value for binding in graph.bindings if graph.kind(binding.value)]:
-        _check_one_step(graph, call)
+        _check_extents(graph, call)
         starts += [_initial(graph, call, i, sources) for i in range(graph.kind(call))]
     inputs, outputs = list(map(str, main.attrs["input_names"])), list(map(str, main.attrs["output_names"]))
     finals = [i for i, field in enumerate(graph.results()) if graph.only_from(field, graph.is_final_state)]
@@ -116,7 +117,7 @@ class _Graph:
         return False
 
 
-def _check_one_step(graph: _Graph, call: relax.Call) -> None:
+def _check_extents(graph: _Graph, call: relax.Call) -> None:
     label = graph.label(call)
     given = graph.value(call.args[0])
     if isinstance(given, relax.Call) and getattr(given.op, "name", "") == "relax.flip":
@@ -126,10 +127,10 @@ def _check_one_step(graph: _Graph, call: relax.Call) -> None:
         )
     time, batch, _ = call.args[0].ty.shape
     fixed = [int(extent) if isinstance(extent, tvm.tirx.IntImm) else "any number of" for extent in (time, batch)]
-    if fixed != [1, 1]:
+    if not all(isinstance(extent, int) for extent in fixed):
         raise ModelError(
-            f"{label}: sees {fixed[0]} steps of {fixed[1]} sequences per call; accepted with streaming=True: "
-            "one of each. Give batch and time open extents (dynamic_shapes, dim_param), or example inputs of one step"
+            f"{label}: sees {fixed[0]} steps of {fixed[1]} sequences per call; accepted with streaming=True: fixed "
+            "numbers. Give the model's inputs open extents (dynamic_shapes, dim_param), which become 1, or fixed ones"
         )
 
 

@@ -146,11 +146,12 @@ def test_layers_that_run_backwards_cannot_be_streamed(direction):
         import_onnx(recurrent_model(direction=direction), streaming=True)
 
 
-def test_fixed_lengths_cannot_be_streamed():
+def test_a_fixed_length_is_streamed_in_calls_of_so_many_steps():
     model = recurrent_model("GRU")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
-    with pytest.raises(ModelError, match=r"cell.*4 steps of 1.*accepted.*one of each"):
-        import_onnx(model, streaming=True)
+    main = import_onnx(model, streaming=True)["main"]
+    assert [int(extent) for extent in main.params[0].ty.shape][:2] == [4, 1]
+    assert list(main.attrs["input_names"])[1:] == ["state0_h"]
 
 
 # What calls and importers refuse.

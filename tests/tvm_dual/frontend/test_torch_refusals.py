@@ -124,9 +124,3 @@ def test_an_operator_that_tvm_does_not_import():
 def test_what_cannot_be_streamed(layer, call, text):
     with pytest.raises(ModelError, match=text):
         import_model(Wrapped(layer, call), (torch.zeros(3, 2, 4),), streaming=True)
-
-
-def test_a_program_of_several_steps_cannot_be_streamed():
-    program = torch.export.export(nn.GRU(4, 6).eval(), (torch.zeros(3, 2, 4),))
-    with pytest.raises(ModelError, match=r"GRU.*3 steps of 2 sequences.*accepted.*one"):
-        import_model(program, streaming=True)
