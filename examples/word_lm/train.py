@@ -112,12 +112,7 @@ class Training:
         """Return the cross entropy over all words, or an estimate over `candidates` of them.
 
         The estimate is the sampled softmax of Jean et al. (ACL 2015): the target among words drawn by frequency, each
-<<<<<<< HEAD
-        score lowered by the logarithm of how likely its word was to be drawn. Leaving the target's score as it is,
-        an unbiased estimate of the softmax's sum, is far noisier: 171 instead of 144 after one epoch.
-=======
         score lowered by the logarithm of how likely its word was to be drawn.
->>>>>>> wordlm
         """
         count = self.recipe.candidates
         if not count:
