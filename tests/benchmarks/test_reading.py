@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.corpus import read_corpus
-from benchmarks.reading import Reading, SamePerplexity, cut
+from benchmarks.reading import Reading, SamePerplexity, cut, in_sequences
 from benchmarks.word_model import load_checkpoint
 from tvm_dual.errors import DataError
 
@@ -29,9 +29,12 @@ class Exact:
     def stream(self):
         seen = []
 
-        def step(embedded):
-            seen.append(int(np.flatnonzero((self.model.embedding == embedded).all(axis=1))[0]))
-            return self.model.states(np.array([seen]))[0, -1][None, None] + self.error
+        def step(words):
+            for embedded in words.reshape(-1, self.model.hidden):
+                # Zeros, which fill up a sequence, are no word.
+                seen.extend(np.flatnonzero((self.model.embedding == embedded).all(axis=1))[:1])
+            states = self.model.states(np.array([seen]))[0, -len(words) :, None] + self.error
+            return np.concatenate([states, np.zeros((len(words) - len(states), *states.shape[1:]))])
 
         return step
 
@@ -45,3 +48,13 @@ def test_the_dense_model_is_judged_equal_and_a_worse_one_lower(gru_checkpoint, c
     perplexity = reading.perplexity(reading.states(wrong.stream))
     assert judge(wrong) == pytest.approx(-100 * (perplexity / reading.dense - 1))
     assert abs(judge(wrong)) > 1
+
+
+def test_calls_of_several_words_are_judged_alike(gru_checkpoint, corpus_folder):
+    model = load_checkpoint(gru_checkpoint)
+    # The last sequence of four is filled up.
+    reading = Reading(model, read_corpus(corpus_folder).test, streams=3, calls=6)
+    single, several = (reading.states(Exact(model).stream, sequence) for sequence in (1, 2))
+    np.testing.assert_allclose(several, single, atol=1e-6)
+    assert in_sequences(reading.inputs[0], 4).shape == (2, 4, 1, model.hidden)
+    np.testing.assert_array_equal(in_sequences(reading.inputs[0], 4).reshape(8, -1)[:6], reading.inputs[0])
