@@ -94,7 +94,7 @@ class SequenceCall:
         types = [_tensor((steps, 1, batch, hidden)), *([_tensor((1, batch, hidden))] * states), *counts]
         result = builder.emit(relax.call_tir(target, operands, types))
         values = [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
-        return values[: 1 + states], values[1 + states :]
+        return values[: 1 + states], [builder.emit_output(count) for count in values[1 + states :]]
 
 
 def _tensor(shape: tuple[int | tirx.Expr, ...], dtype: str = "float32") -> relax.TensorType:

@@ -52,15 +52,16 @@ class StepCall:
         arguments = [builder.emit(relax.op.reshape(value, shape)) for value, shape in self.inputs]
         result = builder.emit(relax.Call(step, [*arguments, *limits, *self.step.arguments]))
         values = [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+        counts = [builder.emit_output(value) for value in values[len(self.outputs) :]]
         shaped = [
             builder.emit(relax.op.reshape(value, shape))
             for value, shapes in zip(values, self.outputs, strict=False)
             for shape in shapes
         ]
-        return shaped, values[len(self.outputs) :]
+        return shaped, counts
 
 
-#: What a site gives, and the numbers of open rows of its gates.
+#: What a site gives, and the numbers of open rows of its gates, as outputs of the dataflow block.
 Emitted = tuple[list[relax.Expr], list[relax.Expr]]
 
 
@@ -130,7 +131,7 @@ class _CallMutator(PyExprMutator):
             limits.append(relax.Var(f"{name}_thresholds", relax.TensorType(list(planned.threshold), "float32")))
             self.thresholds.append((name, limits[0]))
         values, counts = planned.emit(self.builder_, name, limits)
-        self.counts += [(name, self.builder_.emit_output(count)) for count in counts]
+        self.counts += [(name, count) for count in counts]
         return values[0] if len(values) == 1 else relax.Tuple(values)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from relay_passes.pipeline import Watch, prepare_pipeline
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
-from tvm_dual.calibration import check_calibration, observe
+from tvm_dual.calibration import check_calibration
 from tvm_dual.compiler import Compiler
 from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
+from tvm_dual.observations import observe
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.planner import apply_plan, make_plan

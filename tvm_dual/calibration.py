@@ -1,22 +1,15 @@
-"""Calibration: the user's data, checked, and what each site reads while the dense model sees it."""
+"""Calibration: the user's data, checked."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 from tvm_dual.errors import DataError, ModelError
-from tvm_dual.library import DualLibrary
 from tvm_dual.metadata import Tensor
-from tvm_dual.sites import Site
-
-#: Calls that are kept for fitting; beyond a few thousand the fits do not change. They are kept in runs
-#: of this length, so that recurrent layers can be followed through time.
-MAX_SAMPLES, RUN = 24_000, 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +38,6 @@ def calls_for(streams: Sequence[np.ndarray], vectors: int) -> int:
     """Return how many calls see about `vectors` vectors: a call may be a sequence of them."""
     longest = max(int(np.prod(stream.shape[1:-1])) for stream in streams)
     return max(1, vectors // longest)
-
-
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """What one site read.
-
-    Attributes
-    ----------
-    inputs : tuple of ndarray, float32, (samples, length)
-        The input, then the states: h of a recurrent layer, and c of an LSTM.
-    runs : tuple of int
-        Where a run of consecutive calls of one stream begins.
-    """
-
-    inputs: tuple[np.ndarray, ...]
-    runs: tuple[int, ...] = (0,)
 
 
 def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> CalibrationData:
@@ -118,88 +95,3 @@ def _matches(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     if -1 in wanted:
         return len(found) == len(wanted) and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
     return [extent for extent in found if extent != 1] == [extent for extent in wanted if extent != 1]
-
-
-def observe(
-    library: DualLibrary, data: CalibrationData, sites: Mapping[str, Site], progress=None
-) -> dict[str, Observations]:
-    """Run the dense model over the data and collect what each site reads.
-
-    Parameters
-    ----------
-    library : DualLibrary
-        Built with ``ExposeInputs``: further outputs give the sites' inputs.
-    data : CalibrationData
-    sites : mapping of str to Site
-        The sites that it gives the inputs of.
-    progress : callable, optional
-        Called with ``(calls done, calls in all)``.
-    """
-    names = library.metadata.observed
-    collected = {name: _Collected(site) for name, site in sites.items()}
-    sequences = any(f"{name}.y" in names for name in sites)
-    most, length = (calls_for(data.streams, n) if sequences else n for n in (MAX_SAMPLES, RUN))
-    every, carried = max(1, -(-data.calls // most)), bool(library.metadata.states)
-    done, following = 0, False
-    for stream in data.streams:
-        run, following = library.stream(), False
-        for frame in stream:
-            run(frame)
-            keep = done // length % every == 0
-            if keep:
-                seen = dict(zip(names, library.last_extras(), strict=True))
-                for name, found in collected.items():
-                    found.add({key.split(".")[1]: seen[key] for key in names if key.split(".")[0] == name}, following)
-            following = keep and (carried or not sequences)
-            done += 1
-            if progress:
-                progress(done, data.calls)
-    return {name: found.observations() for name, found in collected.items()}
-
-
-class _Collected:
-    """What one site read in the calls so far."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._parts: list[tuple[np.ndarray, ...]] = []
-        self._runs: list[int] = []
-        self._count = 0
-
-    def add(self, seen: dict[str, np.ndarray], following: bool) -> None:
-        """Add a call; `following` says that it goes on where the last one added ended."""
-        if "y" in seen:
-            batch = seen["0"].shape[1]
-            for sample in range(batch):
-                self._append(_over_time(self._site, seen, sample), following and batch == 1)
-        else:
-            self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
-
-    def _append(self, values: tuple[np.ndarray, ...], following: bool) -> None:
-        if not following:
-            self._runs.append(self._count)
-        self._parts.append(values)
-        self._count += len(values[0])
-
-    def observations(self) -> Observations:
-        return Observations(
-            tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)), tuple(self._runs)
-        )
-
-
-def _over_time(site: Site, seen: dict[str, np.ndarray], sample: int) -> tuple[np.ndarray, ...]:
-    """Return what a recurrent layer read at each step of a sequence: the input, and the states before the step."""
-    x = seen["0"][:, sample]
-    h = np.concatenate([seen["1"][:, sample], seen["y"][:-1, 0, sample]])
-    if site.kind != "lstm":
-        return x, h
-    # The cell state is in no output, but all gates follow from inputs and states h, which are.
-    gates = x @ site.weight.T + site.bias + h @ site.recurrence.T + site.recurrent_bias
-    take, _, keep, new = np.split(gates, 4, axis=1)
-    take, keep, new = expit(take), expit(keep), np.tanh(new)
-    c = np.empty_like(h)
-    before = seen["2"][0, sample]
-    for t in range(len(x)):
-        c[t] = before
-        before = keep[t] * before + take[t] * new[t]
-    return x, h, c

@@ -6,8 +6,8 @@ import numpy as np
 
 from schedules.cpu import Isa
 from schedules.quantize import round_up
-from tvm_dual.calibration import Observations
 from tvm_dual.little import FittedLittle
+from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 import numpy as np
 
 from schedules.cpu import available_cores
-from tvm_dual.calibration import Observations
 from tvm_dual.fitting import SiteFit
 from tvm_dual.gated_cells import CELLS
+from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 #: Sequences per step, and calls per sequence.

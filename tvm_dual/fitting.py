@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_dual.calibration import Observations
 from tvm_dual.gates import unit_weights
 from tvm_dual.little import FittedLittle, fit_little
+from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 #: Samples that slopes are averaged over at a time.

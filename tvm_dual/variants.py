@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from tvm_dual.calibration import CalibrationData, Observations
+from tvm_dual.calibration import CalibrationData
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_site
 from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.library import DualLibrary
+from tvm_dual.observations import Observations
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site

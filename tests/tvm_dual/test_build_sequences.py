@@ -9,7 +9,7 @@ import pytest
 
 import tvm_dual
 from tvm_dual.builder import Builder
-from tvm_dual.calibration import Observations
+from tvm_dual.observations import Observations
 from tvm_dual.options import AdvancedOptions
 
 torch = pytest.importorskip("torch")

@@ -11,10 +11,10 @@ from schedules.cpu import ISAS, native_isa
 from schedules.lstm_gate import lstm_gate
 from tests.schedules.conftest import Output, run
 from tvm_dual import finetuning as subject
-from tvm_dual.calibration import Observations
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import fit_site
 from tvm_dual.gated_cells import CELLS
+from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 H, K, CALLS = 24, 12, 400

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tvm_dual import fitting as subject
-from tvm_dual.calibration import Observations
 from tvm_dual.fitting import fit_site
 from tvm_dual.gates import unit_weights
+from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 H, K, CALLS = 9, 6, 500

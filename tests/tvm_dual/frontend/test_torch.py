@@ -144,7 +144,7 @@ def test_weights_of_a_site_are_in_the_order_of_onnx():
     np.testing.assert_array_equal(site.weight, np.concatenate([i, o, f, g]))
     assert site.recurrence.shape == (20, 5) and site.bias.shape == site.recurrent_bias.shape == (20,)
     assert (site.kind, site.hidden, site.rows_per_call) == ("lstm", 5, 4)
-    assert list(ExposeInputs()(module)["main"].attrs["dual.observed"]) == ["lstm0.0", "lstm0.1", "lstm0.2"]
+    assert list(ExposeInputs()(module)["main"].attrs["dual.observed"]) == ["lstm0.0", "lstm0.1", "lstm0.2", "lstm0.y"]
 
 
 def test_an_lstm_of_one_step_can_be_rewritten():
