@@ -33,6 +33,11 @@ SEQUENCE = 35
 Progress = Callable[[str, int, int], None]
 
 
+#: Little modules: for a layer of 1500 units 188 directions at 4 bits. With 300 directions at 8 bits a step with 10 % of
+#: its rows open takes half as long again.
+LITTLE = AdvancedOptions(dimension_share=1 / 16, little_bits=4)
+
+
 @dataclass(frozen=True)
 class Size:
     """How much of everything.
@@ -59,13 +64,10 @@ class Size:
     evaluation: tuple[int, int]
     exact_peers: bool
     max_drop: float = 0.5
-    options: AdvancedOptions
+    options: AdvancedOptions = LITTLE
 
 
-#: Little modules: for a layer of 1500 units 188 directions at 4 bits. With 300 directions at 8 bits a step with 10 % of
-#: its rows open takes half as long again.
-LITTLE = AdvancedOptions(dimension_share=1 / 16, little_bits=4)
-FULL = Size(10, 140, calibration=(40, 400), judging=(64, 115), evaluation=(64, 230), exact_peers=True, options=LITTLE)
+FULL = Size(10, 140, calibration=(40, 400), judging=(64, 115), evaluation=(64, 230), exact_peers=True)
 SHORT = Size(
     2, 70, (20, 300), (16, 60), (16, 60), exact_peers=False, options=replace(LITTLE, rule="damage", search_steps=0)
 )
