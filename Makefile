@@ -29,7 +29,7 @@ demo: $(STAMP)
 	@$(BIN)/tvm-dual demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON) $(BENCH_ARGS)

@@ -139,6 +139,9 @@ def _initial(graph: _Graph, call: relax.Call, index: int, sources: set) -> np.nd
     start, parameters = graph.value(call.args[1 + index]), set(graph.module["main"].params)
     if isinstance(start, GenericConst):
         return start.value.numpy()
+    # TVM leaves zeros of more than 1024 elements unfolded.
+    if isinstance(start, relax.Call) and getattr(start.op, "name", "") == "relax.zeros":
+        return np.zeros([int(extent) for extent in start.ty.shape], "float32")
     found = []
 
     def is_parameter(value) -> bool:

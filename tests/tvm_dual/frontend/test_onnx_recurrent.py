@@ -154,6 +154,13 @@ def test_a_fixed_length_is_streamed_in_calls_of_so_many_steps():
     assert list(main.attrs["input_names"])[1:] == ["state0_h"]
 
 
+def test_many_units_start_from_zeros_too():
+    """TVM folds zeros of at most 1024 elements into constants."""
+    main = import_onnx(recurrent_model("LSTM", k=2, h=1100), streaming=True)["main"]
+    assert list(main.attrs["input_names"])[1:] == ["state0_h", "state0_c"]
+    assert all(not state.numpy().any() and state.shape == (1, 1, 1100) for state in main.attrs["initial_states"])
+
+
 # What calls and importers refuse.
 
 
