@@ -66,7 +66,7 @@ class Size:
 
 
 FULL = Size(rounds=10, steps=200, calibration=1, judging=1, evaluation=1, exact_peers=True, rule="auto")
-DEMO = Size(5, 120, calibration=1, judging=2, evaluation=3, exact_peers=False, rule="damage", finetune_steps=100)
+DEMO = Size(4, 120, calibration=1, judging=3, evaluation=6, exact_peers=False, rule="damage", finetune_steps=75)
 SHORT = Size(
     2, 60, calibration=2, judging=4, evaluation=6, exact_peers=False, rule="damage", finetune_steps=15, max_drop=4.0
 )
