@@ -90,7 +90,7 @@ def in_one_memory(kernel: tirx.PrimFunc, n_operands: int, states: dict[int, int]
     statements = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     large = [buffer for buffer in root.alloc_buffers if _bytes(buffer) > _STACK_BYTES]
     merged = _merged(large, statements)
-    statements = [_replaced(statement, merged) for statement in statements]
+    statements = [replaced(statement, merged) for statement in statements]
     operands, results = kernel.params[:n_operands], kernel.params[n_operands:]
     statements += [_copy(results[result], operands[operand]) for result, operand in states.items()]
     placed = [*kernel.params, *dict.fromkeys(merged.values())]
@@ -160,7 +160,8 @@ def _used(statement: tirx.Stmt, buffers: Sequence) -> list:
     return list(found)
 
 
-def _replaced(statement: tirx.Stmt, by: dict) -> tirx.Stmt:
+def replaced(statement: tirx.Stmt, by: dict) -> tirx.Stmt:
+    """Return a statement with some of its variables replaced."""
     return tvm_ffi.structural_map(statement, (tirx.Var, lambda variable: by.get(variable, variable)), order="post")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import tvm_ffi
 from tvm import s_tir, tirx
+
+from relay_passes.one_memory import replaced
 
 #: Attribute of a kernel that loops over time.
 SEQUENCE = "dual.sequence"
@@ -54,7 +55,7 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     ]
     views = {one: _view(one, whole, index) for one, whole, index in places}
     body = [tirx.DeclBuffer(views[one], data=whole.data) for one, whole, _ in places]
-    body += [_replaced(statement, views) for statement in _statements(step)]
+    body += [replaced(statement, views) for statement in _statements(step)]
     body.append(_copy(news[0], lambda i: (y, [t, 0, s, i])))
     body += [_copy(new, lambda i, whole=whole: (whole, [0, s, i])) for new, whole in zip(news, ends, strict=True)]
     body += [_store(total, _load(total) + _load(count)) for total, count in zip(totals, counts, strict=True)]
@@ -110,7 +111,3 @@ def _load(buffer) -> tirx.PrimExpr:
 
 def _store(buffer, value) -> tirx.Stmt:
     return tirx.BufferStore(buffer, value, [0])
-
-
-def _replaced(statement: tirx.Stmt, by: dict) -> tirx.Stmt:
-    return tvm_ffi.structural_map(statement, (tirx.Var, lambda variable: by.get(variable, variable)), order="post")

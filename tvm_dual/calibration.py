@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,6 @@ class CalibrationData:
     def calls(self) -> int:
         """Number of calls in all streams."""
         return sum(len(stream) for stream in self.streams)
-
-
-def calls_for(streams: Sequence[np.ndarray], vectors: int) -> int:
-    """Return how many calls see about `vectors` vectors: a call may be a sequence of them."""
-    longest = max(int(np.prod(stream.shape[1:-1])) for stream in streams)
-    return max(1, vectors // longest)
 
 
 def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> CalibrationData:

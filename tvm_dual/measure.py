@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tvm_dual.calibration import calls_for
 from tvm_dual.library import DualLibrary
 
-#: Turns per library, and vectors per turn.
-ROUNDS, VECTORS = 7, 60
+#: Turns per library, and calls per turn.
+ROUNDS, CALLS = 7, 60
+#: Seconds of a turn from which on it is given fewer calls, such as of long sequences.
+TURN_SECONDS = 0.5
 
 
 def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds: int = ROUNDS) -> list[float]:
@@ -25,21 +26,28 @@ def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds
     rounds : int
         Turns that each library gets; turns alternate, so that a slow spell of the machine hits all.
     """
-    runs, calls = [library.stream() for library in libraries], calls_for([stream], VECTORS)
+    runs = [library.stream() for library in libraries]
+    # Calls before the first turn warm caches up and say how long one takes.
+    calls = min(CALLS, max(1, int(TURN_SECONDS / max(_times(run, stream[:2])[-1] for run in runs))))
+    for run in runs:
+        _times(run, stream[:calls])
     medians: list[list[float]] = [[] for _ in libraries]
-    # The first turn warms caches up and is not counted.
-    for turn in range(rounds + 1):
+    for turn in range(1, rounds + 1):
         start = turn * calls % max(1, len(stream) - calls)
         for run, found in zip(runs, medians, strict=True):
-            times = []
-            for frame in stream[start : start + calls]:
-                begin = time.perf_counter_ns()
-                run(frame)
-                times.append(time.perf_counter_ns() - begin)
-            if turn:
-                found.append(float(np.median(times)) / 1e3)
+            found.append(float(np.median(_times(run, stream[start : start + calls]))) * 1e6)
     # A busy neighbour only ever adds time, so the lower half of the turns says more than all of them.
     return [float(np.median(sorted(found)[: len(found) // 2 + 1])) for found in medians]
+
+
+def _times(run: Callable, frames: np.ndarray) -> list[float]:
+    """Return the seconds that each call takes."""
+    times = []
+    for frame in frames:
+        begin = time.perf_counter_ns()
+        run(frame)
+        times.append((time.perf_counter_ns() - begin) / 1e9)
+    return times
 
 
 def open_share(library: DualLibrary, streams: Sequence[np.ndarray], every: int = 5) -> dict[str, float]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from tvm_dual.calibration import CalibrationData, calls_for
+from tvm_dual.calibration import CalibrationData
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
 
-#: Calls that are kept for fitting; beyond a few thousand the fits do not change. They are kept in runs
-#: of this length, so that recurrent layers can be followed through time.
+#: Vectors that are kept for fitting; beyond a few thousand the closed forms do not change, but fine-tuning gains. They
+#: are kept in runs of this length, so that recurrent layers can be followed through time.
 MAX_SAMPLES, RUN = 24_000, 400
 
 
@@ -48,10 +48,12 @@ def observe(
     progress : callable, optional
         Called with ``(calls done, calls in all)``.
     """
-    names = library.metadata.observed
+    names = [name.split(".") for name in library.metadata.observed]
     collected = {name: _Collected(site) for name, site in sites.items()}
-    sequences = any(f"{name}.y" in names for name in sites)
-    most, length = (calls_for(data.streams, n) if sequences else n for n in (MAX_SAMPLES, RUN))
+    sequences = any(part == "y" for _, part in names)
+    # A call of a recurrent layer may be a sequence, of which each vector counts.
+    vectors = max(int(np.prod(stream.shape[1:-1])) for stream in data.streams) if sequences else 1
+    most, length = (max(1, n // vectors) for n in (MAX_SAMPLES, RUN))
     every, carried = max(1, -(-data.calls // most)), bool(library.metadata.states)
     done, following = 0, False
     for stream in data.streams:
@@ -60,9 +62,11 @@ def observe(
             run(frame)
             keep = done // length % every == 0
             if keep:
-                seen = dict(zip(names, library.last_extras(), strict=True))
+                seen: dict[str, dict[str, np.ndarray]] = {name: {} for name, _ in names}
+                for (name, part), value in zip(names, library.last_extras(), strict=True):
+                    seen[name][part] = value
                 for name, found in collected.items():
-                    found.add({key.split(".")[1]: seen[key] for key in names if key.split(".")[0] == name}, following)
+                    found.add(seen[name], following)
             following = keep and (carried or not sequences)
             done += 1
             if progress:

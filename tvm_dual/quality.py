@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_dual.calibration import calls_for
 from tvm_dual.errors import EvaluationError
 from tvm_dual.library import DualLibrary
 
@@ -15,8 +14,8 @@ from tvm_dual.library import DualLibrary
 DEFAULT_AGREEMENT_DROP = 0.05
 #: Kernels that add in another order differ by this much; a budget of zero means "exact", not "bit by bit".
 ROUNDING = 1e-5
-#: Vectors that agreement is computed on.
-AGREEMENT_VECTORS = 3000
+#: Calls that agreement is computed on.
+AGREEMENT_CALLS = 3000
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +99,8 @@ def _checked(evaluate: Callable, library: DualLibrary) -> float:
 
 
 def _head(streams: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Return the beginnings of all streams, `AGREEMENT_VECTORS` vectors in all."""
-    share = max(1, calls_for(streams, AGREEMENT_VECTORS) // len(streams))
+    """Return the beginnings of all streams, `AGREEMENT_CALLS` calls in all."""
+    share = max(1, AGREEMENT_CALLS // len(streams))
     return tuple(stream[:share] for stream in streams)
 
 

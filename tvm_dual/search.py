@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_dual.calibration import calls_for
 from tvm_dual.gates import FAR
 from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
@@ -21,8 +20,8 @@ LADDER = {
     "damage": tuple(1.6 / 2**i for i in range(11)),
     "activation": tuple(0.5 / 2**i for i in range(12)),
 }
-#: Vectors of each stream that density is measured on.
-DENSITY_VECTORS = 200
+#: Calls of each stream that density is measured on.
+DENSITY_CALLS = 200
 #: Rows open while forms are compared, before the bound is known.
 PROVISIONAL_DENSITY = 0.15
 
@@ -154,6 +153,5 @@ def provisional_limit(model: Model, variant: Variant) -> float:
 def _density(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> float:
     """Open rows / gated rows of the whole model, on part of the data."""
     rows = library.all_rows()
-    head = calls_for(streams, DENSITY_VECTORS)
-    shares = open_share(library, tuple(stream[:head] for stream in streams))
+    shares = open_share(library, tuple(stream[:DENSITY_CALLS] for stream in streams))
     return sum(shares[name] * rows[name] for name in rows) / max(1, sum(rows.values()))

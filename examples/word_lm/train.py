@@ -2,6 +2,7 @@
 
     python examples/word_lm/train.py --size small --out small.pt     # minutes on two cores
     python examples/word_lm/train.py --size paper --cell GRU --out gru1500.pt     # hours
+    python examples/word_lm/train.py --size paper --cell GRU --embeddings lstm1500.pt --out gru1500.pt     # fewer
 
 The result is what `tvm-dual bench word-lm --checkpoint` takes. An interrupted training goes on where it was last
 saved when the same command is given again; `OUT.training` holds it until it is done.
@@ -20,11 +21,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import nn
 
 from benchmarks.corpus import numbers, read_corpus, vocabulary
-from benchmarks.word_model import LAYERS, save_checkpoint, write_whole
+from benchmarks.word_model import LAYERS, WordModel, load_checkpoint, save_checkpoint, write_whole
 from tvm_dual.errors import DataError, ModelError, TvmDualError
 
-#: Streams that are trained on side by side, and words per step of gradient descent.
-BATCH, LENGTH = 32, 35
+#: Words of each stream per step of gradient descent.
+LENGTH = 35
 CLIP = 0.5
 
 
@@ -39,12 +40,13 @@ class Recipe:
     dropout: float
     rate: float
     candidates: int
+    streams: int
     seed: int
 
 
 SIZES = {
-    "small": {"hidden": 200, "epochs": 4, "dropout": 0.2, "rate": 4e-3, "candidates": 1024},
-    "paper": {"hidden": 1500, "epochs": 6, "dropout": 0.5, "rate": 1e-3, "candidates": 0},
+    "small": {"hidden": 200, "epochs": 4, "dropout": 0.2, "rate": 4e-3, "candidates": 1024, "streams": 32},
+    "paper": {"hidden": 1500, "epochs": 6, "dropout": 0.5, "rate": 1e-3, "candidates": 0, "streams": 32},
 }
 
 
@@ -74,12 +76,23 @@ class Training:
     def __init__(self, recipe: Recipe, vocab: list[str], train: np.ndarray) -> None:
         """Begin."""
         torch.manual_seed(recipe.seed)
-        self.recipe, self.model = recipe, TiedModel(recipe, len(vocab))
+        self.recipe, self.vocab, self.model = recipe, vocab, TiedModel(recipe, len(vocab))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), recipe.rate, betas=(0.9, 0.99), weight_decay=1e-6)
-        self.streams = _streams(train)
+        self.streams = _streams(train, recipe.streams)
         self.shares = torch.from_numpy(np.bincount(train, minlength=len(vocab)) / len(train)).float()
         self.per_epoch = -(-(self.streams.shape[1] - 1) // LENGTH)
         self.done, self.state, self.loss = 0, None, math.log(len(vocab))
+
+    def start_from(self, trained: WordModel, path: Path) -> None:
+        """Take embeddings and output biases of a model of the same words, whose layer may be another."""
+        if list(trained.vocab) != self.vocab or trained.hidden != self.recipe.hidden:
+            raise ModelError(
+                f"--embeddings '{path}': {len(trained.vocab)} words of length {trained.hidden}; accepted: the "
+                f"{len(self.vocab)} most frequent words of this corpus, of length {self.recipe.hidden}"
+            )
+        with torch.no_grad():
+            self.model.emb.weight.copy_(torch.from_numpy(trained.embedding))
+            self.model.out.bias.copy_(torch.from_numpy(trained.bias))
 
     @property
     def steps(self) -> int:
@@ -127,9 +140,9 @@ class Training:
 
     @torch.inference_mode()
     def perplexity(self, words: np.ndarray) -> float:
-        """Return the perplexity of words, in `BATCH` streams whose state is carried along."""
+        """Return the perplexity of words, in as many streams as are trained on, whose state is carried along."""
         self.model.eval()
-        streams, state, total = _streams(words), None, 0.0
+        streams, state, total = _streams(words, self.recipe.streams), None, 0.0
         for place in range(0, streams.shape[1] - 1, LENGTH):
             some = streams[:, place : place + LENGTH + 1]
             found, state = self.model(some[:, :-1], state)
@@ -154,12 +167,12 @@ class Training:
         self.done, self.state, self.loss = values["done"], values["state"], values["loss"]
 
 
-def _streams(words: np.ndarray) -> torch.Tensor:
-    """Return words cut into `BATCH` streams, int64 (streams, calls); what is left over is dropped."""
-    calls = len(words) // BATCH
+def _streams(words: np.ndarray, count: int) -> torch.Tensor:
+    """Return words cut into `count` streams, int64 (streams, calls); what is left over is dropped."""
+    calls = len(words) // count
     if calls < 2:
-        raise DataError(f"corpus: a part has {len(words)} words; accepted: at least {2 * BATCH}")
-    return torch.from_numpy(words[: BATCH * calls].reshape(BATCH, calls))
+        raise DataError(f"corpus: a part has {len(words)} words; accepted: at least {2 * count}")
+    return torch.from_numpy(words[: count * calls].reshape(count, calls))
 
 
 def main() -> int:
@@ -174,6 +187,8 @@ def main() -> int:
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--rate", type=float, help="highest step size")
     parser.add_argument("--candidates", type=int, help="words that a step's loss is estimated on; 0 takes all")
+    parser.add_argument("--streams", type=int, help="parts of the text that are trained on side by side")
+    parser.add_argument("--embeddings", type=Path, help="checkpoint to begin with the embeddings of, random if absent")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="as many as cores, if absent")
     parser.add_argument("--corpus", type=Path, help="folder or .tgz; what make corpus fetched, if absent")
@@ -184,7 +199,7 @@ def main() -> int:
         cell=options.cell, words=options.words, seed=options.seed, **{**SIZES[options.size], **given}
     )  # fmt: skip
     if (
-        min(recipe.hidden, recipe.epochs, recipe.candidates + 1) < 1
+        min(recipe.hidden, recipe.epochs, recipe.candidates + 1, recipe.streams) < 1
         or recipe.words < 2
         or not 0 <= recipe.dropout < 1
         or recipe.rate <= 0
@@ -193,7 +208,7 @@ def main() -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
-        _train(recipe, options.out, options.corpus, options.save_minutes)
+        _train(recipe, options.out, options.corpus, options.embeddings, options.save_minutes)
     except TvmDualError as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
@@ -203,7 +218,7 @@ def main() -> int:
     return 0
 
 
-def _train(recipe: Recipe, out: Path, source: Path | None, save_minutes: float) -> None:
+def _train(recipe: Recipe, out: Path, source: Path | None, embeddings: Path | None, save_minutes: float) -> None:
     if not out.resolve().parent.is_dir():
         raise DataError(f"--out '{out}': its folder does not exist")
     corpus = read_corpus(source)
@@ -213,6 +228,8 @@ def _train(recipe: Recipe, out: Path, source: Path | None, save_minutes: float) 
     if saved.exists():
         training.resume(saved)
         print(f"goes on from step {training.done} of {training.steps}")
+    elif embeddings:
+        training.start_from(load_checkpoint(embeddings), embeddings)
     start = last = time.monotonic()
     found = None
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -74,7 +74,7 @@ def test_the_estimate_over_some_words_is_near_the_loss_over_all(train):
     words, rows = 50, 4000
     losses = {}
     for count in (0, 5000):
-        recipe = train.Recipe("GRU", 8, 1, words, 0.0, 1e-3, count, 1)
+        recipe = train.Recipe("GRU", 8, 1, words, 0.0, 1e-3, count, 32, 1)
         training = train.Training(recipe, list(map(str, range(words))), torch.arange(100 * words).numpy() % words)
         generator = torch.Generator().manual_seed(2)
         found = torch.randn(rows, 8, generator=generator)
