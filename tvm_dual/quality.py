@@ -14,8 +14,8 @@ from tvm_dual.library import DualLibrary
 DEFAULT_AGREEMENT_DROP = 0.05
 #: Kernels that add in another order differ by this much; a budget of zero means "exact", not "bit by bit".
 ROUNDING = 1e-5
-#: Calls that agreement is computed on.
-AGREEMENT_CALLS = 3000
+#: Calls that agreement is computed on, at most, and values of outputs: more would not change a mean square.
+AGREEMENT_CALLS, AGREEMENT_VALUES = 3000, 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def make_quality(
                 "evaluate is given without max_drop; say how much lower than the dense model's is fine"
             )
         return Quality("evaluate", lambda library: _checked(evaluate, library), _checked(evaluate, dense), max_drop)
-    streams = _head(streams)
+    streams = _head(dense, streams)
     wanted = _outputs(dense, streams)
     power = float(((wanted - wanted.mean(axis=0)) ** 2).mean()) or 1.0
 
@@ -98,9 +98,10 @@ def _checked(evaluate: Callable, library: DualLibrary) -> float:
     return number
 
 
-def _head(streams: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Return the beginnings of all streams, `AGREEMENT_CALLS` calls in all."""
-    share = max(1, AGREEMENT_CALLS // len(streams))
+def _head(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Return the beginnings of all streams, as many calls in all as agreement is computed on."""
+    values = _outputs(library, (streams[0][:1],)).size
+    share = max(1, min(AGREEMENT_CALLS, AGREEMENT_VALUES // values) // len(streams))
     return tuple(stream[:share] for stream in streams)
 
 
