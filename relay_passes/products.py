@@ -18,6 +18,8 @@ PARALLEL_BYTES = 256 << 10
 #: What share of a matrix gated rows and zero skipping are taken to read. At a quarter, an int8 step with
 #: gates was a third slower on two threads than on one.
 _SPARSE_SHARE = 0.125
+#: Bytes of a matrix from which on it is read from end to end where every row is open: more than L2 holds.
+STREAMED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Products:
             self._packed[name] = self._operands(name, pack(isa, weight, bias), 1.0 if every else _SPARSE_SHARE)
         matrix, tasks = self._packed[name]
         if int8:
-            stage, inputs = kernel(dense.gated_rows_int8, isa, n, k, tasks), self._bytes(x, nonnegative)
+            streamed = every and n * k > STREAMED_BYTES
+            stage = kernel(dense.gated_rows_int8, isa, n, k, tasks, streamed)
+            inputs = self._bytes(x, nonnegative)
         else:
             stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks, every), (x,)
         operands = (*inputs, *matrix, rows, count, closed)

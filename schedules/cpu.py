@@ -54,8 +54,8 @@ class Isa:
 
     @property
     def row_bytes(self) -> int:
-        """Granularity in bytes to which rows of packed matrices are padded."""
-        return self.vector_bytes
+        """Granularity in bytes to which rows of packed matrices are padded: a cache line."""
+        return 64
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")

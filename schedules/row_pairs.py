@@ -67,9 +67,11 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
                 last: T.let = (vt + 1) * groups // threads
                 for g in T.serial(first, last):
                     base = T.alloc_buffer((width,), "int32", scope="local")
+                    following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
                         base[r] = rows[g * width + r]
-                    input_group(q, affine, weight, y, base)
-                    state_group(p, range_, weight, z, base)
+                        following[r] = rows[T.min(g + 1, last - 1) * width + r]
+                    input_group(q, affine, weight, y, base, following)
+                    state_group(p, range_, weight, z, base, following)
 
     return row_pairs

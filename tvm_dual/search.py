@@ -23,7 +23,7 @@ LADDER = {
 #: Calls of each stream that density is measured on.
 DENSITY_CALLS = 200
 #: Rows open while forms are compared, before the bound is known.
-PROVISIONAL_DENSITY = 0.15
+PROVISIONAL_DENSITY = 0.05
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,9 @@ def padded_bytes(isa, q):
 def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     """Run the kernel with each gate and compare with the exact sums of the quantized values."""
     packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
-    kernel = compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads), threads)
+    kernels = [
+        compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads, streamed), threads) for streamed in (False, True)
+    ]
     quantized = quantize_rows(weight)
     row_scale, (scale, zero) = quantized.scale.astype("float64"), affine.astype("float64")
     dot = quantized.values.astype("int64") @ q.astype("int64")
@@ -55,7 +57,7 @@ def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     exact = scale * row_scale * (dot - shift) + bias
     # The two terms may cancel: the error of single precision is relative to each of them.
     size = scale * row_scale * (np.abs(dot) + np.abs(shift)) + np.abs(bias) + 1e-30
-    for opened in gates:
+    for kernel, opened in [*((kernels[0], opened) for opened in gates), (kernels[1], np.arange(n))]:
         rows, count = open_rows(n, opened)
         operands = (padded_bytes(isa, q), affine, packed, rows, count, closed)
         (y,) = call(kernel, *operands, Output((n,), "float32"), threads=threads)
