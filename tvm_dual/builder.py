@@ -47,9 +47,10 @@ def build(
     ----------
     model : path, onnx.ModelProto, torch.nn.Module or torch.export.ExportedProgram
         A trained model.
-    calibration : iterable of ndarray
-        Inputs like those to come. One array per stream, ``(calls, *input shape)``; axes of length one
-        may be left out.
+    calibration : iterable
+        Inputs like those to come. An item is one stream: an array ``(calls, *input shape)``, in which axes of length
+        one may be left out if no extent is open. For a model with several inputs it is a dict of such arrays by
+        input, or a tuple of them in the order of the inputs.
     example_inputs : sequence of torch.Tensor, optional
         What a ``torch.nn.Module`` can be called with; needed for one, and for nothing else.
     dynamic_shapes : optional
@@ -157,7 +158,7 @@ class Builder:
         """
         model = self.model(precision, options)
         # 3. Judge: what the dense model's quality is, and what may be lost.
-        quality = make_quality(self._dense, self._data.streams, evaluate, max_drop)
+        quality = make_quality(self._dense, self._data, evaluate, max_drop)
 
         # 4. Plan: fit little modules, choose forms by time and thresholds by quality. 5. Compile that.
         if plan is not None:

@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="compile an ONNX model to a shared library")
     build.add_argument("model", help="ONNX file")
-    build.add_argument("--calibration", required=True, help=".npz file; each array is one stream of inputs, float32")
+    build.add_argument(
+        "--calibration", required=True, help=".npz file, one array per stream; for several inputs STREAM/INPUT"
+    )
     build.add_argument("--out", required=True, help="library to write")
     build.add_argument("--streaming", action="store_true", help="one step per call, recurrent states in and out")
     build.add_argument("--precision", default="int8", choices=("int8", "fp32"))
@@ -69,21 +71,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from zipfile import BadZipFile
-
-    import numpy as np
-
     from tvm_dual.builder import build
+    from tvm_dual.calibration_file import read_calibration
     from tvm_dual.console import progress_bars
 
-    path = Path(options.calibration)
-    try:
-        with np.load(path) as arrays:
-            calibration = [arrays[name] for name in arrays.files]
-    except (OSError, EOFError, BadZipFile, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"calibration '{path}': cannot be read ({error}); accepted: a .npz file of float32 arrays"
-        ) from error
+    calibration = read_calibration(options.calibration)
     if not Path(options.out).resolve().parent.is_dir():
         raise DataError(f"--out '{options.out}': its folder does not exist; nothing was built")
     with progress_bars() as progress:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from tvm_dual.calibration import InputStream
 from tvm_dual.library import DualLibrary
 
 #: Turns per library, and calls per turn.
@@ -15,14 +16,14 @@ ROUNDS, CALLS = 7, 60
 TURN_SECONDS = 0.5
 
 
-def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds: int = ROUNDS) -> list[float]:
+def median_microseconds(libraries: list[DualLibrary], stream: InputStream, rounds: int = ROUNDS) -> list[float]:
     """Return the median time of a call of each library, in microseconds.
 
     Parameters
     ----------
     libraries : list of DualLibrary
-    stream : ndarray, float32, (calls, *input shape)
-        Consecutive inputs of one stream; all libraries see the same ones.
+    stream : InputStream
+        All libraries see the same calls.
     rounds : int
         Turns that each library gets; turns alternate, so that a slow spell of the machine hits all.
     """
@@ -40,24 +41,24 @@ def median_microseconds(libraries: list[DualLibrary], stream: np.ndarray, rounds
     return [float(np.median(sorted(found)[: len(found) // 2 + 1])) for found in medians]
 
 
-def _times(run: Callable, frames: np.ndarray) -> list[float]:
+def _times(run: Callable, calls: Iterable[tuple[np.ndarray, ...]]) -> list[float]:
     """Return the seconds that each call takes."""
     times = []
-    for frame in frames:
+    for call in calls:
         begin = time.perf_counter_ns()
-        run(frame)
+        run(*call)
         times.append((time.perf_counter_ns() - begin) / 1e9)
     return times
 
 
-def open_share(library: DualLibrary, streams: Sequence[np.ndarray], every: int = 5) -> dict[str, float]:
+def open_share(library: DualLibrary, streams: Sequence[InputStream], every: int = 5) -> dict[str, float]:
     """Return open rows / all rows of each gated site, over every `every`-th call of the streams."""
     opened = dict.fromkeys(library.all_rows(), 0)
     calls = 0
     for stream in streams:
         run = library.stream()
-        for i, frame in enumerate(stream):
-            run(frame)
+        for i, call in enumerate(stream):
+            run(*call)
             if i % every == 0:
                 calls += 1
                 for name, rows in library.last_open_rows().items():

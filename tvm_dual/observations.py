@@ -52,14 +52,14 @@ def observe(
     collected = {name: _Collected(site) for name, site in sites.items()}
     sequences = any(part == "y" for _, part in names)
     # A call of a recurrent layer may be a sequence, of which each vector counts.
-    vectors = max(int(np.prod(stream.shape[1:-1])) for stream in data.streams) if sequences else 1
+    vectors = data.vectors_per_call if sequences else 1
     most, length = (max(1, n // vectors) for n in (MAX_SAMPLES, RUN))
     every, carried = max(1, -(-data.calls // most)), bool(library.metadata.states)
     done, following = 0, False
     for stream in data.streams:
         run, following = library.stream(), False
-        for frame in stream:
-            run(frame)
+        for call in stream:
+            run(*call)
             keep = done // length % every == 0
             if keep:
                 seen: dict[str, dict[str, np.ndarray]] = {name: {} for name, _ in names}

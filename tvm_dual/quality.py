@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.errors import EvaluationError
 from tvm_dual.library import DualLibrary
 
@@ -45,7 +46,7 @@ class Quality:
 
 
 def make_quality(
-    dense: DualLibrary, streams: tuple[np.ndarray, ...], evaluate: Callable | None, max_drop: float | None
+    dense: DualLibrary, data: CalibrationData, evaluate: Callable | None, max_drop: float | None
 ) -> Quality:
     """Return the judge of a build.
 
@@ -53,8 +54,8 @@ def make_quality(
     ----------
     dense : DualLibrary
         The exact fp32 model.
-    streams : tuple of ndarray
-        Calibration data, for agreement.
+    data : CalibrationData
+        For agreement.
     evaluate : callable, optional
         From a library to a number, higher is better.
     max_drop : float, optional
@@ -63,7 +64,8 @@ def make_quality(
     Raises
     ------
     EvaluationError
-        If `evaluate` raises or returns no finite number, or `max_drop` is missing or negative.
+        If `evaluate` raises or returns no finite number, `max_drop` is missing or negative, or there is no `evaluate`
+        and the dense model gives NaN or infinity.
     """
     if max_drop is not None and not max_drop >= 0:
         raise EvaluationError(f"max_drop: found {max_drop!r}; accepted: a number that is zero or more")
@@ -73,13 +75,18 @@ def make_quality(
                 "evaluate is given without max_drop; say how much lower than the dense model's is fine"
             )
         return Quality("evaluate", lambda library: _checked(evaluate, library), _checked(evaluate, dense), max_drop)
-    streams = _head(dense, streams)
+    streams = _head(dense, data.streams)
     wanted = _outputs(dense, streams)
-    power = float(((wanted - wanted.mean(axis=0)) ** 2).mean()) or 1.0
+    if not all(np.isfinite(values).all() for values in wanted):
+        raise EvaluationError(
+            "the dense model gives NaN or infinity on the calibration data, which agreement cannot be computed with; "
+            "accepted: finite outputs. Pass evaluate, or export the model with finite outputs alone"
+        )
+    power = _mean_square([values - values.mean(axis=0) for values in wanted]) or 1.0
 
     def agreement(library: DualLibrary) -> float:
-        error = float(((_outputs(library, streams) - wanted) ** 2).mean())
-        return 1 - float(np.sqrt(error / power))
+        found = _outputs(library, streams)
+        return 1 - float(np.sqrt(_mean_square([f - w for f, w in zip(found, wanted, strict=True)]) / power))
 
     return Quality("agreement", agreement, 1.0, DEFAULT_AGREEMENT_DROP if max_drop is None else max_drop)
 
@@ -98,19 +105,27 @@ def _checked(evaluate: Callable, library: DualLibrary) -> float:
     return number
 
 
-def _head(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Return the beginnings of all streams, as many calls in all as agreement is computed on."""
-    values = _outputs(library, (streams[0][:1],)).size
-    share = max(1, min(AGREEMENT_CALLS, AGREEMENT_VALUES // values) // len(streams))
-    return tuple(stream[:share] for stream in streams)
+def _head(library: DualLibrary, streams: tuple[InputStream, ...]) -> tuple[InputStream, ...]:
+    """Return the beginnings of streams, as many calls in all as agreement is computed on."""
+    values = sum(found.size for found in _outputs(library, (streams[0][:1],)))
+    calls = max(1, min(AGREEMENT_CALLS, AGREEMENT_VALUES // values))
+    streams = streams[:calls]
+    return tuple(stream[: calls // len(streams)] for stream in streams)
 
 
-def _outputs(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> np.ndarray:
-    found = []
+def _outputs(library: DualLibrary, streams: tuple[InputStream, ...]) -> list[np.ndarray]:
+    """Return what each output was over all calls, ``(vectors, features)``; an open last axis has no features."""
+    features = [tensor.shape[-1] if tensor.shape and tensor.shape[-1] > 0 else 1 for tensor in library.metadata.outputs]
+    found: list[list[np.ndarray]] = [[] for _ in features]
     for stream in streams:
         run = library.stream()
-        for frame in stream:
-            values = run(frame)
-            values = values if isinstance(values, tuple) else (values,)
-            found.append(np.concatenate([value.reshape(-1) for value in values]))
-    return np.stack(found)
+        for call in stream:
+            values = run(*call)
+            for kept, value, n in zip(found, values if isinstance(values, tuple) else (values,), features, strict=True):
+                kept.append(value.reshape(-1, n).astype("float32", copy=False))
+    return [np.concatenate(values) for values in found]
+
+
+def _mean_square(arrays: list[np.ndarray]) -> float:
+    """Return the mean square of all elements."""
+    return sum(float(np.square(array).sum(dtype="float64")) for array in arrays) / sum(a.size for a in arrays)

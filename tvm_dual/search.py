@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvm_dual.calibration import InputStream
 from tvm_dual.gates import FAR
 from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
@@ -150,7 +151,7 @@ def provisional_limit(model: Model, variant: Variant) -> float:
     return ladder[-1]
 
 
-def _density(library: DualLibrary, streams: tuple[np.ndarray, ...]) -> float:
+def _density(library: DualLibrary, streams: tuple[InputStream, ...]) -> float:
     """Open rows / gated rows of the whole model, on part of the data."""
     rows = library.all_rows()
     shares = open_share(library, tuple(stream[:DENSITY_CALLS] for stream in streams))

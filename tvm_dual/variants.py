@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from tvm_dual.calibration import CalibrationData
+from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_site
@@ -51,7 +51,7 @@ class Model:
     known: dict[tuple, SiteFit] = field(default_factory=dict)
 
     @property
-    def longest(self) -> np.ndarray:
+    def longest(self) -> InputStream:
         """The longest stream, for timing."""
         return max(self.data.streams, key=len)
 

@@ -1,5 +1,6 @@
 """The suites of the word model, from the command line to their files, at a tiny size."""
 
+import itertools
 import json
 from functools import partial
 
@@ -102,8 +103,8 @@ def test_thresholds_reach_a_share_of_closed_rows(corpus_folder, gru_checkpoint):
             assert tables["gru0"].shape[0] == 1 and limit > 0
             variant.library.set_thresholds(tables)
             run, opened, calls = variant.library.stream(), 0, 0
-            for frame in np.concatenate(model.data.streams):
-                run(frame)
+            for call in itertools.chain(*model.data.streams):
+                run(*call)
                 opened, calls = opened + sum(variant.library.last_open_rows().values()), calls + 1
             found.append(1 - opened / calls / sum(variant.library.all_rows().values()))
         np.testing.assert_allclose(found, [0.0, 0.3, 0.7, 1.0], atol=0.05)

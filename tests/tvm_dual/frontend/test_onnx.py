@@ -234,11 +234,3 @@ def test_an_empty_graph():
     model = make_model([], {}, [1, 3], outputs=())
     with pytest.raises(ModelError, match="accepted"):
         import_onnx(model)
-
-
-def test_two_inputs_cannot_be_calibrated():
-    model = make_model([helper.make_node("Add", ["x", "x2"], ["y"])], {}, [1, 3])
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]))
-    model.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, [1, 3]))
-    with pytest.raises(ModelError, match=r"2 inputs.*x, x2.*accepted"):
-        Builder(model, [normal(4, 3)], streaming=True)
