@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 
 from benchmarks.results import write_json
 from tvm_dual.console import progress_bars
-from tvm_dual.errors import DataError, PlanError
+from tvm_dual.container import refuse_unwritable
+from tvm_dual.errors import PlanError
 
 
 def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Path] | None = None) -> None:
@@ -32,9 +32,7 @@ def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Pa
     PlanError
         If the suite does not take one of the files.
     """
-    folder = path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-        raise DataError(f"--json '{path}': cannot be written; accepted: a file in a folder that exists and is writable")
+    refuse_unwritable(path, "--json")
     module = importlib.import_module(f"benchmarks.{suite.replace('-', '_')}")
     for name in files or {}:
         if name not in module.FILES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from relay_passes.pipeline import Watch, prepare_pipeline
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from tvm_dual.calibration import check_calibration
 from tvm_dual.compiler import Compiler
-from tvm_dual.errors import PlanError, SetupError
+from tvm_dual.errors import DataError, PlanError, SetupError
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
 from tvm_dual.observations import observe
@@ -126,7 +127,7 @@ class Builder:
         module = prepare_pipeline()(imported)
         self._sites = {site.name: site for site in find_sites(module)}
         self._compiler = Compiler(
-            module, list(self._sites.values()), isa, threads, Watch(dump=Path(dump)) if dump else None
+            module, list(self._sites.values()), isa, threads, Watch(dump=_made_folder(dump)) if dump else None
         )
 
         # 2. Calibrate: run the exact model on the data, note what each layer reads.
@@ -171,20 +172,36 @@ class Builder:
         Raises
         ------
         PlanError
-            If the precision is not known.
+            If the precision is not known, or the options name a site that the model lacks.
         """
         if precision not in PRECISIONS:
             raise PlanError(f"precision {precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
+        options = options or AdvancedOptions()
+        for name in (*options.site_dimensions, *options.keep_dense):
+            if name not in self._sites:
+                raise PlanError(f"options: no site {name!r} in the model; accepted: {', '.join(self._sites)}")
         return Model(
             {name: self._sites[name] for name in self._observations},
             self._observations,
             self._data,
             self._compiler,
             precision,
-            options or AdvancedOptions(),
+            options,
             tuple(site for name, site in self._sites.items() if name not in self._observations),
             self._known,
         )
+
+
+def _made_folder(dump: str | Path) -> Path:
+    folder = Path(dump)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise DataError(f"dump '{folder}': cannot be written; accepted: a folder, or a name for one")
+    return folder
 
 
 def _checked_target(target: str, threads: int) -> str:

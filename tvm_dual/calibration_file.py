@@ -25,10 +25,13 @@ def read_calibration(path: str | Path) -> list[np.ndarray | dict[str, np.ndarray
         If the file cannot be read, or holds Python objects.
     """
     try:
-        with np.load(path) as arrays:
+        loaded = np.load(path)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(f"calibration '{path}': holds a single array without a name; accepted: {ACCEPTED}")
+        with loaded as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    # numpy's for pickles, plain arrays and damaged archives; a plain array has no `files`.
-    except (OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, AttributeError) as error:
+    # numpy's for pickles and damaged archives.
+    except (OSError, EOFError, BadZipFile, zlib.error, ValueError) as error:
         raise DataError(f"calibration '{path}': cannot be read ({error}); accepted: {ACCEPTED}") from error
     streams: dict[str, np.ndarray | dict[str, np.ndarray]] = {}
     for name, array in found.items():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvm_dual.errors import DataError, PlanError, TvmDualError
+from tvm_dual.errors import PlanError, TvmDualError
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
@@ -74,10 +74,10 @@ def _build(options: argparse.Namespace) -> None:
     from tvm_dual.builder import build
     from tvm_dual.calibration_file import read_calibration
     from tvm_dual.console import progress_bars
+    from tvm_dual.container import refuse_unwritable
 
     calibration = read_calibration(options.calibration)
-    if not Path(options.out).resolve().parent.is_dir():
-        raise DataError(f"--out '{options.out}': its folder does not exist; nothing was built")
+    refuse_unwritable(Path(options.out), "--out")
     with progress_bars() as progress:
         library = build(
             options.model,
@@ -111,7 +111,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from tvm_dual.metadata import describe
 
     raw, _ = read_container(options.library)
-    print(json.dumps(raw, indent=1) if options.json else describe(raw))
+    print(json.dumps(raw, indent=1) if options.json else describe(raw, Path(options.library)))
 
 
 if __name__ == "__main__":

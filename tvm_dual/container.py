@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvm_dual.errors import LibraryError
+from tvm_dual.errors import DataError, LibraryError
 
 _MAGIC = b"TVMDUAL\x01"
 #: Lengths of the three parts, their SHA-256, the magic.
@@ -52,13 +52,30 @@ def atomic_write(path: Path, content: bytes) -> None:
             file.write(content)
         os.chmod(temporary, 0o755)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # also an interrupt
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
         raise LibraryError(
             f"'{path}' cannot be written ({reason}); accepted: a file name in a folder that exists and is writable"
         ) from error
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Check that a file can be written, before the long work that it is for.
+
+    Raises
+    ------
+    DataError
+        If `path` is a folder, or in none that exists and is writable.
+    """
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise DataError(
+            f"{option} '{path}': cannot be written; accepted: a file in a folder that exists and is writable"
+        )
 
 
 def read_container(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:

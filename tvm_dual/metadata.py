@@ -97,8 +97,19 @@ def current_versions() -> dict[str, str]:
     return {"tvm_dual": VERSION, "apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
 
 
-def describe(raw: dict) -> str:
-    """Return what a library's metadata says, for people."""
+def describe(raw: dict, path: Path) -> str:
+    """Return what the metadata of the library `path` says, for people.
+
+    Raises
+    ------
+    LibraryError
+        If it has another format.
+    """
+    if raw.get("format") != FORMAT_VERSION:
+        raise LibraryError(
+            f"'{path}' has the file format {raw.get('format')}; accepted: {FORMAT_VERSION}. "
+            "Inspect it with the version that built it"
+        )
     metadata = from_dict(Metadata, raw)
     lines = [f"{key} {value}" for key, value in metadata.versions.items()]
     lines.append(f"built for {metadata.isa} ({', '.join(ISAS[metadata.isa].requires)}), {metadata.threads} thread(s)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def make_quality(
         If `evaluate` raises or returns no finite number, `max_drop` is missing or negative, or there is no `evaluate`
         and the dense model gives NaN or infinity.
     """
-    if max_drop is not None and not max_drop >= 0:
+    if max_drop is not None and not (isinstance(max_drop, Real) and max_drop >= 0):
         raise EvaluationError(f"max_drop: found {max_drop!r}; accepted: a number that is zero or more")
     if evaluate is not None:
         if max_drop is None:

@@ -187,7 +187,13 @@ class Runner:
     def _run_main(self, main, arguments: list[Buffer], metadata: Metadata) -> None:
         from tvm.runtime import from_dlpack
 
-        results = main(*(from_dlpack(buffer.view) for buffer in arguments))
+        try:
+            results = main(*(from_dlpack(buffer.view) for buffer in arguments))
+        except (RuntimeError, ValueError) as error:
+            # Open extents of other names may have to be equal, too: compiled code finds out.
+            shapes = ", ".join(f"{b.view.shape} of '{t.name}'" for b, t in self._open)
+            reason = str(error).splitlines()[0]
+            raise DataError(f"call: shapes {shapes}: {reason}; accepted: extents that fit each other") from error
         results = list(results) if hasattr(results, "__len__") else [results]
         states = self._sort([np.from_dlpack(value) for value in results], metadata)
         for buffer, state in zip(self.states, states, strict=True):

@@ -8,8 +8,21 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.drop_idle_transposes import DropIdleTransposes
+from tvm_dual.errors import ModelError
 from tvm_dual.frontend.indices import index_limits, with_safe_indices
 from tvm_dual.frontend.states import expose_states
+
+#: TVM's importers have no error of their own: operators and forms that they lack come as any of these.
+IMPORTER_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[str], streaming: bool) -> IRModule:
@@ -26,8 +39,14 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
         Names of the parameters and results of ``main``.
     streaming : bool
         Whether recurrent states become inputs and outputs.
+
+    Raises
+    ------
+    ModelError
+        If an input has an axis of length 0, or as `expose_states` does.
     """
     main = with_safe_indices(module["main"])
+    _refuse_empty(main, inputs)
     # Bounds of open extents would become sizes of buffers that longer sequences overrun.
     for name in ("tir_var_upper_bound", "tir_var_lower_bound"):
         if main.attrs and name in main.attrs:
@@ -46,3 +65,18 @@ def with_interface(module: IRModule, inputs: Sequence[str], outputs: Sequence[st
     module = expose_states(module) if streaming else module
     module["main"] = module["main"].with_attr("index_limits", index_limits(module["main"]))
     return module
+
+
+def _refuse_empty(main: relax.Function, inputs: Sequence[str]) -> None:
+    for name, parameter in zip(inputs, main.params, strict=True):
+        extents = [int(extent) if isinstance(extent, tvm.tirx.IntImm) else -1 for extent in parameter.ty.shape]
+        if 0 in extents:
+            raise ModelError(
+                f"input '{name}': shape {tuple(extents)}; accepted: extents from 1 on, or open. "
+                "Export the model with a sequence of one or more steps"
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something, or else its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,6 +6,8 @@ added here. Each layer and direction becomes one call; see `tvm_dual.frontend.re
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,15 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.interface import with_interface
+from tvm_dual.frontend.interface import IMPORTER_ERRORS, first_line, with_interface
+from tvm_dual.frontend.onnx_refusals import ACTIVATIONS, REVERSE, graph_inputs, refuse_unsupported
 from tvm_dual.frontend.recurrent import emit_layer, join, make_cell
 
-#: Layers that are converted here, and their default activations in each direction.
-_ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
-#: By direction attribute: which way each of the layer's directions runs.
-_REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-#: Attributes of a recurrent layer that change nothing when they have these values.
-_DEFAULTS = {"layout": 0, "clip": 0.0, "input_forget": 0}
 #: Operators that make larger zeros of zeros.
 _ARRANGING = {
     f"relax.{name}"
     for name in ("broadcast_to", "concat", "expand_dims", "permute_dims", "reshape", "squeeze", "strided_slice")
 }
-#: Dtypes of inputs: values, and numbers of tokens.
-_INPUT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
 
 class _Importer(ONNXGraphImporter):
@@ -40,11 +35,11 @@ class _Importer(ONNXGraphImporter):
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         known = onnx.GraphProto()
-        known.node.extend(node for node in graph.node if node.op_type not in _ACTIVATIONS)
+        known.node.extend(node for node in graph.node if node.op_type not in ACTIVATIONS)
         super()._check_for_unsupported_ops(known)
 
     def _convert_operator(self, op_name, inputs, attrs, opset):
-        if op_name in _ACTIVATIONS:
+        if op_name in ACTIVATIONS:
             return _convert_recurrent(self.bb, op_name, inputs, attrs)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
@@ -108,103 +103,45 @@ def import_onnx(
         If the model cannot be read, or a layer has a form that is not supported.
     """
     model = load_onnx(source)
-    _refuse_unsupported_recurrent(model.graph)
-    _refuse_other_inputs(model.graph)
-    _refuse_nan(model.graph)
+    refuse_unsupported(model.graph)
     shapes = dict(shapes or {})
     if streaming:
         shapes = _one_step(model.graph) | shapes
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     try:
-        module = _Importer(shapes, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
+        # TVM prints all that goes into an operator that it fails at.
+        with redirect_stdout(io.StringIO()):
+            module = _Importer(shapes, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
     except OpNotImplemented as error:
         raise ModelError(
             f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them"
         ) from error
-    names = [value.name for value in _inputs(model.graph)]
+    except IMPORTER_ERRORS as error:
+        raise ModelError(f"model: TVM cannot import it: {first_line(error)}") from error
+    names = [value.name for value in graph_inputs(model.graph)]
     return with_interface(module, names, [value.name for value in model.graph.output], streaming)
-
-
-def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """Inputs that are not weights."""
-    initial = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in initial]
 
 
 def _one_step(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     """Return the inputs' shapes with every open extent 1, which makes batch and time 1."""
     return {
-        value.name: tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)
-        for value in _inputs(graph)
+        value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+        for value in graph_inputs(graph)
     }
 
 
 def _named(graph: onnx.GraphProto) -> onnx.GraphProto:
-    """Return the graph with a name for every recurrent layer, by which errors can call it."""
-    if all(node.name for node in graph.node if node.op_type in _ACTIVATIONS):
-        return graph
+    """Return the graph with names for layers, by which errors call them, and for open extents."""
     result = onnx.GraphProto()
     result.CopyFrom(graph)
     for node in result.node:
         node.name = node.name or node.output[0]
+    for value in result.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            # TVM would take all that have no name for one and the same.
+            if not (dim.dim_value or dim.dim_param):
+                dim.dim_param = f"{value.name}_{axis}"
     return result
-
-
-def _refuse_unsupported_recurrent(graph: onnx.GraphProto) -> None:
-    """Name the first recurrent layer whose form would give a wrong result."""
-    for node in graph.node:
-        label = f"layer '{node.name or node.output[0]}' ({node.op_type})"
-        if node.op_type == "RNN":
-            raise ModelError(f"{label}: not supported; accepted recurrent layers: GRU, LSTM")
-        if node.op_type not in _ACTIVATIONS:
-            continue
-        attributes = {attribute.name: _plain(attribute) for attribute in node.attribute}
-        direction = attributes.get("direction", "forward")
-        accepted = _DEFAULTS | {"direction": direction}
-        if direction not in _REVERSE:
-            accepted["direction"] = " or ".join(_REVERSE)
-        directions = len(_REVERSE.get(direction, (False,)))
-        accepted["activations"] = _ACTIVATIONS[node.op_type] * directions
-        if [name.lower() for name in attributes.get("activations", [])] == [n.lower() for n in accepted["activations"]]:
-            del attributes["activations"]  # their case does not matter
-        for name, wanted in accepted.items():
-            if attributes.get(name, wanted) != wanted:
-                raise ModelError(
-                    f"{label}: {name} is {attributes[name]!r}; accepted: {wanted!r}. "
-                    "Leave this layer to another compiler, or export the model without it"
-                )
-        if len(node.input) > 4 and node.input[4]:
-            raise ModelError(
-                f"{label}: has sequence_lens; accepted: sequences of one length, sequence_lens absent. "
-                "Export the model without packed sequences"
-            )
-        if len(node.input) > 7 and node.input[7]:
-            raise ModelError(
-                f"{label}: has peephole weights (input P); accepted: none. Train the model without peepholes"
-            )
-
-
-def _plain(attribute: onnx.AttributeProto):
-    """Return an attribute's value with strings instead of bytes."""
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode()
-    return [v.decode() for v in value] if attribute.type == onnx.AttributeProto.STRINGS else value
-
-
-def _refuse_other_inputs(graph: onnx.GraphProto) -> None:
-    """Name the first input whose dtype libraries do not take."""
-    for value in _inputs(graph):
-        kind = value.type.tensor_type.elem_type
-        if kind not in _INPUT_TYPES:
-            found = onnx.TensorProto.DataType.Name(kind)
-            raise ModelError(f"input '{value.name}': {found}; accepted: float32, int64 and int32 inputs")
-
-
-def _refuse_nan(graph: onnx.GraphProto) -> None:
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
-            raise ModelError(f"weight '{tensor.name}': holds NaN; accepted: numbers. Train or export the model anew")
 
 
 def _constant(value, label: str) -> np.ndarray:
@@ -234,7 +171,7 @@ def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> rela
     biases = [None] * len(weights) if inputs[3] is None else _constant(inputs[3], f"{label} bias")
     late_reset = bool(int(attrs.get("linear_before_reset", 0)))
     direction = attrs.get("direction", b"forward")
-    reverse = _REVERSE[direction.decode() if isinstance(direction, bytes) else direction]
+    reverse = REVERSE[direction.decode() if isinstance(direction, bytes) else direction]
     if not len(weights) == len(recurrences) == len(biases) == len(reverse):
         raise ModelError(
             f"{label}: weights of {len(weights)}, {len(recurrences)} and {len(biases)} directions; "
@@ -243,6 +180,12 @@ def _convert_recurrent(bb: relax.BlockBuilder, kind: str, inputs, attrs) -> rela
     cells = [
         make_cell(label, kind.lower(), *arrays, late_reset) for arrays in zip(weights, recurrences, biases, strict=True)
     ]
+    hidden = int(attrs.get("hidden_size", cells[0].hidden))
+    if hidden != cells[0].hidden:
+        raise ModelError(
+            f"{label}: hidden_size is {hidden}, its recurrence weight is of {cells[0].hidden} units; accepted: the "
+            "same in both. Export the model anew"
+        )
     states = [inputs[5]] if kind == "GRU" else [inputs[5], inputs[6]]
     # Exporters make zeros of the shape of the input, by arithmetic on shapes that TVM cannot compile.
     states = [None if state is not None and _is_zero(bb, state) else state for state in states]

@@ -72,7 +72,7 @@ def make_cell(
     Raises
     ------
     ModelError
-        If a dtype is not float32, shapes do not fit each other, or a value is NaN.
+        If a dtype is not float32, shapes do not fit each other, or a value is NaN or infinite.
     """
     gates = GATES[kind]
     hidden = recurrence.shape[-1]
@@ -90,8 +90,10 @@ def make_cell(
             raise ModelError(
                 f"{label}: its {name} has the shape {array.shape}; accepted for {hidden} units: {wanted[name]}"
             )
-        if np.isnan(array).any():
-            raise ModelError(f"{label}: its {name} holds NaN; accepted: numbers. Train or load the model anew")
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"{label}: its {name} holds NaN or infinity; accepted: numbers. Train or load the model anew"
+            )
     return Cell(kind, *(relax.const(np.ascontiguousarray(array)) for array in arrays.values()), linear_before_reset)
 
 

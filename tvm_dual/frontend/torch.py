@@ -18,7 +18,7 @@ from tvm import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.interface import with_interface
+from tvm_dual.frontend.interface import IMPORTER_ERRORS, first_line, with_interface
 from tvm_dual.frontend.torch_layers import RecurrentLayers, layer_label
 from tvm_dual.frontend.torch_ops import ACCEPTED, PACKED, KeepRecurrent, whole_operators
 from tvm_dual.frontend.torch_step import one_step
@@ -55,7 +55,7 @@ def import_torch_module(
     """
     example_inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     _refuse_modules(model)
-    _refuse_weights((*model.named_parameters(), *model.named_buffers()))
+    _refuse_weights(model.named_parameters(), model.named_buffers())
     leaves, structure = tree_flatten(example_inputs)
     _refuse_inputs(leaves)
     program = _exported(model, example_inputs, dynamic_shapes)
@@ -71,9 +71,11 @@ def import_exported_program(program: ExportedProgram, *, streaming: bool = False
     """
     _refuse_nodes(program)
     tensors = {**program.constants, **program.state_dict}
-    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    specs = program.graph_signature.input_specs
-    _refuse_weights([(spec.target, tensors[spec.target]) for spec in specs if spec.kind in kinds])
+    given = [(spec.kind, spec.target) for spec in program.graph_signature.input_specs]
+    _refuse_weights(
+        [(name, tensors[name]) for kind, name in given if kind == InputKind.PARAMETER],
+        [(name, tensors[name]) for kind, name in given if kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)],
+    )
     program = _decomposed(program)
     _refuse_changes(program)
     layers = RecurrentLayers(program)
@@ -84,9 +86,8 @@ def import_exported_program(program: ExportedProgram, *, streaming: bool = False
             custom_convert_map=layers.converters(),
             run_ep_decomposition=False,
         )
-    # TVM's importer has no error of its own: operators and forms that it lacks come as any of these.
-    except (AssertionError, KeyError, NotImplementedError, ValueError, TypeError) as error:
-        raise ModelError(f"model: TVM cannot import it: {_first_line(error)}") from error
+    except IMPORTER_ERRORS as error:
+        raise ModelError(f"model: TVM cannot import it: {first_line(error)}") from error
     if streaming:
         module = _bound_to_one(module)
     inputs = list(program.graph_signature.user_inputs)
@@ -96,18 +97,18 @@ def import_exported_program(program: ExportedProgram, *, streaming: bool = False
 
 
 def _exported(model: torch.nn.Module, inputs: tuple, dynamic_shapes) -> ExportedProgram:
-    with _evaluating(model), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # PyTorch's recurrent layers keep their weights in a second list, too.
         warnings.filterwarnings("ignore", message="The tensor attributes? .*_flat_weights")
         try:
-            with KeepRecurrent():
+            with _evaluating(model), KeepRecurrent():
                 return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
         except ModelError:
             raise
         except Exception as error:  # the module's own code runs here
             raise ModelError(
                 f"model {type(model).__name__}: torch.export refuses it with inputs of the shapes "
-                f"{[tuple(value.shape) for value in tree_leaves(inputs)]}: {_first_line(error)}"
+                f"{[tuple(value.shape) for value in tree_leaves(inputs)]}: {first_line(error)}"
             ) from error
 
 
@@ -220,15 +221,17 @@ def _refuse_changes(program: ExportedProgram) -> None:
             )
 
 
-def _refuse_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    for name, tensor in tensors:
-        if not tensor.is_floating_point():
-            continue
-        if tensor.dtype != torch.float32:
-            raise ModelError(f"weight '{name}': {tensor.dtype}; accepted: float32. Convert with model.float()")
-        if torch.isnan(tensor).any():
-            raise ModelError(f"weight '{name}': holds NaN; accepted: numbers. Train or load the model anew")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _refuse_weights(
+    parameters: Iterable[tuple[str, torch.Tensor]], buffers: Iterable[tuple[str, torch.Tensor]]
+) -> None:
+    """Name the first weight of another dtype, or that holds NaN, or infinity: buffers may, such as masks."""
+    for tensors, wrong in ((parameters, lambda t: ~torch.isfinite(t)), (buffers, torch.isnan)):
+        for name, tensor in tensors:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            if tensor.dtype != torch.float32:
+                raise ModelError(f"weight '{name}': {tensor.dtype}; accepted: float32. Convert with model.float()")
+            if wrong(tensor).any():
+                raise ModelError(
+                    f"weight '{name}': holds NaN or infinity; accepted: numbers. Train or load the model anew"
+                )

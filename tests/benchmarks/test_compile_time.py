@@ -1,0 +1,14 @@
+"""The measurement of compile times."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import compile_time
+
+pytest.importorskip("torch")
+
+
+def test_both_parts_are_timed(monkeypatch):
+    monkeypatch.setattr(compile_time, "UNITS", 16)
+    assert set(compile_time.measure(30)) == {"import_seconds", "compile_seconds"}
