@@ -10,6 +10,7 @@ import pytest
 
 import tvm_dual
 from tvm_dual.cli import main
+from tvm_dual.container import atomic_write, write_container
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_build_inspect_and_load(files, capsys, monkeypatch, calibration):
     [
         ({"model": "missing.onnx"}, "missing.onnx"),
         ({"calibration": "missing.npz"}, "missing.npz"),
-        ({"out": "/missing/folder/out.so"}, "folder does not exist"),
+        ({"out": "/missing/folder/out.so"}, "--out '/missing/folder/out.so': cannot be written"),
+        ({"out": "/"}, "--out '/': cannot be written"),
     ],
 )
 def test_wrong_files(files, capsys, changes, text):
@@ -57,11 +59,45 @@ def test_wrong_files(files, capsys, changes, text):
     assert not (files / "out.so").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken", b"\x80\x04."])
-def test_calibration_that_is_no_npz(files, capsys, content):
-    (files / "data.npz").write_bytes(content)
+def test_calibration_that_is_no_npz(files, capsys):
+    (files / "data.npz").write_bytes(b"text")
     assert main(arguments(files)) == 2
     assert "data.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, text",
+    [
+        (["--threads", "0"], "threads: found 0"),
+        (["--target", "arm"], "'arm' is not known"),
+        (["--dump", "tiny.onnx"], "dump 'tiny.onnx': cannot be written"),
+    ],
+)
+def test_wrong_settings_are_one_line(files, capsys, monkeypatch, more, text):
+    monkeypatch.chdir(files)
+    assert main([*arguments(files), *more]) == 2
+    error = capsys.readouterr().err
+    assert text in error and len(error.splitlines()) == 1
+    assert not (files / "out.so").exists()
+
+
+def test_an_interrupt_leaves_nothing(files, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(files / "out.so", b"content")
+    monkeypatch.setattr("tvm_dual.builder.build", interrupted)
+    assert main(arguments(files)) == 130
+    assert capsys.readouterr().err.splitlines() == ["tvm-dual: interrupted; nothing half-written is left"]
+    assert sorted(path.name for path in files.iterdir()) == ["data.npz", "tiny.onnx"]
+
+
+def test_inspect_of_another_format(tmp_path, capsys):
+    write_container(tmp_path / "old.so", b"\x7fELF", {}, {"format": 1})
+    assert main(["inspect", str(tmp_path / "old.so")]) == 2
+    assert "old.so' has the file format 1; accepted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(500)])

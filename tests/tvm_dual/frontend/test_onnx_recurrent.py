@@ -222,6 +222,8 @@ def changed(model: onnx.ModelProto, name: str, array: np.ndarray) -> onnx.ModelP
     "name, array, text",
     [
         ("w", np.full((1, 28, 5), np.nan, "float32"), r"'w'.*NaN"),
+        ("r", np.full((1, 28, 7), -np.inf, "float32"), r"'r'.*infinity"),
+        ("b", np.full((1, 56), np.inf, "float32"), r"'b'.*infinity"),
         ("w", normal(1, 28, 5).astype("float64"), r"cell.*input weight is float64.*accepted: float32"),
         ("w", normal(1, 21, 5), r"cell.*input weight.*\(21, 5\).*accepted for 7 units: \(28, 5\)"),
         ("w", normal(1, 28, 6), r"cell.*input has the shape.*5.*accepted.*6"),
@@ -234,6 +236,38 @@ def test_weights_that_do_not_fit(name, array, text):
     model.graph.node[0].name = "cell"
     with pytest.raises(ModelError, match=text):
         import_onnx(model)
+
+
+def test_a_number_of_units_that_is_not_the_weights():
+    model = recurrent_model()
+    next(a for a in model.graph.node[0].attribute if a.name == "hidden_size").i = 9
+    with pytest.raises(ModelError, match=r"'cell' \(LSTM\): hidden_size is 9, .*7 units; accepted: the same"):
+        import_onnx(model)
+
+
+def test_errors_of_the_importer_print_nothing(capsys):
+    with pytest.raises(ModelError, match="bias"):
+        import_onnx(changed(recurrent_model(), "b", normal(1, 28)))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("how", ["unnamed", "zero"])
+def test_open_extents_without_a_name_differ(how):
+    model = recurrent_model(states=True)
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.ClearField("dim_param")
+                if how == "zero":  # what some exporters write for it
+                    dim.dim_value = 0
+    library, _ = compiled_module(import_onnx(model))
+    arrays = [normal(3, 2, 5, seed=3), normal(1, 2, 7, seed=4), normal(1, 2, 7, seed=5)]
+    for found, wanted in zip(library(*arrays), reference(recurrent_model(states=True), *arrays), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    with pytest.raises(DataError, match=r"\(3, 2, 5\) of 'x', \(1, 3, 7\) of 'h0'.*accepted: extents that fit"):
+        library(arrays[0], normal(1, 3, 7), normal(1, 3, 7))
+    (described,) = import_onnx(model, streaming=True)["main"].params[:1]
+    assert [int(extent) for extent in described.ty.shape] == [1, 1, 5]
 
 
 def test_a_layer_without_a_name_is_called_by_its_output():

@@ -53,12 +53,46 @@ def test_modules(layer, call, text):
         import_model(Wrapped(layer, call), (torch.zeros(3, 2, 4),))
 
 
-def test_weights_that_are_not_numbers():
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_numbers(value):
     model = nn.LSTM(4, 6)
     with torch.no_grad():
-        model.weight_hh_l0[3, 2] = float("nan")
-    with pytest.raises(ModelError, match=r"'weight_hh_l0'.*NaN.*accepted"):
-        import_model(model, (torch.zeros(3, 2, 4),))
+        model.weight_hh_l0[3, 2] = float(value)
+    program = torch.export.export(model.eval(), (torch.zeros(3, 2, 4),))
+    for source, example in ((model, (torch.zeros(3, 2, 4),)), (program, None)):
+        with pytest.raises(ModelError, match=r"'weight_hh_l0'.*NaN or infinity.*accepted"):
+            import_model(source, example)
+
+
+def test_a_mask_may_hold_infinity():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+        def forward(self, x):
+            return torch.softmax(x + self.mask, -1)
+
+    assert "main" in [target.name_hint for target in import_model(Masked(), (torch.zeros(1, 2),)).functions]
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4)])
+def test_sequences_without_steps_or_samples(shape):
+    with pytest.raises(
+        ModelError, match=rf"input 'input': shape \({shape[0]}, {shape[1]}, 4\); accepted: extents from 1"
+    ):
+        import_model(nn.LSTM(4, 6), (torch.zeros(shape),))
+
+
+def test_complex_weights():
+    with pytest.raises(ModelError, match=r"'weight': torch\.complex64; accepted: float32"):
+        import_model(nn.Linear(4, 6).to(torch.complex64), (torch.zeros(3, 4),))
+
+
+def test_an_exported_program_as_a_module():
+    program = torch.export.export(nn.LSTM(4, 6).eval(), (torch.zeros(3, 2, 4),))
+    with pytest.raises(ModelError, match=r"torch\.export refuses it"):
+        import_model(program.module(), (torch.zeros(3, 2, 4),))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.bool])
