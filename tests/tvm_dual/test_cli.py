@@ -82,7 +82,7 @@ def test_wrong_settings_are_one_line(files, capsys, monkeypatch, more, text):
 
 
 def test_an_interrupt_leaves_nothing(files, capsys, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", interrupted)
