@@ -55,6 +55,10 @@ class Products:
         self._packed: dict[str, tuple[list[relax.Var], int]] = {}
         self._every_row: dict[int, tuple[relax.Var, relax.Var, relax.Var]] = {}
 
+    def know_bytes(self, q: relax.Var, affine: relax.Var) -> None:
+        """Take `q`, with its scale and zero point, for a vector that is quantized already."""
+        self._quantized[q, True] = self._quantized[q, False] = q, affine
+
     def _bytes(self, x: relax.Var, nonnegative: bool) -> tuple[relax.Var, relax.Var]:
         key = (x, nonnegative)
         if key not in self._quantized:
@@ -149,11 +153,17 @@ class Products:
             return self.columns(name, x, weight, bias)
         return self.dense(name, x, weight, bias, nonnegative=nonnegative)
 
-    def little(self, module: LittleModule, inputs: list[tuple[relax.Var, bool]]) -> relax.Var:
-        """Return the little module's prediction for `inputs`, pairs of a vector and whether it is nonnegative."""
-        projected = None
-        for i, ((x, nonnegative), projection) in enumerate(zip(inputs, module.projections, strict=True)):
-            bias = -module.center if i == 0 else None
+    def little(
+        self, module: LittleModule, inputs: list[tuple[relax.Var, bool]], projected: relax.Var | None = None
+    ) -> relax.Var:
+        """Return the little module's prediction for `inputs`, pairs of a vector and whether it is nonnegative.
+
+        `projected` is what the vectors before those come to, less the mean, if there are any.
+        """
+        for i, ((x, nonnegative), projection) in enumerate(
+            zip(inputs, module.projections[-len(inputs) :], strict=True)
+        ):
+            bias = -module.center if projected is None else None
             part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision="int8")
             k = projection.shape[0]
             projected = part if projected is None else self._step.call("add", kernel(dense.add, k), projected, part)

@@ -2,27 +2,52 @@
 
 The same list of open rows serves the input's and the state's matrix; a matrix in an exact form
 (``dense``, or ``columns`` where inputs are mostly zero) is computed whole, and the little module
-predicts the other alone. Where a call sees a sequence, the exact half of the inputs is computed for
-all of it at once, and the step that a loop repeats starts from that.
+predicts the other alone. Where a call sees a sequence, what needs the inputs alone is computed for all
+of it at once, and the step that a loop repeats starts from that: the exact half of the inputs, or their
+bytes and their projection.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tvm import relax
 
 from relay_passes.expose_inputs import is_sequence
 from relay_passes.products import Products
-from relay_passes.sequence_call import BatchedProduct, SequenceCall
+from relay_passes.sequence_call import Preparation, SequenceCall, WholeSequence
 from relay_passes.site_plan import SiteForm, planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteCall, StepCall
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
+from schedules.quantize import round_up
 
 #: Length of a recurrent gate's thresholds: damage bound, sigmoid band (low, high), tanh band.
 LIMITS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class StepInput:
+    """What a step reads of its input; what it does not read is None.
+
+    Attributes
+    ----------
+    vector : Var or None
+        The input itself, or its bytes where `products` know them as such.
+    given : Var or None
+        The exact half of the pre-activations, if that is known before the step.
+    projected : Var or None
+        The input's share of what the little module starts from, if that is known before the step.
+    preparations : tuple of Preparation
+        Where a call sees a sequence: how it comes by these values, in the order in which they were declared.
+    """
+
+    vector: relax.Var | None = None
+    given: relax.Var | None = None
+    projected: relax.Var | None = None
+    preparations: tuple[Preparation, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,55 +104,70 @@ class RecurrentSite:
         """Whether a call may see more than one vector."""
         return is_sequence(self.call)
 
-    @property
-    def _is_batched(self) -> bool:
-        """Whether the inputs' half is computed for the whole sequence at once."""
-        return self.is_sequence and self.form.input == "dense"
+    def input(self, step: StepBuilder, products: Products) -> StepInput:
+        """Declare what a step reads of its input."""
+        if not self.is_sequence:
+            return StepInput(step.input("x", (self.n_inputs,)))
+        if self.form.input == "dense":
+            given = step.input("given", (len(self.weight),))
+            return StepInput(given=given, preparations=(self._product("inputs", self.weight, self.input_bias),))
+        if not self.predicts_both:
+            return StepInput(step.input("x", (self.n_inputs,)), preparations=(WholeSequence.vectors,))
+        little = read_little(self.function)
+        project = self._product("projection", little.projections[0], -little.center, "int8")
+        projected = step.input("projected", little.center.shape)
+        if not self.form.gated:
+            return StepInput(projected=projected, preparations=(project,))
+        if self.form.precision == "int8":
+            padded = round_up(self.n_inputs, self.isa.row_bytes)
+            q, affine = step.input("q", (padded,), "uint8"), step.input("affine", (2,))
+            products.know_bytes(q, affine)
+            return StepInput(q, projected=projected, preparations=(project, WholeSequence.bytes))
+        x = step.input("x", (self.n_inputs,))
+        return StepInput(x, projected=projected, preparations=(project, WholeSequence.vectors))
 
-    def input(self, step: StepBuilder) -> relax.Var:
-        """Declare what a step reads: an input, or its half of the pre-activations if that is known already."""
-        return step.input("given", (len(self.weight),)) if self._is_batched else step.input("x", (self.n_inputs,))
+    def _product(self, part: str, weight: np.ndarray, bias: np.ndarray, precision: str | None = None) -> Preparation:
+        """Return a product of all inputs of a call."""
+        options = {"precision": precision or self.form.precision, "threads": self.form.threads}
+        return partial(WholeSequence.product, part=part, weight=weight, bias=bias, **options)
 
-    def given(self, products: Products, x: relax.Var) -> relax.Var:
+    def given(self, products: Products, x: StepInput) -> relax.Var:
         """Return the input's half of the pre-activations, exact; `x` is from `input`."""
-        if self._is_batched:
-            return x
-        return products.exact(self.form.input, "input", x, self.weight, self.input_bias, nonnegative=self._nonnegative)
+        if x.given is not None:
+            return x.given
+        operands = x.vector, self.weight, self.input_bias
+        return products.exact(self.form.input, "input", *operands, nonnegative=self._nonnegative)
 
     def exact_hidden(self, products: Products, h: relax.Var) -> relax.Var:
         """Return the state's half of the pre-activations, exact."""
         return products.dense("hidden", h, self.recurrence, self.hidden_bias)
 
-    def little(self, products: Products, x: relax.Var, h: relax.Var) -> relax.Var:
+    def little(self, products: Products, x: StepInput, h: relax.Var) -> relax.Var:
         """Return what the little module predicts."""
-        inputs = [(x, self._nonnegative)] if self.predicts_both else []
-        return products.little(read_little(self.function), [*inputs, (h, False)])
+        unknown = self.predicts_both and x.projected is None
+        inputs = [(x.vector, self._nonnegative)] if unknown else []
+        return products.little(read_little(self.function), [*inputs, (h, False)], x.projected)
 
     def spread(self, step: StepBuilder) -> relax.Var:
         """Declare what the gate multiplies slopes by."""
         return step.operand("spread", self.function.attrs["dual.spread"].numpy())
 
-    def open_rows(self, products: Products, x, h, closed, rows, count) -> tuple[relax.Var, relax.Var]:
+    def open_rows(self, products: Products, x: StepInput, h, closed, rows, count) -> tuple[relax.Var, relax.Var]:
         """Return both halves with the open rows of gated matrices computed; `closed` are both halves before."""
         given, hidden = closed
         state = (h, self.recurrence, self.hidden_bias)
         if self.form.input == "rows":
-            input_ = (x, self._nonnegative, self.weight, self.input_bias)
+            input_ = (x.vector, self._nonnegative, self.weight, self.input_bias)
             return products.gated_pairs("both", input_, state, rows, count, closed)
         return given, products.gated("hidden", *state, rows, count, hidden)
 
-    def site_call(self, step: StepBuilder) -> SiteCall:
-        """Return how ``main`` calls a finished step ``(x, states...[, limits]) -> (states..., counts...)``."""
-        return self._sequence_call(step) if self.is_sequence else self._step_call(step)
-
-    def _sequence_call(self, step: StepBuilder) -> SequenceCall:
-        product = None
-        if self._is_batched:
-            product = BatchedProduct(
-                self.isa, self.form.precision, self.form.threads, self.weight, self.input_bias, self._nonnegative
-            )
-        x, *states = self.call.args[: 1 + self.states]
-        return SequenceCall(step, x, states, product, threshold=(LIMITS,) if self.form.gated else None)
+    def site_call(self, step: StepBuilder, x: StepInput) -> SiteCall:
+        """Return how ``main`` calls a finished step ``(inputs..., states...[, limits]) -> (states..., counts...)``."""
+        if not self.is_sequence:
+            return self._step_call(step)
+        inputs, *states = self.call.args[: 1 + self.states]
+        threshold = (LIMITS,) if self.form.gated else None
+        return SequenceCall(step, inputs, states, self.isa, self._nonnegative, list(x.preparations), threshold)
 
     def _step_call(self, step: StepBuilder) -> StepCall:
         arguments, (y, *states) = self.call.args, self.call.ty.fields

@@ -31,8 +31,8 @@ def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
     if site is None:
         return None
     with StepBuilder() as step:
-        x, h = site.input(step), step.input("h", (site.hidden,))
         products = Products(step, site.isa, site.form.precision, site.form.threads)
+        x, h = site.input(step, products), step.input("h", (site.hidden,))
         if not int(function.attrs["linear_before_reset"]):
             result, counts = _early_reset(site, step, products, x, h), []
         elif site.form.gated:
@@ -40,7 +40,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
         else:
             result, counts = _ungated(site, step, products, x, h), []
         step.finish(result, *counts)
-    return site.site_call(step)
+    return site.site_call(step, x)
 
 
 def _predicted(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, relax.Var]:

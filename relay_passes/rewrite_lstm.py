@@ -33,8 +33,8 @@ def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
     if site is None:
         return None
     with StepBuilder() as step:
-        x, h, c = site.input(step), step.input("h", (site.hidden,)), step.input("c", (site.hidden,))
         products = Products(step, site.isa, site.form.precision, site.form.threads)
+        x, h, c = site.input(step, products), step.input("h", (site.hidden,)), step.input("c", (site.hidden,))
         halves, counts = _halves(site, step, products, x, h), []
         if site.form.gated:
             limits, spread = step.input("limits", (LIMITS,)), site.spread(step)
@@ -44,7 +44,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
             counts.append(count)
         states = step.call("pointwise", kernel(lstm_pointwise, site.isa, site.hidden), *halves, c)
         step.finish(*states, *counts)
-    return site.site_call(step)
+    return site.site_call(step, x)
 
 
 def _halves(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, relax.Var]:

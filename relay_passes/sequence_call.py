@@ -1,7 +1,8 @@
-"""How ``main`` calls a recurrent layer that sees sequences: one product for all inputs, then one loop."""
+"""How ``main`` calls a recurrent layer that sees sequences: what all steps read at once, then one loop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,52 +17,65 @@ from schedules.quantize import round_up
 from schedules.registry import kernel
 
 
-@dataclass(frozen=True, eq=False)
-class BatchedProduct:
-    """``x W^T + b`` for all vectors of a call.
+class WholeSequence:
+    """The inputs of all steps of a call, ``x: (steps, batch, k)``, and what is computed of them at once."""
 
-    Attributes
-    ----------
-    isa : Isa
-    precision : str
-        ``fp32`` or ``int8``.
-    threads : int
-    weight : ndarray, float32, (n, k)
-    bias : ndarray, float32, (n,)
-    nonnegative : bool
-        Whether inputs are zero or more.
-    """
+    def __init__(self, builder: relax.BlockBuilder, name: str, x: relax.Expr, isa: Isa, nonnegative: bool) -> None:
+        """Emit into `builder` kernels named after the site; `nonnegative` says that inputs are zero or more."""
+        self._builder, self._name, self._x, self._isa, self._nonnegative = builder, name, x, isa, nonnegative
+        self._bytes: list[relax.Expr] = []
 
-    isa: Isa
-    precision: str
-    threads: int
-    weight: np.ndarray
-    bias: np.ndarray
-    nonnegative: bool
+    def vectors(self) -> list[relax.Expr]:
+        """Return the inputs as they are, ``f32 (steps, batch, k)``."""
+        return [self._x]
 
-    def emit(self, builder: relax.BlockBuilder, name: str, x: relax.Expr) -> relax.Expr:
-        """Emit the product of ``x: (steps, batch, k)``, a value ``(steps, batch, n)``."""
-        n, k = self.weight.shape
-        steps, batch, _ = x.ty.shape
-        rows = steps * batch
-        flat = builder.emit(relax.op.reshape(x, (rows, k)))
-        if self.precision == "int8":
-            quantize = builder.add_func(kernel(quantize_matrix, self.isa, k, self.nonnegative), f"{name}_quantize")
-            types = [_tensor((rows, round_up(k, self.isa.row_bytes)), "uint8"), _tensor((rows, 2))]
-            quantized = builder.emit(relax.call_tir(quantize, [flat], types))
-            inputs = [builder.emit(relax.TupleGetItem(quantized, i)) for i in range(2)]
-            family, packed = matmul_int8, pack_matmul_int8(self.isa, self.weight, self.bias)
+    def bytes(self) -> list[relax.Expr]:
+        """Return the inputs quantized one by one: ``u8 (steps, batch, k padded)`` and ``f32 (steps, batch, 2)``."""
+        return [self._by_step(value) for value in self._quantized()]
+
+    def product(
+        self, precision: str, threads: int, part: str, weight: np.ndarray, bias: np.ndarray
+    ) -> list[relax.Expr]:
+        """Return ``x weight^T + bias``, ``f32 (steps, batch, n)``, for ``weight: f32 (n, k)``; `part` names it."""
+        n, k = weight.shape
+        if precision == "int8":
+            inputs, family, packed = self._quantized(), matmul_int8, pack_matmul_int8(self._isa, weight, bias)
         else:
-            inputs, family, packed = [flat], matmul_fp32, pack_matmul_fp32(self.isa, self.weight, self.bias)
-        target = builder.add_func(kernel(family, self.isa, n, k, self.threads), f"{name}_inputs")
+            inputs, family, packed = [self._flat()], matmul_fp32, pack_matmul_fp32(self._isa, weight, bias)
+        target = self._builder.add_func(kernel(family, self._isa, n, k, threads), f"{self._name}_{part}")
         operands = [*inputs, *(relax.const(array) for array in packed)]
-        given = builder.emit(relax.call_tir(target, operands, _tensor((rows, n))))
-        return builder.emit(relax.op.reshape(given, (steps, batch, n)))
+        return [self._by_step(self._builder.emit(relax.call_tir(target, operands, _tensor((self._rows, n)))))]
+
+    @property
+    def _rows(self) -> int | tirx.Expr:
+        steps, batch, _ = self._x.ty.shape
+        return steps * batch
+
+    def _flat(self) -> relax.Expr:
+        return self._builder.emit(relax.op.reshape(self._x, (self._rows, self._x.ty.shape[2])))
+
+    def _quantized(self) -> list[relax.Expr]:
+        if not self._bytes:
+            k = int(self._x.ty.shape[2])
+            stage = kernel(quantize_matrix, self._isa, k, self._nonnegative)
+            target = self._builder.add_func(stage, f"{self._name}_quantize")
+            types = [_tensor((self._rows, round_up(k, self._isa.row_bytes)), "uint8"), _tensor((self._rows, 2))]
+            both = self._builder.emit(relax.call_tir(target, [self._flat()], types))
+            self._bytes = [self._builder.emit(relax.TupleGetItem(both, i)) for i in range(2)]
+        return self._bytes
+
+    def _by_step(self, value: relax.Expr) -> relax.Expr:
+        steps, batch, _ = self._x.ty.shape
+        return self._builder.emit(relax.op.reshape(value, (steps, batch, value.ty.shape[1])))
+
+
+#: From the inputs of a call to what its steps read of them: values ``(steps, batch, ...)``.
+Preparation = Callable[[WholeSequence], list[relax.Expr]]
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceCall:
-    """A finished step ``(x, states...[, limits]) -> (states..., counts...)``, to be repeated over time and batch.
+    """A finished step ``(inputs..., states...[, limits]) -> (states..., counts...)``, repeated over time and batch.
 
     Attributes
     ----------
@@ -70,8 +84,11 @@ class SequenceCall:
         The site's input, ``(steps, batch, k)``.
     states : list of Expr
         Initial states, ``(1, batch, h)`` each.
-    product : BatchedProduct or None
-        What is done to `x` before the loop.
+    isa : Isa
+    nonnegative : bool
+        Whether `x` is zero or more.
+    preparations : list of Preparation
+        What is done to `x` before the loop; the step's inputs are the results.
     threshold : shape or None
         As in `relay_passes.site_rewriter.SiteCall`.
     """
@@ -79,17 +96,20 @@ class SequenceCall:
     step: StepBuilder
     x: relax.Expr
     states: list[relax.Expr]
-    product: BatchedProduct | None
+    isa: Isa
+    nonnegative: bool
+    preparations: list[Preparation]
     threshold: tuple[int, ...] | None
 
     def emit(self, builder: relax.BlockBuilder, name: str, limits: list[relax.Var]) -> Emitted:
         """Emit the call into ``main``; what the site gives are all states h, then the last states."""
-        x = self.product.emit(builder, name, self.x) if self.product else self.x
-        operands = [x, *self.states, *limits, *self.step.arguments]
+        whole = WholeSequence(builder, name, self.x, self.isa, self.nonnegative)
+        inputs = [value for prepare in self.preparations for value in prepare(whole)]
+        operands = [*inputs, *self.states, *limits, *self.step.arguments]
         step, states = self.step.kernel(), len(self.states)
-        steps, batch, _ = x.ty.shape
-        target = builder.add_func(over_time(step, 1, states, len(operands)), f"{name}_sequence")
-        hidden = int(step.params[1].shape[-1])
+        steps, batch, _ = self.x.ty.shape
+        target = builder.add_func(over_time(step, len(inputs), states, len(operands)), f"{name}_sequence")
+        hidden = int(self.states[0].ty.shape[-1])
         counts = [_tensor((1,), "int32")] * (len(step.params) - len(operands) - states)
         types = [_tensor((steps, 1, batch, hidden)), *([_tensor((1, batch, hidden))] * states), *counts]
         result = builder.emit(relax.call_tir(target, operands, types))
