@@ -1,9 +1,7 @@
 """Matrix products: ``y = x W^T + b`` for many vectors at once, such as the inputs of a whole sequence.
 
 Where the vectors are known together, each weight that is read serves all of them, and the product
-is bound by arithmetic. The weights are packed in panels of a few vectors' width, which stay in L2
-while all rows of ``x`` pass; a tile of rows times panel lives in registers. What is left over at
-the edges is covered by a last tile that overlaps the one before it.
+is bound by arithmetic; how it is cut into tiles is `schedules.panels`.
 """
 
 from __future__ import annotations
@@ -13,38 +11,20 @@ from tvm.script import tirx as T
 
 from schedules.cpu import Isa
 from schedules.intrinsics import dot4
+from schedules.panels import fetch_next, over_panels, panel_size, split_panels, store_vector
 from schedules.quantize import quantize_rows, quantize_run, round_up
 
-#: Vectors of a panel: 3, with the rows of `_tile_rows`, is what leaves the fewest loads per product.
-_PANEL_VECTORS = 3
 #: Bytes of one lane of a dot product of bytes.
 _QUAD = 4
-
-
-def _tile_rows(isa: Isa) -> int:
-    """Rows of a register tile: 24 of 32 registers hold sums at AVX-512, 12 of 16 at AVX2."""
-    return 8 if isa.vector_bytes == 64 else 4
-
-
-def _panel(isa: Isa, n: int) -> int:
-    """Return the outputs of a panel: whole vectors, at most `n` outputs unless that is less than one vector."""
-    return isa.lanes * max(1, min(_PANEL_VECTORS, n // isa.lanes))
-
-
-def _panels(isa: Isa, weight: np.ndarray) -> list[np.ndarray]:
-    """Return the rows of `weight` of each panel; the last panel overlaps the one before it."""
-    size = _panel(isa, len(weight))
-    missing = max(0, size - len(weight))
-    weight = np.concatenate([weight, np.zeros((missing, *weight.shape[1:]), weight.dtype)])
-    last = len(weight) - size
-    return [weight[min(i, last) :][:size] for i in range(0, len(weight), size)]
 
 
 def pack_matmul_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the operands ``(weight: f32[panels, k, panel], bias: f32[max(n, panel)])`` of `matmul_fp32`."""
     n = len(weight)
-    missing = max(0, _panel(isa, n) - n)
-    return np.stack([panel.T for panel in _panels(isa, weight)]), np.append(bias, np.zeros(missing)).astype("float32")
+    missing = max(0, panel_size(isa, n) - n)
+    return np.stack([panel.T for panel in split_panels(isa, weight)]), np.append(bias, np.zeros(missing)).astype(
+        "float32"
+    )
 
 
 def pack_matmul_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,9 +37,9 @@ def pack_matmul_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np
     values = np.zeros((n, round_up(k, _QUAD)), "int8")
     values[:, :k] = quantized.values
     quads = values.shape[1] // _QUAD
-    packed = [panel.reshape(-1, quads, _QUAD).swapaxes(0, 1).reshape(quads, -1) for panel in _panels(isa, values)]
+    packed = [panel.reshape(-1, quads, _QUAD).swapaxes(0, 1).reshape(quads, -1) for panel in split_panels(isa, values)]
     sums = quantized.scale * quantized.values.sum(axis=1, dtype="int64")
-    meta = np.zeros((3, max(n, _panel(isa, n))), "float32")
+    meta = np.zeros((3, max(n, panel_size(isa, n))), "float32")
     meta[:, :n] = quantized.scale, sums, bias
     return np.stack(packed), meta
 
@@ -91,49 +71,9 @@ def quantize_matrix(isa: Isa, k: int, nonnegative: bool = False):
     return quantize
 
 
-def _store(isa: Isa, n: int):
-    """Return the macro ``(y, row, column, values)`` that writes a vector, or `n` values if that is less."""
-    lanes = isa.lanes
-
-    @T.inline
-    def store(y, row, column, values):
-        if n >= lanes:
-            y[row, T.ramp(column, 1, lanes)] = values
-        else:
-            few = T.alloc_buffer((lanes,), "float32", scope="local")
-            few[T.ramp(0, 1, lanes)] = values
-            for i in T.serial(n):
-                y[row, i] = few[i]
-
-    return store
-
-
 def _four_bytes(quad, lanes: int):
     """Return four bytes in every 32-bit lane."""
     return T.reinterpret(T.broadcast(T.reinterpret(quad, dtype="int32"), lanes), dtype=f"int8x{lanes * _QUAD}")
-
-
-def _over_panels(isa: Isa, n: int, tile):
-    """Return the macro ``(source, y, m, first, last)`` that computes the panels from `first` to `last`.
-
-    ``tile(height)`` is the macro ``(source, y, panel, column, top)`` for `height` rows of a panel from the row
-    `top` on; `source` are its operands.
-    """
-    size, rows = _panel(isa, n), _tile_rows(isa)
-    whole, single = tile(rows), tile(1)
-
-    @T.inline
-    def over_panels(source, y, m, first, last):
-        for panel in T.serial(first, last):
-            column: T.let = T.min(panel * size, max(0, n - size))
-            if m >= rows:
-                for i in T.serial((m + (rows - 1)) // rows):
-                    whole(source, y, panel, column, T.min(i * rows, m - rows))
-            else:
-                for i in T.serial(m):
-                    single(source, y, panel, column, i)
-
-    return over_panels
 
 
 def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
@@ -141,24 +81,26 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
 
     ``weight`` and ``bias`` are from `pack_matmul_fp32`. Threads share the panels.
     """
-    lanes, size = isa.lanes, _panel(isa, n)
-    vectors, panels, columns = size // lanes, -(-n // size), max(n, size)
-    store = _store(isa, n)
+    lanes, size = isa.lanes, panel_size(isa, n)
+    vectors, panels, columns, steps = size // lanes, -(-n // size), max(n, size), -(-k // _QUAD)
+    store = store_vector(isa, n)
 
     def tile(height: int):
         @T.inline
-        def compute(source, y, panel, column, top):
+        def compute(source, y, panel, column, number, top):
             x, weight, bias = source
             total = T.alloc_buffer((height * vectors, lanes), "float32", scope="local")
             for r in T.unroll(height * vectors):
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
-            for c in T.serial(k):
-                for r in T.unroll(height):
-                    for v in T.unroll(vectors):
-                        total[r * vectors + v, T.ramp(0, 1, lanes)] = (
-                            total[r * vectors + v, T.ramp(0, 1, lanes)]
-                            + T.broadcast(x[top + r, c], lanes) * weight[panel, c, T.ramp(v * lanes, 1, lanes)]
-                        )
+            for step in T.serial(steps):
+                fetch_next(weight, panel, number, step, steps, size)
+                for c in T.serial(step * _QUAD, T.min((step + 1) * _QUAD, k)):
+                    for r in T.unroll(height):
+                        for v in T.unroll(vectors):
+                            total[r * vectors + v, T.ramp(0, 1, lanes)] = (
+                                total[r * vectors + v, T.ramp(0, 1, lanes)]
+                                + T.broadcast(x[top + r, c], lanes) * weight[panel, c, T.ramp(v * lanes, 1, lanes)]
+                            )
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
                     store(
@@ -170,7 +112,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
 
         return compute
 
-    over_panels = _over_panels(isa, n, tile)
+    all_panels = over_panels(isa, n, tile)
 
     @T.prim_func(s_tir=True, private=True)
     def matmul(x_: T.handle, weight_: T.handle, bias_: T.handle, y_: T.handle):
@@ -185,7 +127,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
                 vt = T.axis.spatial(threads, task)
                 T.reads(x[0:m, 0:k], weight[0:panels, 0:k, 0:size], bias[0:columns])
                 T.writes(y[0:m, 0:n])
-                over_panels((x, weight, bias), y, m, vt * panels // threads, (vt + 1) * panels // threads)
+                all_panels((x, weight, bias), y, m, vt * panels // threads, (vt + 1) * panels // threads)
 
     return matmul
 
@@ -195,18 +137,19 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int):
 
     ``q`` and ``affine`` are from `quantize_matrix`, ``weight`` and ``meta`` from `pack_matmul_int8`.
     """
-    lanes, size = isa.lanes, _panel(isa, n)
+    lanes, size = isa.lanes, panel_size(isa, n)
     vectors, panels, quads = size // lanes, -(-n // size), -(-k // _QUAD)
-    padded, columns, store = round_up(k, isa.row_bytes), max(n, size), _store(isa, n)
+    padded, columns, store = round_up(k, isa.row_bytes), max(n, size), store_vector(isa, n)
 
     def tile(height: int):
         @T.inline
-        def compute(source, y, panel, column, top):
+        def compute(source, y, panel, column, number, top):
             q, affine, weight, meta = source
             total = T.alloc_buffer((height * vectors, lanes), "int32", scope="local")
             for r in T.unroll(height * vectors):
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
             for c in T.serial(quads):
+                fetch_next(weight, panel, number, c, quads, size * _QUAD)
                 for r in T.unroll(height):
                     for v in T.unroll(vectors):
                         total[r * vectors + v, T.ramp(0, 1, lanes)] = dot4(
@@ -232,7 +175,7 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int):
 
         return compute
 
-    over_panels = _over_panels(isa, n, tile)
+    all_panels = over_panels(isa, n, tile)
 
     @T.prim_func(s_tir=True, private=True)
     def matmul(q_: T.handle, affine_: T.handle, weight_: T.handle, meta_: T.handle, y_: T.handle):
@@ -253,6 +196,6 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int):
                     meta[0:3, 0:columns],
                 )
                 T.writes(y[0:m, 0:n])
-                over_panels((q, affine, weight, meta), y, m, vt * panels // threads, (vt + 1) * panels // threads)
+                all_panels((q, affine, weight, meta), y, m, vt * panels // threads, (vt + 1) * panels // threads)
 
     return matmul
