@@ -2,12 +2,14 @@
 
 A step is one kernel of fixed shapes (`StepBuilder`). Around it this module puts the loops over
 time and batch, so that a call of any length is one dispatch, code does not grow with the length, and
-states never leave their place.
+states never leave their place. What is best done for all samples of a batch at once, such as a product
+that reads its weights once for all of them, stands between the two loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import s_tir, tirx
 
@@ -17,7 +19,24 @@ from relay_passes.one_memory import replaced
 SEQUENCE = "dual.sequence"
 
 
-def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int) -> tirx.PrimFunc:
+@dataclass(frozen=True, eq=False)
+class BatchStage:
+    """A kernel for all samples of a batch, which a loop over time calls once per step.
+
+    Attributes
+    ----------
+    kernel : PrimFunc
+        ``(arrays (m, ...)..., weights..., results (m, ...)...)`` for any m.
+    n_weights : int
+    """
+
+    kernel: tirx.PrimFunc
+    n_weights: int
+
+
+def over_time(
+    step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int, stages: Sequence[BatchStage] = ()
+) -> tirx.PrimFunc:
     """Return a kernel that takes a step for every vector of a batch of sequences, each with its own state.
 
     Parameters
@@ -29,15 +48,21 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
         Inputs that differ from step to step, and states.
     n_operands : int
         Inputs, states and further operands; results are behind them.
+    stages : sequence of BatchStage
+        What every step begins with: the first stage reads the first state of all samples, each other one the
+        results of the one before it. With stages the step has one more input, behind the others: its sample's
+        part of the last result.
 
     Returns
     -------
     PrimFunc
-        ``(inputs f32[t, b, k]..., states f32[1, b, h]..., further operands..., y: f32[t, 1, b, h], final states
-        f32[1, b, h]..., counts...)`` for any t and b; ``y`` are the first state's values, counts means per step.
+        ``(inputs f32[t, b, k]..., states f32[1, b, h]..., further operands..., stages' weights..., y: f32[t, 1, b, h],
+        final states f32[1, b, h]..., counts...)`` for any t and b; ``y`` are the first state's values, counts means
+        per step.
     """
     steps, batch, t, s = (tirx.Var(name, "int64") for name in ("steps", "batch", "t", "s"))
-    vectors, states = step.params[:n_inputs], step.params[n_inputs : n_inputs + n_states]
+    vectors, first_state = step.params[:n_inputs], n_inputs + bool(stages)
+    states = step.params[first_state : first_state + n_states]
     news, counts = step.params[n_operands : n_operands + n_states], step.params[n_operands + n_states :]
 
     def array(name: str, like, *extents):
@@ -49,8 +74,10 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     y = array("y", states[0], steps, 1, batch)
     totals = [tirx.decl_buffer((1,), "int32", f"count{i}") for i in range(len(counts))]
 
+    together, weights, results = _together(stages, ends[0], batch)
     places = [
         *zip(vectors, sequences, [t * batch + s] * n_inputs, strict=True),
+        *((given, results[-1], s) for given in step.params[n_inputs:first_state]),
         *zip(states, ends, [s] * n_states, strict=True),
     ]
     views = {one: _view(one, whole, index) for one, whole, index in places}
@@ -67,14 +94,32 @@ def over_time(step: tirx.PrimFunc, n_inputs: int, n_states: int, n_operands: int
     before = [tirx.For(first, 0, batch, tirx.ForKind.SERIAL, tirx.SeqStmt(begin) if len(begin) > 1 else begin[0])]
     before += [_store(total, tirx.const(0, "int32")) for total in totals]
     allocated = [*_allocated(step), *news, *counts]
-    loop = _block("step", body, allocated)
-    for index, extent in ((s, batch), (t, steps)):
-        loop = tirx.For(index, 0, extent, tirx.ForKind.SERIAL, loop)
+    loop = tirx.For(s, 0, batch, tirx.ForKind.SERIAL, _block("step", body, allocated))
+    if stages:
+        loop = tirx.SeqStmt([_block("together", together), loop])
+    loop = tirx.For(t, 0, steps, tirx.ForKind.SERIAL, loop)
     calls = tirx.Cast("int32", tirx.max(steps * batch, tirx.const(1, "int64")))
     after = [_store(total, tirx.floordiv(_load(total) + calls // 2, calls)) for total in totals]
-    parameters = [*sequences, *starts, *step.params[n_inputs + n_states : n_operands], y, *ends, *totals]
-    function = tirx.PrimFunc(parameters, _block("root", [*before, loop, *after]), step.ret_type, step.attrs)
+    further = step.params[first_state + n_states : n_operands]
+    parameters = [*sequences, *starts, *further, *weights, y, *ends, *totals]
+    function = tirx.PrimFunc(parameters, _block("root", [*before, loop, *after], results), step.ret_type, step.attrs)
     return function.with_attr("tirx.is_scheduled", True).with_attr(SEQUENCE, True)
+
+
+def _together(stages: Sequence[BatchStage], state, batch) -> tuple[list[tirx.Stmt], list, list]:
+    """Return the statements of `stages`, the weights they read, and the arrays they write."""
+    first = tirx.decl_buffer((batch, state.shape[-1]), str(state.dtype), "samples", data=state.data)
+    statements, weights, results, read = [tirx.DeclBuffer(first, data=state.data)], [], [], [first]
+    for stage in stages:
+        parameters, behind = stage.kernel.params, len(read) + stage.n_weights
+        written = [tirx.decl_buffer((batch, *p.shape[1:]), str(p.dtype), f"{p.name}_all") for p in parameters[behind:]]
+        by = dict(zip(parameters, [*read, *parameters[len(read) : behind], *written], strict=True))
+        by[parameters[0].shape[0]] = batch
+        statements += [replaced(statement, by) for statement in _statements(stage.kernel)]
+        weights += parameters[len(read) : behind]
+        results += written
+        read = written
+    return statements, weights, results
 
 
 def _view(vector, whole, index) -> tirx.Var:

@@ -9,15 +9,15 @@ bytes and their projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 
 from relay_passes.expose_inputs import is_sequence
 from relay_passes.products import Products
-from relay_passes.sequence_call import Preparation, SequenceCall, WholeSequence
+from relay_passes.sequence_call import Preparation, SequenceCall, WholeSequence, state_product
 from relay_passes.site_plan import SiteForm, planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteCall, StepCall
 from relay_passes.step import StepBuilder
@@ -40,6 +40,8 @@ class StepInput:
         The exact half of the pre-activations, if that is known before the step.
     projected : Var or None
         The input's share of what the little module starts from, if that is known before the step.
+    hidden : Var or None
+        The exact half of the state, if that is computed for all samples of a batch at once.
     preparations : tuple of Preparation
         Where a call sees a sequence: how it comes by these values, in the order in which they were declared.
     """
@@ -47,6 +49,7 @@ class StepInput:
     vector: relax.Var | None = None
     given: relax.Var | None = None
     projected: relax.Var | None = None
+    hidden: relax.Var | None = None
     preparations: tuple[Preparation, ...] = ()
 
 
@@ -105,7 +108,20 @@ class RecurrentSite:
         return is_sequence(self.call)
 
     def input(self, step: StepBuilder, products: Products) -> StepInput:
-        """Declare what a step reads of its input."""
+        """Declare what a step reads beside its states."""
+        found = self._input(step, products)
+        return replace(found, hidden=step.input("hidden", (len(self.recurrence),))) if self._is_batched else found
+
+    @property
+    def _is_batched(self) -> bool:
+        """Whether each step reads the state's matrix once for all samples: it is exact, and there may be several."""
+        late_reset = int(self.function.attrs.get("linear_before_reset", 1))
+        batch = self.call.args[0].ty.shape[1]
+        return bool(
+            self.form.hidden == "dense" and late_reset and not (isinstance(batch, tirx.IntImm) and int(batch) == 1)
+        )
+
+    def _input(self, step: StepBuilder, products: Products) -> StepInput:
         if not self.is_sequence:
             return StepInput(step.input("x", (self.n_inputs,)))
         if self.form.input == "dense":
@@ -138,8 +154,10 @@ class RecurrentSite:
         operands = x.vector, self.weight, self.input_bias
         return products.exact(self.form.input, "input", *operands, nonnegative=self._nonnegative)
 
-    def exact_hidden(self, products: Products, h: relax.Var) -> relax.Var:
+    def exact_hidden(self, products: Products, x: StepInput, h: relax.Var) -> relax.Var:
         """Return the state's half of the pre-activations, exact."""
+        if x.hidden is not None:
+            return x.hidden
         return products.dense("hidden", h, self.recurrence, self.hidden_bias)
 
     def little(self, products: Products, x: StepInput, h: relax.Var) -> relax.Var:
@@ -167,7 +185,11 @@ class RecurrentSite:
             return self._step_call(step)
         inputs, *states = self.call.args[: 1 + self.states]
         threshold = (LIMITS,) if self.form.gated else None
-        return SequenceCall(step, inputs, states, self.isa, self._nonnegative, list(x.preparations), threshold)
+        product = None
+        if self._is_batched:
+            options = self.form.precision, self.form.threads
+            product = state_product(self.isa, *options, self.recurrence, self.hidden_bias)
+        return SequenceCall(step, inputs, states, self.isa, self._nonnegative, list(x.preparations), product, threshold)
 
     def _step_call(self, step: StepBuilder) -> StepCall:
         arguments, (y, *states) = self.call.args, self.call.ty.fields

@@ -56,7 +56,7 @@ def _ungated(site: RecurrentSite, step, products, x, h) -> relax.Var:
     if site.form.needs_little:
         given, hidden = _predicted(site, step, products, x, h)
     else:
-        given, hidden = site.given(products, x), site.exact_hidden(products, h)
+        given, hidden = site.given(products, x), site.exact_hidden(products, x, h)
     return step.call("pointwise", kernel(recurrent.gru_pointwise, site.isa, site.hidden), given, hidden, h)
 
 

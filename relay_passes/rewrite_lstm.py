@@ -53,4 +53,4 @@ def _halves(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, relax
         nothing = step.operand("nothing", np.zeros(len(site.weight), "float32"))
         return site.little(products, x, h), nothing
     given = site.given(products, x)
-    return given, site.little(products, x, h) if site.form.needs_little else site.exact_hidden(products, h)
+    return given, site.little(products, x, h) if site.form.needs_little else site.exact_hidden(products, x, h)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import relax, tirx
 
-from relay_passes.over_time import over_time
+from relay_passes.over_time import BatchStage, over_time
 from relay_passes.site_rewriter import Emitted
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
@@ -74,6 +74,25 @@ Preparation = Callable[[WholeSequence], list[relax.Expr]]
 
 
 @dataclass(frozen=True, eq=False)
+class StateProduct:
+    """What the loop over time computes for all samples of a batch at once, and its weights."""
+
+    stages: list[BatchStage]
+    weights: list[np.ndarray]
+
+
+def state_product(isa: Isa, precision: str, threads: int, weight: np.ndarray, bias: np.ndarray) -> StateProduct:
+    """Return ``h weight^T + bias`` of all samples' states, for ``weight: f32 (n, h)``."""
+    n, k = weight.shape
+    if precision != "int8":
+        stage = BatchStage(kernel(matmul_fp32, isa, n, k, threads), 2)
+        return StateProduct([stage], list(pack_matmul_fp32(isa, weight, bias)))
+    quantize = BatchStage(kernel(quantize_matrix, isa, k, False), 0)
+    product = BatchStage(kernel(matmul_int8, isa, n, k, threads), 2)
+    return StateProduct([quantize, product], list(pack_matmul_int8(isa, weight, bias)))
+
+
+@dataclass(frozen=True, eq=False)
 class SequenceCall:
     """A finished step ``(inputs..., states...[, limits]) -> (states..., counts...)``, repeated over time and batch.
 
@@ -89,6 +108,8 @@ class SequenceCall:
         Whether `x` is zero or more.
     preparations : list of Preparation
         What is done to `x` before the loop; the step's inputs are the results.
+    state_product : StateProduct or None
+        What every step begins with, for all samples at once; its result is the step's last input.
     threshold : shape or None
         As in `relay_passes.site_rewriter.SiteCall`.
     """
@@ -99,19 +120,22 @@ class SequenceCall:
     isa: Isa
     nonnegative: bool
     preparations: list[Preparation]
+    state_product: StateProduct | None
     threshold: tuple[int, ...] | None
 
     def emit(self, builder: relax.BlockBuilder, name: str, limits: list[relax.Var]) -> Emitted:
         """Emit the call into ``main``; what the site gives are all states h, then the last states."""
         whole = WholeSequence(builder, name, self.x, self.isa, self.nonnegative)
         inputs = [value for prepare in self.preparations for value in prepare(whole)]
+        product = self.state_product or StateProduct([], [])
         operands = [*inputs, *self.states, *limits, *self.step.arguments]
-        step, states = self.step.kernel(), len(self.states)
+        step, states, n_operands = self.step.kernel(), len(self.states), len(operands) + bool(product.stages)
         steps, batch, _ = self.x.ty.shape
-        target = builder.add_func(over_time(step, len(inputs), states, len(operands)), f"{name}_sequence")
+        target = builder.add_func(over_time(step, len(inputs), states, n_operands, product.stages), f"{name}_sequence")
         hidden = int(self.states[0].ty.shape[-1])
-        counts = [_tensor((1,), "int32")] * (len(step.params) - len(operands) - states)
+        counts = [_tensor((1,), "int32")] * (len(step.params) - n_operands - states)
         types = [_tensor((steps, 1, batch, hidden)), *([_tensor((1, batch, hidden))] * states), *counts]
+        operands += [relax.const(weight) for weight in product.weights]
         result = builder.emit(relax.call_tir(target, operands, types))
         values = [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
         return values[: 1 + states], [builder.emit_output(count) for count in values[1 + states :]]

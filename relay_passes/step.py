@@ -77,7 +77,14 @@ class StepBuilder:
             builder.emit_func_output(result)
         fused = relax.transform.DeadCodeElimination(["main"])(relax.transform.FuseTIR()(builder.get()))
         (kernel,) = [f for f in fused.functions.values() if isinstance(f, tirx.PrimFunc)]
-        return kernel
+        # Parameters that no stage reads have been left out.
+        read = list(fused["main"].body.blocks[0].bindings[0].value.args[1].fields)
+        known = dict(zip(read, kernel.params, strict=False))
+        given = [
+            known[p] if p in known else tirx.decl_buffer(list(p.ty.shape), str(p.ty.dtype.dtype), p.name)
+            for p in fused["main"].params
+        ]
+        return tirx.PrimFunc([*given, *kernel.params[len(read) :]], kernel.body, kernel.ret_type, kernel.attrs)
 
     def module(self) -> tuple[IRModule, relax.Function]:
         """Return the kernels and the step function."""
