@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import tirx
 
-from relay_passes.over_time import SEQUENCE, over_time
+from relay_passes.over_time import SEQUENCE, BatchStage, over_time
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
 from schedules.dense import add
 from schedules.lstm import lstm_pointwise
+from schedules.matmul import matmul_fp32, matmul_int8, pack_matmul_fp32, pack_matmul_int8, quantize_matrix
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 
 
@@ -98,6 +99,35 @@ def test_no_step_leaves_the_states_as_they_were(isa):
     _, last, count = call(loop, np.zeros((0, 2, 15), "float32"), start, np.zeros(4, "float32"), ones, ones, *outputs)
     np.testing.assert_array_equal(last, start)
     assert count[0] == 0
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-6), ("int8", 0.03)])
+@pytest.mark.parametrize(("steps", "batch", "h"), [(3, 1, 5), (2, 5, 19), (3, 4, 24)])
+def test_a_product_for_all_samples_of_a_batch(isa, steps, batch, h, precision, tolerance):
+    """Both states are read, the one by the product alone, which an LSTM step without a little module leaves to it."""
+    with StepBuilder() as step:
+        given, hidden = step.input("given", (4 * h,)), step.input("hidden", (4 * h,))
+        _, cell = step.input("h", (h,)), step.input("c", (h,))
+        step.finish(*step.call("pointwise", lstm_pointwise(isa, h), given, hidden, cell))
+    weight, bias = random(4 * h, h) / h, random(4 * h)
+    if precision == "int8":
+        stages = [BatchStage(quantize_matrix(isa, h), 0), BatchStage(matmul_int8(isa, 4 * h, h, 1), 2)]
+        operands = pack_matmul_int8(isa, weight, bias)
+    else:
+        stages, operands = [BatchStage(matmul_fp32(isa, 4 * h, h, 1), 2)], pack_matmul_fp32(isa, weight, bias)
+    loop = compile_kernel(isa, over_time(step.kernel(), 1, 2, 4, stages))
+    inputs, start, memory = random(steps, batch, 4 * h), random(1, batch, h), random(1, batch, h)
+    outputs = Output((steps, 1, batch, h), "float32"), *[Output((1, batch, h), "float32")] * 2
+    y, last, last_cell = call(loop, inputs, start, memory, *operands, *outputs)
+    state, c = start[0], memory[0]
+    for t in range(steps):
+        i, o, f, g = np.split(inputs[t] + state @ weight.T + bias, 4, axis=1)
+        i, o, f = (1 / (1 + np.exp(-gate)) for gate in (i, o, f))
+        c = f * c + i * np.tanh(g)
+        state = o * np.tanh(c)
+        np.testing.assert_allclose(y[t, 0], state, atol=tolerance)
+    np.testing.assert_allclose(last_cell[0], c, atol=2 * tolerance)
+    np.testing.assert_array_equal(last[0], y[-1, 0])
 
 
 def test_extents_are_parameters_so_that_code_does_not_grow(isa):
