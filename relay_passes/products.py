@@ -35,7 +35,7 @@ class LittleModule:
     weight : ndarray, float32, (n, k)
     bias : ndarray, float32, (n,)
     bits : int
-        Precision of `weight`, 8 or 4.
+        Precision of `weight`: 8, 4 or 2; or 32, float32 as everything else of the module then.
     """
 
     projections: tuple[np.ndarray, ...]
@@ -151,12 +151,14 @@ class Products:
 
     def little(self, module: LittleModule, inputs: list[tuple[relax.Var, bool]]) -> relax.Var:
         """Return the little module's prediction for `inputs`, pairs of a vector and whether it is nonnegative."""
-        projected = None
+        projected, precision = None, "fp32" if module.bits == 32 else "int8"
         for i, ((x, nonnegative), projection) in enumerate(zip(inputs, module.projections, strict=True)):
             bias = -module.center if i == 0 else None
-            part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision="int8")
+            part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision=precision)
             k = projection.shape[0]
             projected = part if projected is None else self._step.call("add", kernel(dense.add, k), projected, part)
+        if module.bits == 32:
+            return self.dense("little", projected, module.weight, module.bias, precision="fp32")
         n, k = module.weight.shape
         stage = kernel(little.quantize_projection, self._isa, k, module.bits)
         q, affine = self._step.call("quantize_projection", stage, projected)
