@@ -21,8 +21,8 @@ from relay_passes.site_rewriter import SiteCall, StepCall
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
 
-#: Length of a recurrent gate's thresholds: damage bound, sigmoid band (low, high), tanh band.
-LIMITS = 4
+#: Thresholds of each gate of a recurrent layer; see `schedules.gate`.
+LIMITS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,11 @@ class RecurrentSite:
     def hidden(self) -> int:
         """Number of units."""
         return self.recurrence.shape[1]
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Shape of the thresholds."""
+        return len(self.weight) // self.hidden, LIMITS
 
     @property
     def predicts_both(self) -> bool:
@@ -127,7 +132,7 @@ class RecurrentSite:
                 self.isa, self.form.precision, self.form.threads, self.weight, self.input_bias, self._nonnegative
             )
         x, *states = self.call.args[: 1 + self.states]
-        return SequenceCall(step, x, states, product, threshold=(LIMITS,) if self.form.gated else None)
+        return SequenceCall(step, x, states, product, threshold=self.limits if self.form.gated else None)
 
     def _step_call(self, step: StepBuilder) -> StepCall:
         arguments, (y, *states) = self.call.args, self.call.ty.fields
@@ -137,7 +142,7 @@ class RecurrentSite:
             inputs=[(arguments[0], (self.n_inputs,)), *((a, (self.hidden,)) for a in arguments[1 : 1 + self.states])],
             # The output of one step is the new state h.
             outputs=[[y, states[0]], *([state] for state in states[1:])],
-            threshold=(LIMITS,) if self.form.gated else None,
+            threshold=self.limits if self.form.gated else None,
         )
 
 
