@@ -23,11 +23,11 @@ from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
 from tvm_dual.errors import PlanError
-from tvm_dual.little import dimensions_for
-from tvm_dual.measure import open_share
+from tvm_dual.little import LITTLE_BITS
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
-from tvm_dual.variants import Fits, Variant, exact_form
+from tvm_dual.search import limit_at_share, share_open
+from tvm_dual.variants import Fits, exact_form
 
 __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 
@@ -41,11 +41,6 @@ SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 HALF = 0.5
 #: The paper's projections, by its error bound.
 EPSILONS = (0.3, 0.5, 0.7)
-LITTLE_BITS = (8, 4)
-#: How close a share must come, streams and calls it is measured on, and halvings at most.
-TOLERANCE, STREAMS, CALLS, HALVINGS = 0.004, 8, 150, 24
-#: Bounds between which the wanted one lies: nothing is closed at the first, all at the second.
-BRACKET = {"damage": (1e-9, 1e4), "activation": (1e-6, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def run(
         }
         specs, facts = our_specs(exact, threads, folder), [{} for _ in exact]
         plan = exact["dense", "int8", 1].report.plan
-        all_curves = curves(model.hidden * (4 if model.cell == "LSTM" else 3), size.options)
+        all_curves = curves(size.options)
         for done, curve in enumerate(all_curves):
             progress("curves", done, len(all_curves))
             for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}"):
@@ -108,19 +103,18 @@ def show(result: Result, path: Path) -> None:
     print(f"wrote {picture}")
 
 
-def curves(rows: int, options: AdvancedOptions) -> list[Curve]:
-    """Return what is swept, for a layer with `rows` rows of weights and the little module of `options`."""
+def curves(options: AdvancedOptions) -> list[Curve]:
+    """Return what is swept, for the little module of `options`."""
     found = [
         Curve(f"{rule} {precision}", precision, rule, options, SHARES)
         for precision in ("fp32", "int8")
         for rule in ("damage", "activation")
     ]
     for epsilon in EPSILONS:
-        size = dimensions_for(epsilon, rows)
-        paper = replace(options, projection="random", dimensions=size)
+        paper = replace(options, projection="random", epsilon=epsilon)
         # The paper's own form is the one that has a whole curve.
         shares = SHARES if epsilon == 0.5 else (HALF,)
-        found.append(Curve(f"paper, random {size} fp32", "fp32", "activation", paper, shares))
+        found.append(Curve(f"paper, random {epsilon} fp32", "fp32", "activation", paper, shares))
     for bits in LITTLE_BITS:
         little = replace(options, little_bits=bits)
         found.append(Curve(f"little {bits} bit int8", "int8", "damage", little, (HALF, 1.0)))
@@ -150,15 +144,16 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
     if not site.can_gate:
         raise PlanError(f"sweep: the model's layer is of kind {site.kind}; accepted: a kind with a gated kernel")
     forms = tuple("rows" if part == "dense" else part for part in exact_form(site, False))
-    variant = Fits(model).variant({site.name: forms}, curve.rule, BRACKET[curve.rule][0], plan)
+    variant = Fits(model).variant({site.name: forms}, curve.rule, 0.0, plan)
     little = variant.fits[site.name].little
     isa = ISAS[model.compiler.isa]
     folder.mkdir()
     path = variant.library.export_library(folder / "library.so")
     for share in curve.shares:
-        limit, tables = thresholds_for(variant, share)
+        limit = limit_at_share(variant, share) if share else 0.0
+        tables = variant.thresholds(limit, effort=1.0 if share else float("inf"))
         variant.library.set_thresholds(tables)
-        density = _density(variant)
+        density = share_open(variant)
         tables_path = folder / f"closed{share}.npz"
         np.savez(tables_path, **tables)
         arguments = {"model_path": str(path), "precision": curve.precision, "threads": threads}
@@ -177,36 +172,3 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
             ),
         }
         yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:DualEngine", arguments), facts
-
-
-def thresholds_for(variant: Variant, closed: float) -> tuple[float, dict[str, np.ndarray]]:
-    """Return the bound, and its thresholds by site, at which a share of all gated rows is closed.
-
-    Parameters
-    ----------
-    variant : Variant
-        Its library's thresholds are changed.
-    closed : float
-        0 opens every row and 1 closes every row, whatever the rule; between, the share is reached on the
-        calibration data as far as the rule can: it may jump.
-    """
-    low, high = BRACKET[variant.rule]
-    if closed in (0.0, 1.0):
-        limit, effort = (low, float("inf")) if closed == 0 else (high, 0.0)
-        return limit, variant.thresholds(limit, effort)
-    for _ in range(HALVINGS):
-        limit = float(np.sqrt(low * high))
-        variant.set_limit(limit)
-        found = 1 - _density(variant)
-        if abs(found - closed) <= TOLERANCE:
-            break
-        # A higher bound closes more rows.
-        low, high = (limit, high) if found < closed else (low, limit)
-    return limit, variant.thresholds(limit)
-
-
-def _density(variant: Variant) -> float:
-    """Return open rows / gated rows on the calibration data."""
-    streams = tuple(stream[:CALLS] for stream in variant.model.data.streams[:STREAMS])
-    shares, rows = open_share(variant.library, streams), variant.library.all_rows()
-    return sum(shares[name] * rows[name] for name in rows) / sum(rows.values())

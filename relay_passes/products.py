@@ -35,7 +35,7 @@ class LittleModule:
     weight : ndarray, float32, (n, k)
     bias : ndarray, float32, (n,)
     bits : int
-        Precision of `weight`, 8 or 4.
+        Precision of `weight`: 8, 4 or 2; or 32, float32 as everything else of the module then.
     """
 
     projections: tuple[np.ndarray, ...]
@@ -43,6 +43,11 @@ class LittleModule:
     weight: np.ndarray
     bias: np.ndarray
     bits: int
+
+    @property
+    def projection_precision(self) -> str:
+        """``fp32`` where the rows are, else ``int8``."""
+        return "fp32" if self.bits == 32 else "int8"
 
 
 class Products:
@@ -164,9 +169,13 @@ class Products:
             zip(inputs, module.projections[-len(inputs) :], strict=True)
         ):
             bias = -module.center if projected is None else None
-            part = self.dense(f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision="int8")
+            part = self.dense(
+                f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision=module.projection_precision
+            )
             k = projection.shape[0]
             projected = part if projected is None else self._step.call("add", kernel(dense.add, k), projected, part)
+        if module.bits == 32:
+            return self.dense("little", projected, module.weight, module.bias, precision="fp32")
         n, k = module.weight.shape
         stage = kernel(little.quantize_projection, self._isa, k, module.bits)
         q, affine = self._step.call("quantize_projection", stage, projected)

@@ -24,8 +24,8 @@ from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
 from schedules.quantize import round_up
 
-#: Length of a recurrent gate's thresholds: damage bound, sigmoid band (low, high), tanh band.
-LIMITS = 4
+#: Thresholds of each gate of a recurrent layer; see `schedules.gate`.
+LIMITS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,11 @@ class RecurrentSite:
         return self.recurrence.shape[1]
 
     @property
+    def limits(self) -> tuple[int, int]:
+        """Shape of the thresholds."""
+        return len(self.weight) // self.hidden, LIMITS
+
+    @property
     def predicts_both(self) -> bool:
         """Whether the little module predicts from input and state; otherwise from the state alone."""
         return self.form.input in ("rows", "little")
@@ -130,7 +135,7 @@ class RecurrentSite:
         if not self.predicts_both:
             return StepInput(step.input("x", (self.n_inputs,)), preparations=(WholeSequence.vectors,))
         little = read_little(self.function)
-        project = self._product("projection", little.projections[0], -little.center, "int8")
+        project = self._product("projection", little.projections[0], -little.center, little.projection_precision)
         projected = step.input("projected", little.center.shape)
         if not self.form.gated:
             return StepInput(projected=projected, preparations=(project,))
@@ -184,7 +189,7 @@ class RecurrentSite:
         if not self.is_sequence:
             return self._step_call(step)
         inputs, *states = self.call.args[: 1 + self.states]
-        threshold = (LIMITS,) if self.form.gated else None
+        threshold = self.limits if self.form.gated else None
         product = None
         if self._is_batched:
             options = self.form.precision, self.form.threads
@@ -199,7 +204,7 @@ class RecurrentSite:
             inputs=[(arguments[0], (self.n_inputs,)), *((a, (self.hidden,)) for a in arguments[1 : 1 + self.states])],
             # The output of one step is the new state h.
             outputs=[[y, states[0]], *([state] for state in states[1:])],
-            threshold=(LIMITS,) if self.form.gated else None,
+            threshold=self.limits if self.form.gated else None,
         )
 
 

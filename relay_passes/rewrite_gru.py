@@ -10,7 +10,7 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.products import Products
-from relay_passes.recurrent_site import LIMITS, RecurrentSite, read_site
+from relay_passes.recurrent_site import RecurrentSite, read_site
 from relay_passes.site_rewriter import SiteCall, SiteRewriter
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
@@ -63,7 +63,7 @@ def _ungated(site: RecurrentSite, step, products, x, h) -> relax.Var:
 def _gated(site: RecurrentSite, step, products, x, h) -> tuple[relax.Var, list[relax.Var]]:
     """Two gates in turn: update gate, then reset gate and candidate."""
     isa, n, rule = site.isa, site.hidden, site.form.rule
-    limits, spread = step.input("limits", (LIMITS,)), site.spread(step)
+    limits, spread = step.input("limits", site.limits), site.spread(step)
     halves = _predicted(site, step, products, x, h)
     rows, first = step.call("update_gate", kernel(gate.gru_update_gate, isa, n, rule), *halves, h, spread, limits)
     halves = site.open_rows(products, x, h, halves, rows, first)

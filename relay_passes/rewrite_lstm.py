@@ -11,7 +11,7 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.products import Products
-from relay_passes.recurrent_site import LIMITS, RecurrentSite, read_site
+from relay_passes.recurrent_site import RecurrentSite, read_site
 from relay_passes.site_rewriter import SiteCall, SiteRewriter
 from relay_passes.step import StepBuilder
 from schedules.lstm import lstm_pointwise
@@ -37,7 +37,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:
         x, h, c = site.input(step, products), step.input("h", (site.hidden,)), step.input("c", (site.hidden,))
         halves, counts = _halves(site, step, products, x, h), []
         if site.form.gated:
-            limits, spread = step.input("limits", (LIMITS,)), site.spread(step)
+            limits, spread = step.input("limits", site.limits), site.spread(step)
             stage = kernel(lstm_gate, site.isa, site.hidden, site.form.rule)
             rows, count = step.call("gate", stage, *halves, c, spread, limits)
             halves = site.open_rows(products, x, h, halves, rows, count)

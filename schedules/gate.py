@@ -8,6 +8,9 @@ it, is monotone in the distance from the flat region, so a bound on it is a boun
 
 A GRU step decides its update gate first: where ``z`` keeps the state, neither the candidate's row
 nor the reset gate's matters.
+
+A recurrent layer has limits of its own for each of its gates, two numbers: ``damage`` compares with the
+first, ``activation`` opens the rows whose predicted gate lies between the two.
 """
 
 from __future__ import annotations
@@ -101,11 +104,11 @@ def gru_update_gate(isa: Isa, n_hidden: int, rule: str):
     """Return the kernel ``(given, hidden, h, spread, limits) -> (rows, count)`` for the z rows.
 
     Operands: ``given, hidden: f32[3h]`` the predicted halves (gate order z, r, n); ``h: f32[h]``;
-    ``spread: f32[3h]`` the little module's error per row; ``limits: f32[4]``. Result: ``rows:
-    i32[list_length(3h)]``, ``count: i32[1]``.
+    ``spread: f32[3h]`` the little module's error per row; ``limits: f32[3, 2]``, those of z, r and n.
+    Result: ``rows: i32[list_length(3h)]``, ``count: i32[1]``.
 
-    ``damage``: open if ``z (1-z) |h - n| spread > limits[0]``. ``activation``: open if
-    ``limits[1] < z < limits[2]``, the sigmoid's unsaturated band.
+    ``damage``: open if ``z (1-z) |h - n| spread > limits[0, 0]``. ``activation``: open if
+    ``limits[0, 0] < z < limits[0, 1]``, the sigmoid's unsaturated band.
     """
     h, width = n_hidden, chunk(isa, n_hidden)
     length = list_length(3 * h)
@@ -118,13 +121,13 @@ def gru_update_gate(isa: Isa, n_hidden: int, rule: str):
         hidden: T.Buffer((3 * h,), "float32"),
         state: T.Buffer((h,), "float32"),
         spread: T.Buffer((3 * h,), "float32"),
-        limits: T.Buffer((4,), "float32"),
+        limits: T.Buffer((3, 2), "float32"),
         rows: T.Buffer((length,), "int32"),
         count: T.Buffer((1,), "int32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         with T.sblock("gate"):
-            T.reads(given[0 : 3 * h], hidden[0 : 3 * h], state[0:h], spread[0 : 3 * h], limits[0:4])
+            T.reads(given[0 : 3 * h], hidden[0 : 3 * h], state[0:h], spread[0 : 3 * h], limits[0:3, 0:2])
             T.writes(rows[0:length], count[0])
             gates = T.sblock_alloc_buffer((2 * h,), "float32")
             score = T.sblock_alloc_buffer((h,), "float32")
@@ -139,10 +142,10 @@ def gru_update_gate(isa: Isa, n_hidden: int, rule: str):
                     n: T.let = tanh(given[span(2 * h + i, width)] + r * hidden[span(2 * h + i, width)])
                     step: T.let = state[span(i, width)] - n
                     score[span(i, width)] = (
-                        z * (T.float32(1) - z) * T.max(step, -step) * spread[span(i, width)] - limits[0]
+                        z * (T.float32(1) - z) * T.max(step, -step) * spread[span(i, width)] - limits[0, 0]
                     )
                 else:
-                    score[span(i, width)] = T.min(z - limits[1], limits[2] - z)
+                    score[span(i, width)] = T.min(z - limits[0, 0], limits[0, 1] - z)
             list_open(score, rows, count)
 
     return gate
@@ -153,9 +156,9 @@ def gru_candidate_gate(isa: Isa, n_hidden: int, rule: str):
 
     Operands as `gru_update_gate`, with the open z rows now exact.
 
-    ``damage``: n is open if ``(1-z)(1-n^2) spread > limits[0]``, r if
-    ``(1-z)(1-n^2) r(1-r) |hidden n part| spread > limits[0]``. ``activation``: r is open inside the
-    sigmoid's band, n if ``|n| < limits[3]``.
+    ``damage``: n is open if ``(1-z)(1-n^2) spread > limits[2, 0]``, r if
+    ``(1-z)(1-n^2) r(1-r) |hidden n part| spread > limits[1, 0]``. ``activation``: r and n are open
+    inside their bands.
     """
     h, width = n_hidden, chunk(isa, n_hidden)
     length = list_length(3 * h)
@@ -167,13 +170,13 @@ def gru_candidate_gate(isa: Isa, n_hidden: int, rule: str):
         given: T.Buffer((3 * h,), "float32"),
         hidden: T.Buffer((3 * h,), "float32"),
         spread: T.Buffer((3 * h,), "float32"),
-        limits: T.Buffer((4,), "float32"),
+        limits: T.Buffer((3, 2), "float32"),
         rows: T.Buffer((length,), "int32"),
         count: T.Buffer((1,), "int32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         with T.sblock("gate"):
-            T.reads(given[0 : 3 * h], hidden[0 : 3 * h], spread[0 : 3 * h], limits[0:4])
+            T.reads(given[0 : 3 * h], hidden[0 : 3 * h], spread[0 : 3 * h], limits[0:3, 0:2])
             T.writes(rows[0:length], count[0])
             gates = T.sblock_alloc_buffer((2 * h,), "float32")
             score = T.sblock_alloc_buffer((2 * h,), "float32")
@@ -188,12 +191,12 @@ def gru_candidate_gate(isa: Isa, n_hidden: int, rule: str):
                 if damage:
                     slope: T.let = (T.float32(1) - gates[span(i, width)]) * (T.float32(1) - n * n)
                     score[span(i, width)] = (
-                        slope * r * (T.float32(1) - r) * T.max(u, -u) * spread[span(h + i, width)] - limits[0]
+                        slope * r * (T.float32(1) - r) * T.max(u, -u) * spread[span(h + i, width)] - limits[1, 0]
                     )
-                    score[span(h + i, width)] = slope * spread[span(2 * h + i, width)] - limits[0]
+                    score[span(h + i, width)] = slope * spread[span(2 * h + i, width)] - limits[2, 0]
                 else:
-                    score[span(i, width)] = T.min(r - limits[1], limits[2] - r)
-                    score[span(h + i, width)] = limits[3] - T.max(n, -n)
+                    score[span(i, width)] = T.min(r - limits[1, 0], limits[1, 1] - r)
+                    score[span(h + i, width)] = T.min(n - limits[2, 0], limits[2, 1] - n)
             list_open(score, rows, count)
 
     return gate

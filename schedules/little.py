@@ -1,15 +1,17 @@
-"""Little modules: many rows over few inputs, in bytes or half bytes.
+"""Little modules: many rows over few inputs, in bytes, half bytes or quarters of a byte.
 
 After the projection a little module is a matrix with as many rows as its site but only tens of
 columns, so a reduction at the end of each row would cost more than the row. Here one vector holds
 a piece of 16 rows and the input is broadcast; sums never leave their lane. At 4 bits two such
-vectors share one, which halves the bytes that every call must read.
+vectors share one, at 2 bits four, which divides the bytes that every call must read.
 
-Half bytes are stored with an offset of 8, as unsigned operand of the dot product; the input is
-then the signed one.
+Weights below a byte are stored as codes, the unsigned operand of the dot product; the input is
+then the signed one. A weight is ``scale * (step * code - offset)`` (`CODES`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from tvm.script import tirx as T
@@ -20,8 +22,20 @@ from schedules.quantize import quantize_rows, round_up
 
 #: Bytes of one lane of a dot product.
 QUAD = 4
-#: What is added to 4-bit weights to store them unsigned.
-OFFSET = 8
+#: Loads per input and group of rows: with fewer accumulators the dot products would wait for each other.
+LOADS = 2
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How weights below a byte are stored: ``step * code - offset``, codes counting from zero."""
+
+    step: int
+    offset: int
+
+
+#: By bits: the values of `schedules.quantize.quantize_rows`, -7 to 7, or -3, -1, 1 and 3.
+CODES = {4: Codes(step=1, offset=8), 2: Codes(step=2, offset=3)}
 
 
 def padded_inputs(k: int) -> int:
@@ -30,11 +44,8 @@ def padded_inputs(k: int) -> int:
 
 
 def rows_per_group(isa: Isa, bits: int) -> int:
-    """Return how many rows one group of interleaved vectors holds.
-
-    Two (bytes) or four (half bytes: two loads) accumulators hide part of the dot product's latency.
-    """
-    return isa.lanes * 4 if bits == 4 else isa.lanes * 2
+    """Return how many rows one group of interleaved vectors holds."""
+    return isa.lanes * LOADS * (8 // bits)
 
 
 def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +56,7 @@ def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tu
     weight : ndarray, float32, (n, k)
     bias : ndarray, float32, (n,)
     bits : int
-        8 or 4.
+        8, 4 or 2.
     """
     n, k = weight.shape
     group, lanes, quads = rows_per_group(isa, bits), isa.lanes, padded_inputs(k) // QUAD
@@ -55,13 +66,16 @@ def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tu
     values[:n, :k] = quantized.values
     # (groups, vectors of a group, lanes, quads, 4) -> (groups, quads, vectors, lanes, 4)
     blocks = values.reshape(padded // group, group // lanes, lanes, quads, QUAD).transpose(0, 3, 1, 2, 4)
-    if bits == 4:
-        unsigned = (blocks + OFFSET).astype("uint8")
-        low, high = unsigned[:, :, 0::2], unsigned[:, :, 1::2]
-        blocks = (low | (high << 4)).view("int8")
     meta = np.zeros((3, padded), "float32")
-    meta[0, :n] = quantized.scale
-    meta[1, :n] = quantized.scale * (np.full(n, OFFSET) if bits == 4 else quantized.values.sum(axis=1, dtype="int64"))
+    if bits in CODES:
+        codes, shared = CODES[bits], 8 // bits
+        unsigned = ((blocks + codes.offset) // codes.step).astype("uint8")
+        parts = [unsigned[:, :, part::shared] << (bits * part) for part in range(shared)]
+        blocks = np.bitwise_or.reduce(parts).view("int8")
+        meta[:2, :n] = np.array([[codes.step], [codes.offset]]) * quantized.scale
+    else:
+        meta[:2, :n] = quantized.scale
+        meta[1, :n] *= quantized.values.sum(axis=1, dtype="int64")
     meta[2, :n] = bias
     return np.ascontiguousarray(blocks).reshape(-1), meta
 
@@ -70,11 +84,11 @@ def quantize_projection(isa: Isa, k: int, bits: int):
     """Return the kernel ``(z: f32[k]) -> (q: u8[k padded to 4], affine: f32[2])``.
 
     ``affine`` is the scale and what `little_rows` subtracts times ``meta[1]``: the zero point of
-    unsigned activations (8-bit weights), or the sum of the signed ones (4-bit weights), whose bytes
-    stand in ``q``.
+    unsigned activations (8-bit weights), or the sum of the signed ones (weights below a byte), whose
+    bytes stand in ``q``.
     """
     padded, width = padded_inputs(k), chunk(isa, k)
-    signed = bits == 4
+    signed = bits in CODES
     levels = float(min(127, isa.activation_levels)) if signed else float(isa.activation_levels // 2)
 
     @T.prim_func(s_tir=True, private=True)
@@ -124,14 +138,19 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
     step, lanes, quads = isa.vector_bytes, isa.lanes, padded_inputs(k) // QUAD
     group = rows_per_group(isa, bits)
     padded = round_up(n, group)
-    groups, vectors = padded // group, group // lanes
-    loads = vectors // 2 if bits == 4 else vectors
-    size, length = groups * quads * loads * step, quads * QUAD
+    groups, vectors, shared = padded // group, group // lanes, 8 // bits
+    size, length = groups * quads * LOADS * step, quads * QUAD
+    # The lowest code of each of the four bytes of a lane.
+    mask = (2**bits - 1) * 0x01010101
 
-    def nibbles(packed, high: bool):
-        words = T.reinterpret(packed, dtype=f"int32x{lanes}")
-        shifted = words >> T.broadcast(4, lanes) if high else words
-        return T.reinterpret(shifted & T.broadcast(0x0F0F0F0F, lanes), dtype=f"int8x{step}")
+    def codes(packed, part):
+        words = T.reinterpret(packed, dtype=f"int32x{lanes}") >> T.broadcast(bits * part, lanes)
+        return T.reinterpret(words & T.broadcast(mask, lanes), dtype=f"int8x{step}")
+
+    def product(total, spread, packed, part):
+        if bits in CODES:
+            return dot4(isa, total, codes(packed, part), spread)
+        return dot4(isa, total, spread, packed)
 
     @T.prim_func(s_tir=True, private=True)
     def little(
@@ -155,17 +174,12 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
                     for c in T.serial(quads):
                         four: T.let = T.reinterpret(q[T.ramp(c * QUAD, 1, QUAD)], dtype="int32")
                         spread: T.let = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
-                        for v in T.unroll(loads):
-                            packed: T.let = weight[T.ramp(((g * quads + c) * loads + v) * step, 1, step)]
-                            if bits == 4:
-                                total[2 * v, T.ramp(0, 1, lanes)] = dot4(
-                                    isa, total[2 * v, T.ramp(0, 1, lanes)], nibbles(packed, False), spread
-                                )
-                                total[2 * v + 1, T.ramp(0, 1, lanes)] = dot4(
-                                    isa, total[2 * v + 1, T.ramp(0, 1, lanes)], nibbles(packed, True), spread
-                                )
-                            else:
-                                total[v, T.ramp(0, 1, lanes)] = dot4(isa, total[v, T.ramp(0, 1, lanes)], spread, packed)
+                        for v in T.unroll(vectors):
+                            load: T.let = (g * quads + c) * LOADS + v // shared
+                            packed: T.let = weight[T.ramp(load * step, 1, step)]
+                            total[v, T.ramp(0, 1, lanes)] = product(
+                                total[v, T.ramp(0, 1, lanes)], spread, packed, v % shared
+                            )
                     for v in T.unroll(vectors):
                         sums[T.ramp(v * lanes, 1, lanes)] = total[v, T.ramp(0, 1, lanes)]
                     for i in T.serial(T.min(group, n - g * group)):

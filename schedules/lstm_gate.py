@@ -19,13 +19,13 @@ def lstm_gate(isa: Isa, n_hidden: int, rule: str):
     """Return the kernel ``(given, hidden, c, spread, limits) -> (rows, count)``.
 
     Operands: ``given, hidden: f32[4h]`` the predicted halves (gate order i, o, f, g); ``c: f32[h]``;
-    ``spread: f32[4h]`` the little module's error per row; ``limits: f32[4]``. Result: ``rows:
-    i32[list_length(4h)]``, ``count: i32[1]``.
+    ``spread: f32[4h]`` the little module's error per row; ``limits: f32[4, 2]``, two for each gate (see
+    `schedules.gate`). Result: ``rows: i32[list_length(4h)]``, ``count: i32[1]``.
 
     ``damage``: with ``c' = f c + i g`` and ``D = o (1 - tanh^2 c')``, a row is open if its slope times
-    its spread exceeds ``limits[0]``; the slopes are ``D i (1-i) |g|``, ``o (1-o) |tanh c'|``,
-    ``D f (1-f) |c|`` and ``D i (1-g^2)``. ``activation``: i, o and f are open inside the sigmoid's
-    unsaturated band, between ``limits[1]`` and ``limits[2]``, g if ``|g| < limits[3]``.
+    its spread exceeds its gate's first limit; the slopes are ``D i (1-i) |g|``, ``o (1-o) |tanh c'|``,
+    ``D f (1-f) |c|`` and ``D i (1-g^2)``. ``activation``: a row is open if its gate's value lies between
+    its gate's limits, where sigmoid or tanh is not saturated.
     """
     h, width = n_hidden, chunk(isa, n_hidden)
     length = list_length(4 * h)
@@ -41,13 +41,13 @@ def lstm_gate(isa: Isa, n_hidden: int, rule: str):
         hidden: T.Buffer((4 * h,), "float32"),
         cell: T.Buffer((h,), "float32"),
         spread: T.Buffer((4 * h,), "float32"),
-        limits: T.Buffer((4,), "float32"),
+        limits: T.Buffer((4, 2), "float32"),
         rows: T.Buffer((length,), "int32"),
         count: T.Buffer((1,), "int32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         with T.sblock("gate"):
-            T.reads(given[0 : 4 * h], hidden[0 : 4 * h], cell[0:h], spread[0 : 4 * h], limits[0:4])
+            T.reads(given[0 : 4 * h], hidden[0 : 4 * h], cell[0:h], spread[0 : 4 * h], limits[0:4, 0:2])
             T.writes(rows[0:length], count[0])
             score = T.sblock_alloc_buffer((4 * h,), "float32")
             for part in T.serial(-(-h // width)):
@@ -61,21 +61,23 @@ def lstm_gate(isa: Isa, n_hidden: int, rule: str):
                     c: T.let = cell[span(j, width)]
                     shown: T.let = tanh(f * c + i * g)
                     through: T.let = o * (one - shown * shown)
-                    score[span(j, width)] = through * i * (one - i) * magnitude(g) * spread[span(j, width)] - limits[0]
+                    score[span(j, width)] = (
+                        through * i * (one - i) * magnitude(g) * spread[span(j, width)] - limits[0, 0]
+                    )
                     score[span(h + j, width)] = (
-                        o * (one - o) * magnitude(shown) * spread[span(h + j, width)] - limits[0]
+                        o * (one - o) * magnitude(shown) * spread[span(h + j, width)] - limits[1, 0]
                     )
                     score[span(2 * h + j, width)] = (
-                        through * f * (one - f) * magnitude(c) * spread[span(2 * h + j, width)] - limits[0]
+                        through * f * (one - f) * magnitude(c) * spread[span(2 * h + j, width)] - limits[2, 0]
                     )
                     score[span(3 * h + j, width)] = (
-                        through * i * (one - g * g) * spread[span(3 * h + j, width)] - limits[0]
+                        through * i * (one - g * g) * spread[span(3 * h + j, width)] - limits[3, 0]
                     )
                 else:
-                    score[span(j, width)] = T.min(i - limits[1], limits[2] - i)
-                    score[span(h + j, width)] = T.min(o - limits[1], limits[2] - o)
-                    score[span(2 * h + j, width)] = T.min(f - limits[1], limits[2] - f)
-                    score[span(3 * h + j, width)] = limits[3] - magnitude(g)
+                    score[span(j, width)] = T.min(i - limits[0, 0], limits[0, 1] - i)
+                    score[span(h + j, width)] = T.min(o - limits[1, 0], limits[1, 1] - o)
+                    score[span(2 * h + j, width)] = T.min(f - limits[2, 0], limits[2, 1] - f)
+                    score[span(3 * h + j, width)] = T.min(g - limits[3, 0], limits[3, 1] - g)
             list_open(score, rows, count)
 
     return gate

@@ -25,6 +25,7 @@ _HOMES = {
     "DualLibrary": "tvm_dual.library",
     "Plan": "tvm_dual.plan",
     "build": "tvm_dual.builder",
+    "finetune": "tvm_dual.builder",
     "load": "tvm_dual.library",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "TvmDualError",
     "__version__",
     "build",
+    "finetune",
     "load",
 ]
 

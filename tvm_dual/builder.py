@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from relay_passes.pipeline import Watch, prepare_pipeline
-from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from tvm_dual.calibration import check_calibration
-from tvm_dual.compiler import Compiler
-from tvm_dual.errors import DataError, PlanError, SetupError
+from tvm_dual.compiler import Compiler, checked_target
+from tvm_dual.container import made_folder
+from tvm_dual.errors import PlanError
+from tvm_dual.finetuning import check_torch, check_trainable
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
 from tvm_dual.observations import observe
@@ -60,13 +62,13 @@ def build(
         Carry recurrent states from call to call: they become inputs and outputs. Open extents, such as batch and
         time, become 1, so that a call is one step; with a fixed time it is that many.
     precision : str
-        Of the big modules: ``int8`` or ``fp32``. Little modules are always bytes or less.
+        Of the big modules: ``int8`` or ``fp32``. Little modules have one of their own, in the options.
     evaluate : callable, optional
         From a library to its quality, a number, higher is better. Without it quality is the agreement
         of the outputs with the dense model's on the calibration data (1 is equality).
     max_drop : float, optional
         How much lower than the dense fp32 model's the quality may be. Needed with `evaluate`; 0.05
-        without.
+        without. ``AdvancedOptions(closed_share=...)`` stands in its place.
     target : str
         ``native`` or a level: ``avx512_vnni``, ``avx512``, ``avx2``.
     threads : int
@@ -86,6 +88,8 @@ def build(
     ModelError, DataError, EvaluationError, PlanError, SetupError
         All of them `TvmDualError`; nothing is left behind.
     """
+    if options is not None and options.finetune_steps:
+        check_torch()
     builder = Builder(
         model,
         calibration,
@@ -98,6 +102,47 @@ def build(
         dump=dump,
     )
     return builder.build(precision, evaluate=evaluate, max_drop=max_drop, options=options)
+
+
+def finetune(
+    model, calibration: Iterable, *, steps: int = 400, options: AdvancedOptions | None = None, **arguments
+) -> DualLibrary:
+    """Build as `build` does, with little modules trained under the gate where that judges better.
+
+    What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers; the model
+    itself stays as it is. Trained modules are used if they judge better than the closed form that they
+    started from; the report compares the two.
+
+    Parameters
+    ----------
+    model, calibration, options
+        As `build` takes them; the calibration streams should be long, a few thousand calls in all or more.
+    steps : int
+        Steps of gradient descent for each layer.
+    **arguments
+        What else `build` takes.
+
+    Returns
+    -------
+    DualLibrary
+
+    Raises
+    ------
+    SetupError
+        If torch is not installed.
+    PlanError
+        If `steps` is less than one, no layer of the model can be trained, or the options leave nothing gated.
+    DataError
+        If the streams are too short to train on.
+    TvmDualError
+        As `build` does.
+    """
+    options = options or AdvancedOptions()
+    if not isinstance(steps, int) or steps < 1:
+        raise PlanError(f"fine-tuning: steps={steps!r}; accepted: 1 or more")
+    if options.mode != "dual":
+        raise PlanError(f"fine-tuning: mode {options.mode!r} gates nothing; accepted: mode 'dual'")
+    return build(model, calibration, options=replace(options, finetune_steps=steps), **arguments)
 
 
 class Builder:
@@ -120,14 +165,14 @@ class Builder:
         check_compiler()
         check_linker()
         self._progress = progress or (lambda phase, done, total: None)
-        isa = _checked_target(target, threads)
+        isa = checked_target(target, threads)
 
         # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
         imported = import_model(model, example_inputs, dynamic_shapes=dynamic_shapes, streaming=streaming)
         module = prepare_pipeline()(imported)
         self._sites = {site.name: site for site in find_sites(module)}
         self._compiler = Compiler(
-            module, list(self._sites.values()), isa, threads, Watch(dump=_made_folder(dump)) if dump else None
+            module, list(self._sites.values()), isa, threads, Watch(dump=made_folder(dump)) if dump else None
         )
 
         # 2. Calibrate: run the exact model on the data, note what each layer reads.
@@ -158,6 +203,13 @@ class Builder:
         With `plan`, an earlier one's forms and bounds are used and nothing is searched.
         """
         model = self.model(precision, options)
+        model.options.check_use({site.kind for site in model.sites.values()}, max_drop)
+        if model.options.closed_share is not None:
+            max_drop = math.inf
+        if model.options.finetune_steps and model.options.mode == "dual":
+            kept = model.options.keep_dense
+            sites = {name: site for name, site in model.sites.items() if name not in kept}
+            check_trainable(sites, model.observations)
         # 3. Judge: what the dense model's quality is, and what may be lost.
         quality = make_quality(self._dense, self._data, evaluate, max_drop)
 
@@ -190,34 +242,3 @@ class Builder:
             tuple(site for name, site in self._sites.items() if name not in self._observations),
             self._known,
         )
-
-
-def _made_folder(dump: str | Path) -> Path:
-    folder = Path(dump)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise DataError(f"dump '{folder}': cannot be written; accepted: a folder, or a name for one")
-    return folder
-
-
-def _checked_target(target: str, threads: int) -> str:
-    if not isinstance(threads, int) or not 1 <= threads <= available_cores():
-        raise PlanError(f"threads: found {threads!r}; accepted: 1 to {available_cores()}, the cores of this process")
-    native = native_isa()
-    if native is None:
-        raise SetupError(f"this CPU ({cpu_name()}) has no AVX2; building needs to measure, so build on one that has it")
-    names = list(ISAS)
-    if target == "native":
-        return native.name
-    if target not in names:
-        raise PlanError(f"target {target!r} is not known; accepted: native, {', '.join(names)}")
-    if names.index(target) < names.index(native.name):
-        raise PlanError(
-            f"target {target!r} does not run on this CPU ({cpu_name()}), and building measures on it; "
-            f"accepted here: native, {', '.join(names[names.index(native.name) :])}"
-        )
-    return target

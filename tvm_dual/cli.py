@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tvm_dual.errors import PlanError, TvmDualError
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--target", default="native", help="native, avx512_vnni, avx512 or avx2")
     build.add_argument("--threads", type=int, default=1)
     build.add_argument("--max-drop", type=float, help="allowed loss of agreement with the dense model (0.05)")
+    build.add_argument(
+        "--finetune", type=int, metavar="STEPS", help="train little modules of recurrent layers, e.g. 400 steps each"
+    )
     build.add_argument("--dump", help="folder for the module after each phase")
     build.set_defaults(run=_build)
 
@@ -71,15 +75,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from tvm_dual.builder import build
+    from tvm_dual.builder import build, finetune
     from tvm_dual.calibration_file import read_calibration
     from tvm_dual.console import progress_bars
     from tvm_dual.container import refuse_unwritable
 
     calibration = read_calibration(options.calibration)
     refuse_unwritable(Path(options.out), "--out")
+    make = build if options.finetune is None else partial(finetune, steps=options.finetune)
     with progress_bars() as progress:
-        library = build(
+        library = make(
             options.model,
             calibration,
             streaming=options.streaming,

@@ -14,8 +14,10 @@ from tvm import IRModule, relax
 from relay_passes.expose_inputs import ExposeInputs
 from relay_passes.pipeline import Watch, dual_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules.cpu import ISAS, tvm_target
+from schedules.cpu import ISAS, available_cores, cpu_name, native_isa, tvm_target
 from tvm_dual.container import write_container
+from tvm_dual.errors import PlanError, SetupError
+from tvm_dual.gates import every_gate_open
 from tvm_dual.library import DualLibrary, load
 from tvm_dual.little import FittedLittle
 from tvm_dual.metadata import Metadata, Tensor, current_versions
@@ -113,7 +115,7 @@ class Compiler:
         """Thresholds that open every row."""
         site = self._sites[name]
         if site.hidden:
-            return np.array([[-1.0, -1.0, 2.0, 2.0]], "float32")
+            return every_gate_open(site.kind)[None]
         n = site.weight.shape[0]
         return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]
 
@@ -150,6 +152,34 @@ class Compiler:
         if site.kind == "gru":
             return site.hidden * (1, 2)[position]
         return site.weight.shape[0]
+
+
+def checked_target(target: str, threads: int) -> str:
+    """Return the name of an instruction set level, for ``native`` or a level that runs here.
+
+    Raises
+    ------
+    PlanError
+        If the level is not known or does not run on this CPU, or there are not that many cores.
+    SetupError
+        If no level runs on this CPU.
+    """
+    if not isinstance(threads, int) or not 1 <= threads <= available_cores():
+        raise PlanError(f"threads: found {threads!r}; accepted: 1 to {available_cores()}, the cores of this process")
+    native = native_isa()
+    if native is None:
+        raise SetupError(f"this CPU ({cpu_name()}) has no AVX2; building needs to measure, so build on one that has it")
+    names = list(ISAS)
+    if target == "native":
+        return native.name
+    if target not in names:
+        raise PlanError(f"target {target!r} is not known; accepted: native, {', '.join(names)}")
+    if names.index(target) < names.index(native.name):
+        raise PlanError(
+            f"target {target!r} does not run on this CPU ({cpu_name()}), and building measures on it; "
+            f"accepted here: native, {', '.join(names[names.index(native.name) :])}"
+        )
+    return target
 
 
 def _tensor(name: str, type_: relax.TensorType) -> Tensor:

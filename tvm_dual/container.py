@@ -103,3 +103,16 @@ def read_container(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
     elf, packed, _ = lengths
     arrays = np.load(io.BytesIO(body[elf : elf + packed]))
     return json.loads(body[elf + packed :]), {name: arrays[name] for name in arrays.files}
+
+
+def made_folder(dump: str | Path) -> Path:
+    """Return the folder that the module is dumped to, made if it is not there; a DataError if it cannot be written."""
+    folder = Path(dump)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise DataError(f"dump '{folder}': cannot be written; accepted: a folder, or a name for one")
+    return folder

@@ -58,6 +58,7 @@ def bytes_read(
             total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
     if little is not None:
         module = little.module
-        total += sum(p.shape[0] * round_up(p.shape[1], isa.row_bytes) for p in module.projections)
+        size = element_bytes("fp32" if module.bits == 32 else "int8")
+        total += sum(p.shape[0] * round_up(p.shape[1] * size, isa.row_bytes) for p in module.projections)
         total += np.prod(module.weight.shape) * module.bits / 8
     return float(total)

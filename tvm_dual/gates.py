@@ -5,13 +5,16 @@
     (what the next layers multiply the unit by) x (slope of the nonlinearity) x (error of the row)
 
 With the error's standard deviation known from calibration, the bound turns into a band of
-predicted pre-activations per row for a dense layer (`band`), and into one number for a recurrent
-one, whose slopes depend on the state (`schedules.gate`, `schedules.lstm_gate`). ``activation`` is
+predicted pre-activations per row for a dense layer, and into one number per gate for a recurrent
+layer, whose slopes depend on the state (`schedules.gate`, `schedules.lstm_gate`). ``activation`` is
 the rule of dual-module inference (ICML 2020, equation 5): a row is sensitive unless the predicted
 value lies in the flat region of the nonlinearity, whatever the error.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from scipy.special import ndtri
@@ -20,6 +23,11 @@ from tvm_dual.errors import PlanError
 from tvm_dual.sites import Site
 
 RULES = ("damage", "activation")
+#: Gates of recurrent layers, in the order of their rows; all but the candidates are sigmoids.
+GATES = {"gru": ("z", "r", "n"), "lstm": ("i", "o", "f", "g")}
+CANDIDATES = ("n", "g")
+#: One bound for all gates.
+EQUAL: Mapping[str, float] = MappingProxyType({})
 #: Effort multiplies what a row's damage counts; 0 closes every row, infinity opens every row.
 EFFORTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, float("inf"))
 #: Stands for "no bound" in thresholds.
@@ -41,7 +49,19 @@ def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
     return np.sqrt(sum((m.astype("float64") ** 2).sum(axis=0) for m in matrices)).astype("float32")
 
 
-def thresholds(site: Site, rule: str, limit: float, spread: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def gate_factors(kind: str, factors: Mapping[str, float]) -> np.ndarray:
+    """Return what each gate's bound is multiplied by, ``(gates,)``; gates that are not named have 1."""
+    return np.array([factors.get(gate, 1.0) for gate in GATES[kind]])
+
+
+def thresholds(
+    site: Site,
+    rule: str,
+    limit: float,
+    spread: np.ndarray,
+    weights: np.ndarray,
+    factors: Mapping[str, float] = EQUAL,
+) -> np.ndarray:
     """Return the thresholds of all `EFFORTS`.
 
     Parameters
@@ -57,11 +77,13 @@ def thresholds(site: Site, rule: str, limit: float, spread: np.ndarray, weights:
         Error per row: ``(n,)`` for a dense layer.
     weights : ndarray, float32
         From `unit_weights`.
+    factors : mapping of str to float
+        What the bounds of single gates of a recurrent layer are multiplied by.
 
     Returns
     -------
     ndarray, float32
-        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, 4)`` for a recurrent one.
+        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, gates, 2)`` for a recurrent one.
 
     Raises
     ------
@@ -70,26 +92,38 @@ def thresholds(site: Site, rule: str, limit: float, spread: np.ndarray, weights:
     """
     if rule not in RULES:
         raise PlanError(f"gate rule {rule!r} is not known; accepted: {', '.join(RULES)}")
-    return np.stack([_at_effort(site, rule, limit, spread, weights, effort) for effort in EFFORTS]).astype("float32")
-
-
-def _at_effort(site, rule, limit, spread, weights, effort) -> np.ndarray:
-    bound = FAR if effort == 0 else limit / effort
-    if rule == "activation":
-        bound = min(bound, 0.5)
+    bounds = [FAR if effort == 0 else limit / effort for effort in EFFORTS]
     if site.hidden:
-        if rule == "damage":
-            return np.array([-1.0 if effort == float("inf") else bound, 0, 0, 0])
-        if effort == float("inf"):
-            return np.array([0, -1.0, 2.0, 2.0])
-        return np.array([0, bound, 1 - bound, 1 - 2 * bound])
+        found = [_limits(site.kind, rule, bound, factors) for bound in bounds]
+        found[-1] = every_gate_open(site.kind)
+    else:
+        found = [_band(site, rule, *at, spread, weights) for at in zip(bounds, EFFORTS, strict=True)]
+    return np.stack(found).astype("float32")
+
+
+def every_gate_open(kind: str) -> np.ndarray:
+    """Return the limits, float32 (gates, 2), that open every row of a recurrent layer by either rule."""
+    return np.tile(np.array([-2.0, 2.0], "float32"), (len(GATES[kind]), 1))
+
+
+def _limits(kind: str, rule: str, bound: float, factors: Mapping[str, float]) -> np.ndarray:
+    bounds = bound * gate_factors(kind, factors)
+    if rule == "damage":
+        return np.stack([bounds, np.zeros_like(bounds)], axis=1)
+    margin = np.minimum(bounds, 0.5)
+    # The band of a tanh is that of a sigmoid, stretched.
+    is_tanh = np.isin(GATES[kind], CANDIDATES)
+    return np.stack([np.where(is_tanh, 2 * margin - 1, margin), np.where(is_tanh, 1 - 2 * margin, 1 - margin)], axis=1)
+
+
+def _band(site, rule, bound, effort, spread, weights) -> np.ndarray:
     n = site.weight.shape[0]
     if effort == float("inf"):
         return np.stack([np.full(n, -FAR), np.full(n, FAR)])
     if effort == 0:
         return np.stack([np.full(n, FAR), np.full(n, -FAR)])
     if rule == "activation":
-        return _activation_band(site.activation, bound, spread)
+        return _activation_band(site.activation, min(bound, 0.5), spread)
     return _damage_band(site.activation, bound, np.maximum(spread * weights, 1e-20), np.maximum(spread, 1e-20))
 
 

@@ -16,10 +16,12 @@ import numpy as np
 from scipy.linalg import eigh
 
 from relay_passes.products import LittleModule
-from schedules.quantize import quantize_rows
+from schedules.quantize import clip_rows, stored_rows
 from tvm_dual.errors import PlanError
 
 PROJECTIONS = ("reduced_rank", "pca", "random")
+#: Bits of little weights; 32 is float32, projections and inputs included.
+LITTLE_BITS = (32, 8, 4, 2)
 #: Share of the mean input variance added to every direction before a system is solved.
 RIDGE = 1e-4
 #: Share (as an exponent) of a direction's weight that its activation takes over. Measured on NSNet2's
@@ -79,7 +81,7 @@ def fit_little(
     projection : str
         One of `PROJECTIONS`.
     bits : int
-        Precision of the little weights, 8 or 4.
+        Precision of the little weights, one of `LITTLE_BITS`.
     importance : ndarray, float32, (n,), optional
         How much an error of each row matters; directs the reduced-rank projection.
     seed : int
@@ -90,10 +92,10 @@ def fit_little(
     PlanError
         If `projection` or `bits` is not known.
     """
-    if projection not in PROJECTIONS or bits not in (4, 8):
+    if projection not in PROJECTIONS or bits not in LITTLE_BITS:
         raise PlanError(
-            f"little module: projection {projection!r} at {bits} bits; "
-            f"accepted: {', '.join(PROJECTIONS)} at 4 or 8 bits"
+            f"little module: projection {projection!r} at {bits} bits; accepted: {', '.join(PROJECTIONS)} "
+            f"at {', '.join(map(str, LITTLE_BITS))} bits"
         )
     x = np.concatenate(inputs, axis=1)
     mean, centered = x.mean(axis=0), x - x.mean(axis=0)
@@ -108,12 +110,15 @@ def fit_little(
     directions = _scaled(directions, covariance, centered, targets)
     splits = np.cumsum([a.shape[1] for a in inputs])[:-1]
     projections = tuple(np.ascontiguousarray(p) for p in np.split(directions, splits, axis=1))
-    stored = np.concatenate([quantize_rows(p).dequantized() for p in projections], axis=1)
+    stored = np.concatenate([stored_rows(p, max(bits, 8)) for p in projections], axis=1)
     center = (stored @ mean).astype("float32")
-    z = _as_bytes(x @ stored.T - center)
-    weight = _ridge(z, targets)
-    stored_weight = quantize_rows(weight, bits).dequantized()
-    residual = targets - z @ stored_weight.T
+    z = x @ stored.T - center
+    if bits == 32:
+        weight = _ridge(z, targets)
+    else:
+        z = _as_bytes(z)
+        weight = clip_rows(_ridge(z, targets), bits, (z**2).mean(axis=0))
+    residual = targets - z @ stored_rows(weight, bits).T
     bias = residual.mean(axis=0).astype("float32")
     module = LittleModule(projections, center, weight, bias, bits)
     return FittedLittle(module, residual.std(axis=0).astype("float32"))

@@ -43,6 +43,8 @@ class SitePlan:
         Bytes of weights read per call, little module included, mean over the calibration data.
     reason : str
         Why this form, in words.
+    gate_factors : tuple of float
+        What the bound is multiplied by for each gate of a recurrent layer.
     """
 
     name: str
@@ -60,6 +62,7 @@ class SitePlan:
     weight_bytes: int = 0
     bytes_read: float = 0.0
     reason: str = ""
+    gate_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,33 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """Trained little modules beside the closed form they started from.
+
+    Attributes
+    ----------
+    steps : int
+        Of gradient descent.
+    closed_form, tuned : Trial
+        Both at one bound of the damage rule. The trained ones are kept if their quality is higher.
+    closed_form_in_budget, tuned_in_budget : Trial or None
+        Both at the bound that the quality budget leaves each of them, by the rule that the plan follows. None
+        where nothing was kept, or where no bound met the budget.
+    """
+
+    steps: int
+    closed_form: Trial
+    tuned: Trial
+    closed_form_in_budget: Trial | None = None
+    tuned_in_budget: Trial | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the trained little modules are used."""
+        return self.tuned.quality > self.closed_form.quality
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole model's plan.
 
@@ -110,6 +140,8 @@ class Plan:
         SHA-256 of the calibration data.
     samples : int
         Calls that calibration observed.
+    finetuning : FineTuning or None
+        None if nothing was trained.
     version : int
     """
 
@@ -127,6 +159,7 @@ class Plan:
     calibration_hash: str
     samples: int
     trials: tuple[Trial, ...] = field(default_factory=tuple)
+    finetuning: FineTuning | None = None
     version: int = PLAN_VERSION
 
     def to_json(self) -> str:

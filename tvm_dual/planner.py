@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
 from schedules.cpu import ISAS
 from tvm_dual.cost import bytes_read, weight_bytes
 from tvm_dual.errors import PlanError
-from tvm_dual.gates import EFFORTS, FAR, RULES
+from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
+from tvm_dual.judging import compare_in_budget, tune
 from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
-from tvm_dual.search import WORTH, Search, best_exact, best_gated, provisional_limit, search_limit
+from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
 from tvm_dual.variants import Fits, Model, Variant, exact_form, mode_form
-
-#: The bound that fine-tuned modules are compared at, as a multiple of the provisional one.
-TYPICAL = 4.0
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -31,42 +30,37 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     fits = Fits(model)
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
-        return _final(model, only, None, _plan(model, quality, only, None, []))
+        return _final(fits, only, None, _plan(model, quality, only, None))
     exact = best_exact(model, fits, progress)
     exact_time = median_microseconds([exact.library], model.longest)[0]
     gated = best_gated(model, fits, exact, progress)
-    searches = []
+    searches, finetuning = [], None
     if gated is not None:
-        _finetune(model, quality, fits, gated, progress)
+        finetuning = tune(model, quality, fits, gated, progress)
         rules = RULES if model.options.rule == "auto" else (model.options.rule,)
-        searches = [search_limit(model, quality, fits.variant(gated.forms, rule), progress) for rule in rules]
+        bound = search_limit if model.options.closed_share is None else close_share
+        searches = [bound(model, quality, fits.variant(gated.forms, rule), progress) for rule in rules]
     trials = [trial for found in searches for trial in found.trials]
-    accepted = [found for found in searches if found.limit is not None]
-    best = min(accepted, key=lambda found: found.microseconds, default=None)
-    if best is None or best.microseconds > WORTH * exact_time:
-        plan = _plan(model, quality, exact, None, trials)
+    best = _best(model, searches)
+    if best is not None:
+        finetuning = compare_in_budget(model, quality, fits, gated, finetuning, best, progress)
+    searched = {"trials": tuple(trials), "finetuning": finetuning}
+    if best is None or best.found.microseconds > WORTH * exact_time:
+        plan = _plan(model, quality, exact, None, **searched)
         _check_exact(quality, plan)
-        return _final(model, exact, None, plan)
-    if best.limit == FAR:
+        return _final(fits, exact, None, plan)
+    if best.found.limit == FAR:
         alone = fits.variant({name: _without_gates(form) for name, form in best.variant.forms.items()})
-        return _final(model, alone, None, _plan(model, quality, alone, None, trials))
-    return _final(model, best.variant, best.limit, _plan(model, quality, best.variant, best, trials))
+        return _final(fits, alone, None, _plan(model, quality, alone, None, **searched))
+    return _final(fits, best.variant, best.found.limit, _plan(model, quality, best.variant, best.found, **searched))
 
 
-def _finetune(model: Model, quality: Quality, fits: Fits, gated: Variant, progress) -> None:
-    """Train little modules, and keep the trained ones if they judge better at one and the same bound."""
-    if not model.options.finetune_steps:
-        return
-    limit = provisional_limit(model, gated)
-    if not fits.finetune(gated.forms, limit, progress):
-        return
-    tuned = fits.variant(gated.forms)
-    values = []
-    for variant in (gated, tuned):
-        variant.set_limit(limit * TYPICAL)
-        values.append(quality.judge(variant.library))
-    if values[1] <= values[0]:
-        fits.forget_tuned(gated.forms)
+def _best(model: Model, searches: list[Search]) -> Search | None:
+    """Return the fastest within the budget; where equally many rows are closed, the one of the highest quality."""
+    accepted = [search for search in searches if search.found is not None]
+    if model.options.closed_share is not None:
+        return max(accepted, key=lambda search: search.found.quality, default=None)
+    return min(accepted, key=lambda search: search.found.microseconds, default=None)
 
 
 def _check_exact(quality: Quality, plan: Plan) -> None:
@@ -103,29 +97,31 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
             )
     rules = {site.rule for site in plan.sites if site.rule} or {"damage"}
     limit = ({site.limit for site in plan.sites if site.rule} or {None}).pop()
+    factors = [zip(GATES[site.kind], site.gate_factors, strict=True) for site in planned.values() if site.gate_factors]
+    options = replace(model.options, gate_factors=dict(itertools.chain(*factors)))
+    model = replace(model, options=options)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if limit is not None and any(site.tuned for site in planned.values()):
-        fits.finetune(forms, limit / TYPICAL, progress)
+        fits.finetune(forms, limit, progress)
     variant = fits.variant(forms, rules.pop())
-    if limit is not None:
-        variant.set_limit(limit)
-    search = None if limit is None else Search(variant, [], limit, quality.judge(variant.library), 0.0)
-    return _final(model, variant, limit, _plan(model, quality, variant, search, []))
+    found = None if limit is None else try_limit(model, quality, variant, limit)
+    return _final(fits, variant, limit, _plan(model, quality, variant, found))
 
 
-def _final(model: Model, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
-    return Fits(model).variant(variant.forms, variant.rule, limit, plan).library
+def _final(fits: Fits, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
+    return fits.variant(variant.forms, variant.rule, limit, plan).library
 
 
-def _plan(model: Model, quality: Quality, variant: Variant, search: Search | None, trials: list[Trial]) -> Plan:
-    if search is not None:
-        variant.set_limit(search.limit)
+def _plan(model: Model, quality: Quality, variant: Variant, found: Trial | None, **searched) -> Plan:
+    """Return the plan of a variant, gated at the bound of `found`; `searched` is what else the plan should say."""
+    if found is not None:
+        variant.set_limit(found.limit)
     shares = open_share(variant.library, model.data.streams) if variant.fits else {}
     reference = model.compiler.compile(
         {name: model.compiler.form(model.precision, *exact_form(site, False)) for name, site in model.sites.items()}
     )
     dense_time, time = median_microseconds([reference, variant.library], model.longest)
-    sites = tuple(_site_plan(model, site, variant, search, shares.get(name, 1.0)) for name, site in model.sites.items())
+    sites = tuple(_site_plan(model, site, variant, found, shares.get(name, 1.0)) for name, site in model.sites.items())
     return Plan(
         sites=(*sites, *(_left_plan(site) for site in model.left)),
         precision=model.precision,
@@ -133,14 +129,14 @@ def _plan(model: Model, quality: Quality, variant: Variant, search: Search | Non
         threads=model.compiler.threads,
         quality_kind=quality.kind,
         dense_quality=quality.dense,
-        quality=search.quality if search else quality.judge(variant.library),
+        quality=found.quality if found else quality.judge(variant.library),
         max_drop=quality.max_drop,
         dense_microseconds=dense_time,
         microseconds=time,
         efforts=EFFORTS,
         calibration_hash=model.data.digest,
         samples=model.data.calls,
-        trials=tuple(trials),
+        **searched,
     )
 
 
@@ -151,7 +147,7 @@ def _left_plan(site: Site) -> SitePlan:
     return SitePlan(site.name, site.kind, *forms, "fp32", weight_bytes=size, bytes_read=size, reason=why)
 
 
-def _site_plan(model: Model, site: Site, variant: Variant, search: Search | None, density: float) -> SitePlan:
+def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, density: float) -> SitePlan:
     forms, fit = variant.forms[site.name], variant.fits.get(site.name)
     read = bytes_read(
         site,
@@ -180,7 +176,10 @@ def _site_plan(model: Model, site: Site, variant: Variant, search: Search | None
             tuned=fit.tuned,
         )
     if "rows" in forms:
-        plan = replace(plan, rule=variant.rule, limit=search.limit, density=density)
+        plan = replace(plan, rule=variant.rule, limit=found.limit, density=density)
+        if site.hidden:
+            factors = gate_factors(site.kind, model.options.gate_factors)
+            plan = replace(plan, gate_factors=tuple(map(float, factors)))
     return plan
 
 

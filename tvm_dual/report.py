@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from tvm_dual.plan import Plan
+from tvm_dual.plan import FineTuning, Plan
 
 _HEADER = ("site", "input", "state", "little module", "open rows", "bytes read", "why")
 
@@ -60,7 +60,7 @@ class Report:
             f"time per call: {plan.microseconds:.0f} us, dense {plan.dense_microseconds:.0f} us "
             f"({plan.dense_microseconds / plan.microseconds:.2f}x)",
             f"quality ({plan.quality_kind}): {plan.quality:.4g}, dense {plan.dense_quality:.4g}, "
-            f"allowed drop {plan.max_drop:.4g}",
+            + ("no budget" if plan.max_drop == float("inf") else f"allowed drop {plan.max_drop:.4g}"),
             f"weights read per call: {self.bytes_read / 1e6:.2f} MB ({self.density:.0%})",
         ]
         best = {}
@@ -72,4 +72,22 @@ class Report:
                 f"rule {rule}: {trial.density:.1%} of the gated rows open, {trial.microseconds:.0f} us, "
                 f"quality {trial.quality:.4g}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *_finetuning_lines(plan.finetuning)])
+
+
+def _finetuning_lines(found: FineTuning | None) -> list[str]:
+    """Say what fine-tuning changed."""
+    if found is None:
+        return []
+    closed, tuned = found.closed_form, found.tuned
+    lines = [
+        f"fine-tuning, {found.steps} steps: {'used' if found.kept else 'not used'}; at one bound quality "
+        f"{tuned.quality:.4g} ({tuned.density:.1%} open), closed form {closed.quality:.4g} ({closed.density:.1%} open)"
+    ]
+    if found.tuned_in_budget is not None:
+        closed, tuned = (
+            f"{trial.density:.1%} open, {trial.microseconds:.0f} us" if trial else "no bound meets it"
+            for trial in (found.closed_form_in_budget, found.tuned_in_budget)
+        )
+        lines.append(f"within the budget: fine-tuned {tuned}; closed form {closed}")
+    return lines

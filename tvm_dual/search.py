@@ -21,6 +21,10 @@ LADDER = {
     "damage": tuple(1.6 / 2**i for i in range(11)),
     "activation": tuple(0.5 / 2**i for i in range(12)),
 }
+#: Bounds between which every share of closed rows lies, by either rule.
+BRACKET = (1e-9, 1e4)
+#: How close a wanted share must come, streams that it is measured on, and halvings at most: a rule may jump.
+TOLERANCE, SHARE_STREAMS, HALVINGS = 0.004, 8, 32
 #: Calls of each stream that density is measured on.
 DENSITY_CALLS = 200
 #: Rows open while forms are compared, before the bound is known.
@@ -29,30 +33,26 @@ PROVISIONAL_DENSITY = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The result of a search for one rule: `limit` is None if no bound met the budget."""
+    """The bound found for one rule: `found` is None if none met the budget."""
 
     variant: Variant
     trials: list[Trial]
-    limit: float | None
-    quality: float
-    microseconds: float
+    found: Trial | None
 
 
-def search_limit(model: Model, quality: Quality, variant: Variant, progress) -> Search:
-    """Find the largest bound, that is the fewest open rows, within the quality budget."""
+def search_limit(model: Model, quality: Quality, variant: Variant, progress, highest: float | None = None) -> Search:
+    """Find the largest bound up to `highest`, that is the fewest open rows, within the quality budget."""
     ladder, trials = LADDER[variant.rule], []
     if variant.rule == "damage":
         # First the little modules alone: where they meet the budget, nothing needs a gate.
         ladder = (FAR, *ladder)
+    if highest is not None:
+        ladder = (highest, *(limit for limit in ladder if limit < highest))
     total = len(ladder) + model.options.search_steps
 
     def attempt(limit: float) -> Trial:
         progress(f"thresholds, rule {variant.rule}", len(trials), total)
-        variant.set_limit(limit)
-        value = quality.judge(variant.library)
-        density = _density(variant.library, model.data.streams)
-        time = median_microseconds([variant.library], model.longest, rounds=3)[0]
-        trials.append(Trial(variant.rule, limit, density, value, time))
+        trials.append(try_limit(model, quality, variant, limit))
         return trials[-1]
 
     failed = found = None
@@ -69,9 +69,50 @@ def search_limit(model: Model, quality: Quality, variant: Variant, progress) -> 
         else:
             failed = trial.limit
     progress(f"thresholds, rule {variant.rule}", total, total)
-    if found is None:
-        return Search(variant, trials, None, float("nan"), float("inf"))
-    return Search(variant, trials, found.limit, found.quality, found.microseconds)
+    return Search(variant, trials, found)
+
+
+def try_limit(model: Model, quality: Quality, variant: Variant, limit: float) -> Trial:
+    """Return what becomes of the model at a bound."""
+    variant.set_limit(limit)
+    value = quality.judge(variant.library)
+    density = _density(variant.library, model.data.streams)
+    time = median_microseconds([variant.library], model.longest, rounds=3)[0]
+    return Trial(variant.rule, limit, density, value, time)
+
+
+def close_share(model: Model, quality: Quality, variant: Variant, progress) -> Search:
+    """Take the bound that closes the wanted share of rows, whatever the quality."""
+    phase = f"thresholds, rule {variant.rule}"
+    progress(phase, 0, 1)
+    trial = try_limit(model, quality, variant, limit_at_share(variant, model.options.closed_share))
+    progress(phase, 1, 1)
+    return Search(variant, [trial], trial)
+
+
+def limit_at_share(variant: Variant, closed: float) -> float:
+    """Return the bound at which the share `closed` of all gated rows is closed, above 0; 1 closes all.
+
+    The share is reached on the calibration data, as far as the rule can: it may jump, and rows without a
+    nonlinearity are always open to the activation rule. The thresholds of the variant's library are changed.
+    """
+    if closed == 1:
+        return FAR
+    low, high = BRACKET
+    for _ in range(HALVINGS):
+        limit = float(np.sqrt(low * high))
+        variant.set_limit(limit)
+        found = 1 - share_open(variant)
+        if abs(found - closed) <= TOLERANCE:
+            break
+        # A higher bound closes more rows.
+        low, high = (limit, high) if found < closed else (low, limit)
+    return limit
+
+
+def share_open(variant: Variant) -> float:
+    """Return open rows / gated rows, as `limit_at_share` measures it."""
+    return _density(variant.library, variant.model.data.streams[:SHARE_STREAMS])
 
 
 def best_exact(model: Model, fits: Fits, progress) -> Variant:
@@ -95,7 +136,7 @@ def best_exact(model: Model, fits: Fits, progress) -> Variant:
 
 
 def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | None:
-    """Choose which matrices are gated, by time in the whole model at a provisional density."""
+    """Choose which matrices are gated, by time in the whole model at the share of open rows to expect."""
     start = {}
     for name, site in model.sites.items():
         form = exact.forms[name]
@@ -142,7 +183,9 @@ def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
 
 
 def provisional_limit(model: Model, variant: Variant) -> float:
-    """Return the bound that opens about `PROVISIONAL_DENSITY` of the gated rows."""
+    """Return the bound that opens about `PROVISIONAL_DENSITY` of the gated rows, or as many as are wanted."""
+    if model.options.closed_share is not None:
+        return limit_at_share(variant, model.options.closed_share)
     ladder = LADDER[variant.rule]
     for limit in ladder:
         variant.set_limit(limit)

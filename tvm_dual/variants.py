@@ -12,7 +12,7 @@ from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_site
-from tvm_dual.gates import EFFORTS, thresholds
+from tvm_dual.gates import EFFORTS, gate_factors, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.observations import Observations
 from tvm_dual.options import AdvancedOptions
@@ -81,42 +81,44 @@ class Fits:
 
     def __init__(self, model: Model) -> None:
         """Take up what `model` knows already."""
-        self._model = model
+        self._model, self._uses_tuned = model, False
         self._means = {
             name: tuple(values.mean(axis=0) for values in seen.inputs) for name, seen in model.observations.items()
         }
 
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
-        """Return a site's little module: the fine-tuned one if there is one, else the closed form."""
+        """Return a site's little module: after `finetune` the trained one if there is one, else the closed form."""
         closed = self._closed_form(name, forms)
-        return self._model.known.get(self._tuned(name, forms), closed)
+        return self._model.known.get(self._tuned(name, forms), closed) if self._uses_tuned else closed
 
     def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> bool:
-        """Train the little modules of gated recurrent sites under the bound `limit`, once; say if there are any."""
-        model, steps, any_trained = self._model, self._model.options.finetune_steps, False
+        """Train the little modules of gated recurrent sites around the bound `limit`, once; say if there are any."""
+        model, steps = self._model, self._model.options.finetune_steps
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
             if not steps or "rows" not in form or not can_finetune(site, observed):
                 continue
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
-                model.known[key] = finetune(site, self._closed_form(name, form), observed, limit, steps, report)
-            any_trained = True
-        return any_trained
+                limits = limit * gate_factors(site.kind, model.options.gate_factors)
+                model.known[key] = finetune(site, self._closed_form(name, form), observed, limits, steps, report)
+            self._uses_tuned = True
+        return self._uses_tuned
 
-    def forget_tuned(self, forms: Forms) -> None:
+    def forget_tuned(self) -> None:
         """Go back to the closed forms."""
-        for name, form in forms.items():
-            self._model.known.pop(self._tuned(name, form), None)
+        self._uses_tuned = False
 
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
         site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
         inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
-        return name, both, options.site_size(name, inputs), options.projection, options.little_bits
+        return name, both, options.site_size(name, inputs, len(site.weight)), options.projection, options.little_bits
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
-        return *self._key(name, forms), "tuned", self._model.options.finetune_steps
+        options = self._model.options
+        under = (options.closed_share, *sorted(options.gate_factors.items()))
+        return *self._key(name, forms), "tuned", options.finetune_steps, under
 
     def _closed_form(self, name: str, forms: tuple[str, str]) -> SiteFit:
         model, key = self._model, self._key(name, forms)
@@ -129,8 +131,23 @@ class Fits:
     def variant(
         self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None
     ) -> Variant:
-        model = self._model
+        """Return the model in the given forms, its gates at `limit` or open; with `plan`, as a product."""
         fits = {name: self.fit(name, form) for name, form in forms.items() if {"rows", "little"} & set(form)}
+        return self._compiled(forms, fits, rule, limit, plan)
+
+    def ruled(self, variant: Variant, rule: str) -> Variant:
+        """Return `variant`, with the little modules that it has, under a gate rule."""
+        return variant if rule == variant.rule else self._compiled(variant.forms, variant.fits, rule)
+
+    def _compiled(
+        self,
+        forms: Forms,
+        fits: dict[str, SiteFit],
+        rule: str,
+        limit: float | None = None,
+        plan: Plan | None = None,
+    ) -> Variant:
+        model = self._model
         tables = {} if limit is None else _tables(model, forms, fits, rule, limit)
         library = model.compiler.compile(
             {name: model.compiler.form(model.precision, *form, rule) for name, form in forms.items()},
@@ -164,7 +181,7 @@ def _little_form(site: Site) -> tuple[str, str]:
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
     """Return the thresholds of all gated sites, for all efforts."""
     return {
-        name: thresholds(model.sites[name], rule, limit, fit.spread, fit.weights)
+        name: thresholds(model.sites[name], rule, limit, fit.spread, fit.weights, model.options.gate_factors)
         for name, fit in fits.items()
         if "rows" in forms[name]
     }

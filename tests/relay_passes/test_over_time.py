@@ -25,7 +25,7 @@ def isa(request):
 def gru_step(isa, h):
     """Return a GRU step whose hidden half is a constant, and a gate that counts."""
     with StepBuilder() as step:
-        given, state, limits = step.input("given", (3 * h,)), step.input("h", (h,)), step.input("limits", (4,))
+        given, state, limits = step.input("given", (3 * h,)), step.input("h", (h,)), step.input("limits", (3, 2))
         hidden, spread = (step.operand(name, np.ones(3 * h, "float32")) for name in ("hidden", "spread"))
         stage = gate.gru_update_gate(isa, h, "damage")
         _, count = step.call("gate", stage, given, hidden, state, spread, limits)
@@ -50,7 +50,7 @@ def random(*shape):
 def check_gru(isa, steps, batch, h):
     step, ones = gru_step(isa, h), np.ones(3 * h, "float32")
     one, loop = compile_kernel(isa, step), compile_kernel(isa, over_time(step, 1, 1, 5))
-    given, start, limits = random(steps, batch, 3 * h), random(1, batch, h), np.array([0.05, 0, 0, 0], "float32")
+    given, start, limits = random(steps, batch, 3 * h), random(1, batch, h), np.full((3, 2), 0.05, "float32")
     outputs = Output((steps, 1, batch, h), "float32"), Output((1, batch, h), "float32"), Output((1,), "int32")
     y, last, count = call(loop, given, start, limits, ones, ones, *outputs)
     total, states = 0, start[0].copy()
@@ -96,7 +96,9 @@ def test_no_step_leaves_the_states_as_they_were(isa):
     loop, ones = compile_kernel(isa, over_time(gru_step(isa, 5), 1, 1, 5)), np.ones(15, "float32")
     start = random(1, 2, 5)
     outputs = Output((0, 1, 2, 5), "float32"), Output((1, 2, 5), "float32"), Output((1,), "int32")
-    _, last, count = call(loop, np.zeros((0, 2, 15), "float32"), start, np.zeros(4, "float32"), ones, ones, *outputs)
+    _, last, count = call(
+        loop, np.zeros((0, 2, 15), "float32"), start, np.zeros((3, 2), "float32"), ones, ones, *outputs
+    )
     np.testing.assert_array_equal(last, start)
     assert count[0] == 0
 

@@ -8,14 +8,14 @@ import tvm
 
 from relay_passes.mark_sites import MarkSites
 from relay_passes.products import LittleModule
-from relay_passes.recurrent_site import LIMITS
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules import dense, little
 from schedules.cpu import ISAS
 
 H, K = 5, 7
-OPEN, CLOSED = (np.array(limits, "float32") for limits in ([-1, -1, 2, 2], [1e30, 0, 0, 0]))
+LIMITS = (3, 2)
+OPEN, CLOSED = (np.tile(np.array(limits, "float32"), (3, 1)) for limits in ([-2, 2], [1e30, 0]))
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_dual_form_of_both_matrices(tools, weights):
     assert shapes[1][0][0] >= K and shapes[3][0][0] >= H
     assert shapes[4] == [(k,), (k,)] and shapes[5] == [(k,)]
     assert shapes[6][2:] == little_parts and shapes[7] == [(4 * H,)]
-    assert shapes[8] == [(n,), (n,), (H,), (n,), (LIMITS,)] and shapes[10] == [(n,), (n,), (n,), (LIMITS,)]
+    assert shapes[8] == [(n,), (n,), (H,), (n,), LIMITS] and shapes[10] == [(n,), (n,), (n,), LIMITS]
     big = packed(n, K, "int8")[0][0] + packed(n, H, "int8")[0][0]
     for pair in (9, 11):
         assert shapes[pair][1] == shapes[pair][3] == (2,) and shapes[pair][4] == (big,)
         assert shapes[pair][5][0] >= n and shapes[pair][6:] == [(1,), (n,), (n,)]
     assert shapes[12] == [(n,), (n,), (H,)]
     main = after["main"]
-    assert [tuple(map(int, p.ty.shape)) for p in main.params] == [(1, 1, K), (1, 1, H), (LIMITS,)]
+    assert [tuple(map(int, p.ty.shape)) for p in main.params] == [(1, 1, K), (1, 1, H), LIMITS]
     assert [tuple(map(int, f.shape)) for f in main.ret_ty.fields] == [(1, 1, H), (1, 1, H), (1,), (1,)]
     assert list(map(str, main.attrs["dual.thresholds"])) == ["gru0"]
     assert list(map(str, main.attrs["dual.counts"])) == ["gru0", "gru0"]

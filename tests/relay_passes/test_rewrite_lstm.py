@@ -8,7 +8,6 @@ import tvm
 
 from relay_passes.mark_sites import MarkSites
 from relay_passes.products import LittleModule
-from relay_passes.recurrent_site import LIMITS
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules import dense, little
@@ -16,7 +15,8 @@ from schedules.cpu import ISAS
 
 H, K = 5, 7
 N = 4 * H
-OPEN, CLOSED = (np.array(limits, "float32") for limits in ([-1, -1, 2, 2], [1e30, 0, 0, 0]))
+LIMITS = (4, 2)
+OPEN, CLOSED = (np.tile(np.array(limits, "float32"), (4, 1)) for limits in ([-2, 2], [1e30, 0]))
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def planned(tools, weights, form, little_module=None, layers=1, relu=False):
     return AttachPlan(dict.fromkeys(names, form), littles, spreads, {})(marked)
 
 
-def whole_little(weight, recurrence, bias, *, both: bool) -> LittleModule:
+def whole_little(weight, recurrence, bias, *, both: bool, bits: int = 8) -> LittleModule:
     """Return a little module that is the layer itself: the sum of both halves, or the state's half."""
     if not both:
-        return LittleModule((np.eye(H, dtype="float32"),), np.zeros(H, "float32"), recurrence, bias[N:], 8)
+        return LittleModule((np.eye(H, dtype="float32"),), np.zeros(H, "float32"), recurrence, bias[N:], bits)
     projections = np.eye(K + H, K, dtype="float32"), np.eye(K + H, H, -K, dtype="float32")
     matrix = np.concatenate([weight, recurrence], axis=1)
-    return LittleModule(projections, np.zeros(K + H, "float32"), matrix, bias[:N] + bias[N:], 8)
+    return LittleModule(projections, np.zeros(K + H, "float32"), matrix, bias[:N] + bias[N:], bits)
 
 
 def packed(n: int, k: int, precision: str) -> list[tuple[int, ...]]:
@@ -79,12 +79,12 @@ def test_dual_form_of_both_matrices(tools, weights):
     operands = [shape for _, shape in calls]
     assert operands[0] == [(K,)] and operands[2] == [(H,)] and operands[4] == [(k,), (k,)]
     assert operands[6][2:] == little_parts
-    assert operands[7] == [(N,), (N,), (H,), (N,), (LIMITS,)]
+    assert operands[7] == [(N,), (N,), (H,), (N,), LIMITS]
     big = packed(N, K, "int8")[0][0] + packed(N, H, "int8")[0][0]
     assert operands[8][4:] == [(big,), (dense.list_length(N),), (1,), (N,), (N,)]
     assert operands[9] == [(N,), (N,), (H,)]
     main = after["main"]
-    assert shapes(p.ty for p in main.params) == [(1, 1, K), (1, 1, H), (1, 1, H), (LIMITS,)]
+    assert shapes(p.ty for p in main.params) == [(1, 1, K), (1, 1, H), (1, 1, H), LIMITS]
     assert shapes(main.ret_ty.fields) == [*[(1, 1, H)] * 3, (1,)]
     assert list(map(str, main.attrs["dual.thresholds"])) == ["lstm0"]
     assert list(map(str, main.attrs["dual.counts"])) == ["lstm0"]
@@ -128,7 +128,7 @@ def test_an_unplanned_site_stays(tools, weights):
 
 
 def run(tools, native, module, x, *states_and_limits):
-    arrays = [a.reshape(1, 1, -1) if a.shape != (LIMITS,) else a for a in (x, *states_and_limits)]
+    arrays = [a.reshape(1, 1, -1) if a.shape != LIMITS else a for a in (x, *states_and_limits)]
     return [value.reshape(-1) for value in tools.run(module, native, *arrays)]
 
 
@@ -165,6 +165,17 @@ def test_values_of_dual_forms(tools, native, weights, read, forms, precision, to
         _, *states, count = run(tools, native, module, x, h, c, limits)
         np.testing.assert_allclose(states, wanted, atol=allowed)
         assert int(count[0]) == open_rows
+
+
+def test_a_float_little_module_is_dense_rows(tools, native, weights, read):
+    form = SiteForm("int8", "little", "little", "", 1, native.name)
+    small = whole_little(*weights, both=True, bits=32)
+    after = RewriteLstm()(planned(tools, weights, form, little_module=small))
+    assert [name for name, _ in tools.step_calls(after, "lstm0")] == [
+        *("gated_rows", "gated_rows", "add", "gated_rows", "pointwise")
+    ]
+    _, *states = run(tools, native, after, *read)
+    np.testing.assert_allclose(states, tools.lstm_step(*read, *weights), atol=2e-6)
 
 
 def test_values_of_little_modules_alone(tools, native, weights, read):

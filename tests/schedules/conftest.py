@@ -59,6 +59,23 @@ def list_outputs(n: int) -> tuple[Output, Output]:
     return Output((dense.list_length(n),), "int32"), Output((1,), "int32")
 
 
+def gate_limits(rule: str, gates: int) -> list[np.ndarray]:
+    """Return limits ``(gates, 2)`` that leave rows partly open (each gate otherwise), closed, open."""
+    if rule == "damage":
+        some = np.stack([np.linspace(0.02, 0.08, gates), np.zeros(gates)], axis=1)
+    else:
+        low = np.linspace(0.1, 0.3, gates)
+        some = np.stack([low, 1 - low / 2], axis=1)
+        some[-1] = -0.9, 0.8  # the candidate is a tanh
+    ends = np.array([[1e9, -1e9], [-2, 2]]).repeat(gates, axis=0).reshape(2, gates, 2)
+    return [limits.astype("float32") for limits in (some, *ends)]
+
+
+def band_score(value: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return what is positive inside the band of one gate's limits."""
+    return np.minimum(value - limits[0], limits[1] - value)
+
+
 def check_against_score(rows, count, score, first):
     """Compare with the open rows, leaving aside those within rounding of the limit."""
     listed = rows[: count[0]]

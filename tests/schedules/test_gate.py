@@ -11,9 +11,11 @@ from schedules import dense, gate
 from tests.schedules.conftest import (
     RUNNABLE,
     Output,
+    band_score,
     call,
     check_against_score,
     compile_kernel,
+    gate_limits,
     join,
     list_outputs,
     run,
@@ -95,8 +97,8 @@ def update_score(rule, limits, given_half, hidden, state, spread):
     h = len(state)
     z, _, n = parts(h, given_half, hidden)
     if rule == "damage":
-        return z * (1 - z) * np.abs(state - n) * spread[:h] - limits[0]
-    return np.minimum(z - limits[1], limits[2] - z)
+        return z * (1 - z) * np.abs(state - n) * spread[:h] - limits[0, 0]
+    return band_score(z, limits[0])
 
 
 def candidate_score(rule, limits, given_half, hidden, state, spread):
@@ -106,15 +108,8 @@ def candidate_score(rule, limits, given_half, hidden, state, spread):
     if rule == "damage":
         slope = (1 - z) * (1 - n * n)
         reset = slope * r * (1 - r) * np.abs(hidden[2 * h :]) * spread[h : 2 * h]
-        return np.concatenate([reset, slope * spread[2 * h :]]) - limits[0]
-    return np.concatenate([np.minimum(r - limits[1], limits[2] - r), limits[3] - np.abs(n)])
-
-
-#: Limits that leave the gate partly open, empty, full.
-LIMITS = np.array(
-    [[0.05, 0.1, 0.9, 0.9], [1e9, 2, -1, -1], [-1, -1, 2, 2]],
-    "float32",
-)
+        return np.concatenate([reset - limits[1, 0], slope * spread[2 * h :] - limits[2, 0]])
+    return np.concatenate([band_score(r, limits[1]), band_score(n, limits[2])])
 
 
 @pytest.mark.parametrize("rule", ["damage", "activation"])
@@ -122,7 +117,7 @@ LIMITS = np.array(
 def test_update_gate_opens_the_rows_that_its_rule_names(isa, h, rule):
     kernel = compile_kernel(isa, gate.gru_update_gate(isa, h, rule))
     data = gru_data(h)
-    for limits in LIMITS:
+    for limits in gate_limits(rule, 3):
         rows, count = call(kernel, *data, limits, *list_outputs(3 * h))
         check_against_score(rows, count, update_score(rule, limits, *data), 0)
     assert count[0] == h, "the last limits open every row"
@@ -133,7 +128,7 @@ def test_update_gate_opens_the_rows_that_its_rule_names(isa, h, rule):
 def test_candidate_gate_opens_the_rows_that_its_rule_names(isa, h, rule):
     kernel = compile_kernel(isa, gate.gru_candidate_gate(isa, h, rule))
     given_half, hidden, state, spread = gru_data(h)
-    for limits in LIMITS:
+    for limits in gate_limits(rule, 3):
         rows, count = call(kernel, given_half, hidden, spread, limits, *list_outputs(3 * h))
         score = candidate_score(rule, limits, given_half, hidden, state, spread)
         check_against_score(rows, count, score, h)
@@ -146,7 +141,7 @@ def test_saturated_gates_are_closed(isa, rule):
     given_half = np.full(3 * h, 1e30, "float32")
     given_half[::2] = -1e30
     hidden, state, spread = np.zeros(3 * h, "float32"), np.ones(h, "float32"), np.ones(3 * h, "float32")
-    limits = np.array([1e-3, 0.01, 0.99, 0.99], "float32")
+    limits = np.array([[1e-3, 0]] * 3 if rule == "damage" else [[0.01, 0.99], [0.01, 0.99], [-0.99, 0.99]], "float32")
     _, count = run(
         isa, gate.gru_update_gate(isa, h, rule), given_half, hidden, state, spread, limits, *list_outputs(3 * h)
     )
@@ -164,7 +159,7 @@ def test_saturated_gates_are_closed(isa, rule):
 def test_gru_gates_are_right_at_any_size(isa, h, rule, seed, limit):
     data = gru_data(h, seed)
     given_half, hidden, _, spread = data
-    limits = np.array([limit, limit, 1 - limit, 1 - limit], "float32")
+    limits = np.array([[limit, 1 - limit], [limit / 2, 1 - 2 * limit], [limit / 3, 1]], "float32")
     outputs = list_outputs(3 * h)
     rows, count = run(isa, gate.gru_update_gate(isa, h, rule), *data, limits, *outputs)
     check_against_score(rows, count, update_score(rule, limits, *data), 0)

@@ -13,6 +13,7 @@ from tests.schedules.conftest import RUNNABLE, Output, join, run
 
 #: Rows, columns, threads.
 CASES = [(1, 19, 2), (37, 1, 1), (37, 19, 2), (513, 96, 1), (513, 96, 2)]
+BITS = [8, 4, 2]
 
 
 def quantize(isa, z, bits):
@@ -35,10 +36,10 @@ def check_rows(isa, n, k, bits, threads, q, affine, weight, bias):
     (y,) = run(isa, kernel, q, affine, packed, meta, Output((n,), "float32"), threads=threads)
     quantized = quantize_rows(weight, bits)
     row_scale, values = quantized.scale.astype("float64"), quantized.values.astype("int64")
-    if bits == 4:
+    if bits < 8:
         dot = values @ q[:k].view("int8").astype("int64")
-        # The kernel sums weights that are 8 too large and takes 8 times the inputs' sum away.
-        size = np.abs(dot) + 2 * little.OFFSET * abs(float(affine[1]))
+        # The kernel sums weights that are too large by the offset and takes that times the inputs' sum away.
+        size = np.abs(dot) + 2 * little.CODES[bits].offset * abs(float(affine[1]))
     else:
         zero = np.float64(affine[1])
         dot = values @ q[:k].astype("int64") - zero * values.sum(axis=1)
@@ -47,27 +48,27 @@ def check_rows(isa, n, k, bits, threads, q, affine, weight, bias):
     assert (np.abs(y - exact) <= 5e-7 * (affine[0] * row_scale * size + np.abs(bias)) + 1e-30).all()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("k", [1, 3, 19, 64, 100])
 def test_bytes_stand_for_the_projection_within_half_a_step(isa, bits, k):
     z = np.random.default_rng(k).standard_normal(k).astype("float32")
     q, (scale, offset) = quantize(isa, z, bits)
-    values = q[:k].view("int8").astype("float64") if bits == 4 else q[:k].astype("float64") - offset
+    values = q[:k].view("int8").astype("float64") if bits < 8 else q[:k].astype("float64") - offset
     assert np.abs(scale * values - z).max() <= 0.501 * scale
-    if bits == 4:
+    if bits < 8:
         assert offset == values.sum()
     else:
         assert q.max() <= isa.activation_levels
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", BITS)
 def test_a_projection_of_zeros_gives_finite_parameters(isa, bits):
     q, (scale, offset) = quantize(isa, np.zeros(19, "float32"), bits)
     assert np.isfinite(scale) and scale > 0
-    assert (q[:19] == (0 if bits == 4 else offset)).all()
+    assert (q[:19] == (0 if bits < 8 else offset)).all()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("n", "k", "threads"), CASES)
 def test_rows_are_the_exact_sums_of_the_quantized_values(isa, n, k, threads, bits):
     rng = np.random.default_rng(n + k)
@@ -76,11 +77,11 @@ def test_rows_are_the_exact_sums_of_the_quantized_values(isa, n, k, threads, bit
     check_rows(isa, n, k, bits, threads, q, affine, weight, bias)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_bytes_everywhere_do_not_saturate(isa, bits, sign):
     n, k = 70, 96
-    if bits == 4:
+    if bits < 8:
         q, affine = np.full(k, 127 * sign, "int8").view("uint8"), np.array([1, 127 * sign * k], "float32")
     else:
         q, affine = np.full(k, isa.activation_levels, "uint8"), np.array([1, 0], "float32")
@@ -93,7 +94,7 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa, bits, sign):
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 150),
     k=st.integers(1, 100),
-    bits=st.sampled_from([8, 4]),
+    bits=st.sampled_from(BITS),
     seed=st.integers(0, 1000),
 )
 def test_rows_are_exact_at_any_shape(isa, n, k, bits, seed):
@@ -103,7 +104,7 @@ def test_rows_are_exact_at_any_shape(isa, n, k, bits, seed):
     check_rows(isa, n, k, bits, 2, q, affine, weight, bias)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", BITS)
 def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, bits):
     n, k = 70, 19
     rng = np.random.default_rng(4)

@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules.lstm_gate import lstm_gate
-from tests.schedules.conftest import RUNNABLE, call, check_against_score, compile_kernel, list_outputs, run
+from tests.schedules.conftest import (
+    RUNNABLE,
+    band_score,
+    call,
+    check_against_score,
+    compile_kernel,
+    gate_limits,
+    list_outputs,
+    run,
+)
 
 RULES = ["damage", "activation"]
-#: Limits that leave the gate partly open, empty, full.
-LIMITS = np.array([[0.05, 0.1, 0.9, 0.9], [1e9, 2, -1, -1], [-1, -1, 2, 2]], "float32")
 
 
 def sigmoid(x):
@@ -31,12 +38,11 @@ def score(rule, limits, given_half, hidden, cell, spread):
     i, o, f, g = np.split(given_half.astype("float64") + hidden, 4)
     i, o, f, g = sigmoid(i), sigmoid(o), sigmoid(f), np.tanh(g)
     if rule == "activation":
-        band = [np.minimum(gate - limits[1], limits[2] - gate) for gate in (i, o, f)]
-        return np.concatenate([*band, limits[3] - np.abs(g)])
+        return np.concatenate([band_score(gate, limit) for gate, limit in zip((i, o, f, g), limits, strict=True)])
     shown = np.tanh(f * cell + i * g)
     d = o * (1 - shown**2)
     slopes = [d * i * (1 - i) * np.abs(g), o * (1 - o) * np.abs(shown), d * f * (1 - f) * np.abs(cell)]
-    return np.concatenate([*slopes, d * i * (1 - g**2)]) * spread - limits[0]
+    return np.concatenate([*slopes, d * i * (1 - g**2)]) * spread - limits[:, 0].repeat(len(cell))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -44,7 +50,7 @@ def score(rule, limits, given_half, hidden, cell, spread):
 def test_the_gate_opens_the_rows_that_its_rule_names(isa, h, rule):
     kernel, data = compile_kernel(isa, lstm_gate(isa, h, rule)), lstm_data(h)
     counts = []
-    for limits in LIMITS:
+    for limits in gate_limits(rule, 4):
         rows, count = call(kernel, *data, limits, *list_outputs(4 * h))
         check_against_score(rows, count, score(rule, limits, *data), 0)
         counts.append(int(count[0]))
@@ -59,7 +65,7 @@ def test_each_gate_s_rows_are_its_own(isa, rule, part):
     h, unit = 37, 21
     given_half, hidden = np.full(4 * h, 9, "float32"), np.zeros(4 * h, "float32")
     cell, spread = np.ones(h, "float32"), np.zeros(4 * h, "float32")
-    limits = np.array([1e-4, 0.2, 0.8, 0.8], "float32")
+    limits = np.array([[1e-4, 0]] * 4 if rule == "damage" else [*[[0.2, 0.8]] * 3, [-0.8, 0.8]], "float32")
     row = part * h + unit
     if rule == "damage":
         given_half[:], spread[row] = 0.5, 1
@@ -75,7 +81,7 @@ def test_saturated_gates_are_closed(isa, rule):
     given_half = np.full(4 * h, 1e30, "float32")
     given_half[::2] = -1e30
     hidden, cell, spread = np.zeros(4 * h, "float32"), np.ones(h, "float32"), np.ones(4 * h, "float32")
-    limits = np.array([1e-3, 0.01, 0.99, 0.99], "float32")
+    limits = np.array([[1e-3, 0]] * 4 if rule == "damage" else [*[[0.01, 0.99]] * 3, [-0.99, 0.99]], "float32")
     _, count = run(isa, lstm_gate(isa, h, rule), given_half, hidden, cell, spread, limits, *list_outputs(4 * h))
     assert count[0] == 0
 
@@ -90,6 +96,6 @@ def test_saturated_gates_are_closed(isa, rule):
 )
 def test_the_gate_is_right_at_any_size(isa, h, rule, seed, limit):
     data = lstm_data(h, seed)
-    limits = np.array([limit, limit, 1 - limit, 1 - limit], "float32")
+    limits = np.array([[limit * share, 1 - limit] for share in (1, 0.5, 0.3, 0.2)], "float32")
     rows, count = run(isa, lstm_gate(isa, h, rule), *data, limits, *list_outputs(4 * h))
     check_against_score(rows, count, score(rule, limits, *data), 0)

@@ -146,7 +146,8 @@ def test_the_error_falls_with_effort(gated, streams, exact, run_stream):
         errors[effort] = error(run_stream(gated, streams[0]), exact[0])
     gated.effort = 1.0
     assert errors[float("inf")] < 0.05
-    assert errors[float("inf")] <= errors[1.0] < errors[0.0] < 1
+    # Where only saturated rows are closed, what is left is the rounding of bytes, one way or the other.
+    assert errors[float("inf")] <= 1.01 * errors[1.0] and errors[1.0] < errors[0.0] < 1
 
 
 def test_the_state_s_matrix_gated_alone(state_gated, streams, exact, run_stream):

@@ -55,18 +55,19 @@ def observed(site):
     return Observations((x, *states[: 1 if site.kind == "gru" else 2]), (0, CALLS // 2))
 
 
-@pytest.fixture(params=[True, False], ids=["both", "state"])
+@pytest.fixture(params=[(True, 2), (False, 8)], ids=["both", "state"])
 def fit(request, site, observed):
-    options = {"projection": "reduced_rank", "bits": 8, "dimensions": 6}
-    return fit_site(site, observed, {"site": site}, both=request.param, **options)
+    both, bits = request.param
+    options = {"projection": "reduced_rank", "bits": bits, "dimensions": 6}
+    return fit_site(site, observed, {"site": site}, both=both, **options)
 
 
 def rollout(site, fit, observed, limit):
     """States of the gated cell over the first run, and the exact ones."""
-    cell = CELLS[site.kind](torch, site, fit)
+    cell, limits = CELLS[site.kind](torch, site, fit), np.full(len(site.weight) // H, limit)
     x, *states = (torch.from_numpy(values) for values in observed.inputs)
     with torch.no_grad():
-        found = cell.run(x[: CALLS // 2 - 1, None], [state[:1] for state in states], limit)[:, 0].numpy()
+        found = cell.run(x[: CALLS // 2 - 1, None], [state[:1] for state in states], limits)[:, 0].numpy()
     return found, observed.inputs[1][1 : CALLS // 2]
 
 
@@ -83,8 +84,9 @@ def test_the_gate_is_the_kernels(site, fit):
     limit = 0.3 * float(np.median(fit.spread))
     predicted = cell._join(*(torch.from_numpy(v)[None] for v in (given, hidden)))
     states = [torch.from_numpy(v)[None] for v in ((h,) if site.kind == "gru" else (h, c))]
-    found = cell._open(predicted, predicted, states, limit)[0].numpy()
-    limits = np.array([limit, 0, 0, 0], "float32")
+    bounds = limit * np.linspace(0.5, 2, n // H)
+    found = cell._open(predicted, predicted, states, bounds)[0].numpy()
+    limits = np.stack([bounds, np.zeros_like(bounds)], axis=1).astype("float32")
     outputs = Output((gate.list_length(n),), "int32"), Output((1,), "int32")
     if site.kind == "lstm":
         rows, count = run(isa, lstm_gate(isa, H, "damage"), given, hidden, c, fit.spread, limits, *outputs)
@@ -99,7 +101,8 @@ def test_the_gate_is_the_kernels(site, fit):
 
 def test_training_lowers_the_error_of_the_state(site, fit, observed):
     threads, done = torch.get_num_threads(), []
-    tuned = finetune(site, fit, observed, 1e30, 60, lambda now, total: done.append((now, total)))
+    limits = np.full(len(site.weight) // H, 1e30)
+    tuned = finetune(site, fit, observed, limits, 60, lambda now, total: done.append((now, total)))
     before, after = (
         np.sqrt(np.mean((np.subtract(*rollout(site, f, observed, 1e30)) * f.weights) ** 2)) for f in (fit, tuned)
     )

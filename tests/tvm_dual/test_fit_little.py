@@ -26,7 +26,10 @@ def problem():
 def prediction(fitted, x: np.ndarray) -> np.ndarray:
     """Return what the kernels compute, by NumPy; inputs stay exact."""
     module = fitted.module
-    z = x @ quantize_rows(np.concatenate(module.projections, axis=1)).dequantized().T - module.center
+    projection = np.concatenate(module.projections, axis=1)
+    if module.bits == 32:
+        return (x @ projection.T - module.center) @ module.weight.T + module.bias
+    z = x @ quantize_rows(projection).dequantized().T - module.center
     scale = np.maximum(np.abs(z).max(axis=1, keepdims=True), 1e-30) / 127
     weight = quantize_rows(module.weight, module.bits).dequantized()
     return np.rint(z / scale) * scale @ weight.T + module.bias
@@ -42,7 +45,7 @@ def test_better_projections_predict_better(problem):
     assert errors["random"] < targets.var(axis=0).sum()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8, 32])
 @pytest.mark.parametrize("projection", ["reduced_rank", "pca", "random"])
 def test_spread_is_the_deviation_of_the_error(problem, bits, projection):
     x, targets = problem
@@ -55,8 +58,11 @@ def test_spread_is_the_deviation_of_the_error(problem, bits, projection):
 
 def test_more_bits_and_more_directions_help(problem):
     x, targets = problem
-    total = {(k, bits): (fit_little([x], targets, k, bits=bits).spread ** 2).sum() for k in (6, 16) for bits in (4, 8)}
-    assert total[16, 8] < total[6, 8] and total[16, 8] < total[16, 4]
+    total = {
+        (k, bits): (fit_little([x], targets, k, bits=bits).spread ** 2).sum() for k in (6, 16) for bits in (2, 4, 8, 32)
+    }
+    assert total[16, 8] < total[6, 8]
+    assert total[16, 32] < total[16, 8] < total[16, 4] < total[16, 2]
 
 
 def test_importance_directs_the_projection(problem):
@@ -104,5 +110,5 @@ def test_dimensions_of_the_paper():
 
 @pytest.mark.parametrize("wrong", [{"projection": "magic"}, {"bits": 5}])
 def test_unknown_choices(problem, wrong):
-    with pytest.raises(PlanError, match=r"reduced_rank, pca, random at 4 or 8"):
+    with pytest.raises(PlanError, match=r"reduced_rank, pca, random at 32, 8, 4, 2 bits"):
         fit_little([problem[0]], problem[1], 4, **wrong)

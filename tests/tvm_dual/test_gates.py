@@ -104,15 +104,31 @@ def test_activation_rule_at_the_paper_s_relu_threshold():
 @pytest.mark.parametrize("rule", ["damage", "activation"])
 def test_limits_of_a_recurrent_layer(rule, kind, gates):
     tables = thresholds(site(kind, name="r"), rule, 0.1, np.ones(gates * ROWS, "float32"), np.ones(ROWS, "float32"))
-    assert tables.shape == (len(EFFORTS), 4)
+    assert tables.shape == (len(EFFORTS), gates, 2)
     finite = tables[1:-1]
+    assert (tables[-1] == [-2, 2]).all()
     if rule == "damage":
-        np.testing.assert_allclose(finite[:, 0], [0.1 / e for e in EFFORTS[1:-1]], rtol=1e-6)
-        assert tables[-1, 0] < 0 and tables[0, 0] > 1e29
+        np.testing.assert_allclose(finite[:, :, 0], np.tile([[0.1 / e] for e in EFFORTS[1:-1]], gates), rtol=1e-6)
+        assert (tables[0, :, 0] > 1e29).all()
     else:
-        assert (np.diff(finite[:, 1]) < 0).all() and (np.diff(finite[:, 2]) > 0).all()
-        assert (tables[-1, 1:] == [-1, 2, 2]).all()
-        assert tables[0, 1] >= tables[0, 2]
+        assert (np.diff(finite[:, :, 0], axis=0) < 0).all() and (np.diff(finite[:, :, 1], axis=0) > 0).all()
+        assert (tables[0, :, 0] >= tables[0, :, 1]).all()
+        at_one = tables[EFFORTS.index(1.0)]
+        np.testing.assert_allclose(at_one, [*[[0.1, 0.9]] * (gates - 1), [-0.8, 0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["damage", "activation"])
+@pytest.mark.parametrize("kind, gate, row", [("gru", "r", 1), ("lstm", "f", 2), ("lstm", "g", 3)])
+def test_a_factor_is_its_gate_s_own(rule, kind, gate, row):
+    layer = site(kind, name="r")
+    spread, weights = np.ones(len(layer.weight), "float32"), np.ones(ROWS, "float32")
+    plain, doubled = (thresholds(layer, rule, limit, spread, weights) for limit in (0.1, 0.2))
+    found = thresholds(layer, rule, 0.1, spread, weights, {gate: 2.0, "other": 3.0})
+    others = np.arange(plain.shape[1]) != row
+    np.testing.assert_array_equal(found[:, others], plain[:, others])
+    np.testing.assert_array_equal(found[1:-1, row], doubled[1:-1, row])
+    assert (found[0, row, 0] > 1e29) if rule == "damage" else (found[0, row, 0] >= found[0, row, 1])
+    np.testing.assert_array_equal(found[-1], plain[-1])
 
 
 def test_unknown_rule():

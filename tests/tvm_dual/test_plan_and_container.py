@@ -15,7 +15,10 @@ from tvm_dual.plan import Plan, SitePlan, Trial
 
 
 def example() -> Plan:
-    site = SitePlan("gru0", "gru", "rows", "rows", "int8", "damage", "pca", 8, 8, 0.1, 0.2, 100, 30.5, "why")
+    site = SitePlan(
+        *("gru0", "gru", "rows", "rows", "int8", "damage", "pca", 8, 8, True, 0.1, 0.2, 100, 30.5, "why"),
+        gate_factors=(1.0, 2.0, 1.0),
+    )
     trial = Trial("damage", 0.1, 0.2, 0.99, 12.5)
     return Plan((site,), "int8", "avx2", 1, "agreement", 1.0, 0.98, 0.05, 20.0, 12.5, EFFORTS, "ab", 300, (trial,))
 
@@ -70,6 +73,13 @@ def test_plans_with_wrong_fields(edit, parts):
         {"dimension_share": 0.0},
         {"dimension_share": 1.5},
         {"little_bits": 3},
+        {"epsilon": 0.0},
+        {"epsilon": 1.0},
+        {"epsilon": float("nan")},
+        {"closed_share": 0.0},
+        {"closed_share": 1.1},
+        {"gate_factors": {"q": 2.0}},
+        {"gate_factors": {"f": 0.0}},
         {"site_dimensions": {"gru0": 0}},
         {"search_steps": -1},
     ],
@@ -79,13 +89,25 @@ def test_options_out_of_range(knob):
         AdvancedOptions(**knob)
 
 
+def test_two_sizes_of_a_projection_contradict_each_other():
+    with pytest.raises(PlanError, match=r"dimensions=8 and epsilon=0\.5.*accepted"):
+        AdvancedOptions(dimensions=8, epsilon=0.5)
+
+
+def test_directions_by_the_paper_s_error_bound():
+    options = AdvancedOptions(epsilon=0.5, site_dimensions={"gru0": 33})
+    assert options.site_size("lstm0", 3000, 6000) == 417
+    assert options.site_size("lstm0", 100, 6000) == 100
+    assert options.site_size("gru0", 3000, 6000) == 33
+
+
 def test_directions_per_site():
     options = AdvancedOptions(site_dimensions={"gru0": 33})
-    assert options.site_size("gru0", 100) == 33
-    assert options.site_size("gru0", 20) == 20
-    assert options.site_size("dense0", 100) == 10
-    assert options.site_size("dense0", 10) == 4
-    assert AdvancedOptions(dimensions=7).site_size("dense0", 100) == 7
+    assert options.site_size("gru0", 100, 60) == 33
+    assert options.site_size("gru0", 20, 60) == 20
+    assert options.site_size("dense0", 100, 60) == 10
+    assert options.site_size("dense0", 10, 60) == 4
+    assert AdvancedOptions(dimensions=7).site_size("dense0", 100, 60) == 7
 
 
 def test_a_container_gives_back_what_went_in(tmp_path):
