@@ -33,7 +33,7 @@ __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 
 NAME = "word-lm-sweep"
 # Half a hundred engines: less of each than in the suite that measures a dozen.
-FULL = replace(word_lm.FULL, rounds=6, steps=70, evaluation=(64, 115))
+FULL = replace(word_lm.FULL, rounds=6, steps=70, evaluation=(32, 115))
 SHORT = replace(word_lm.SHORT, exact_peers=True)
 #: Shares of closed rows: the paper's, and little modules alone.
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -41,6 +41,8 @@ SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 HALF = 0.5
 #: The paper's projections, by its error bound.
 EPSILONS = (0.3, 0.5, 0.7)
+#: Sizes of little modules alone, as shares of what they read: static low-rank models, up to half the weights.
+SIZES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def run(
         builder = make_builder(model, text, threads, size, progress)
         exact = {
             (mode, precision, 1): builder.build(precision, options=replace(size.options, mode=mode))
-            for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8"))
+            for mode, precision in (("dense", "fp32"), ("dense", "int8"))
         }
         specs, facts = our_specs(exact, threads, folder), [{} for _ in exact]
         plan = exact["dense", "int8", 1].report.plan
@@ -87,6 +89,9 @@ def run(
             for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}"):
                 specs.append(spec)
                 facts.append(found)
+        for spec, found in little_alone(builder, size.options, threads, folder):
+            specs.append(spec)
+            facts.append(found)
         specs += [spec for spec in all_peers(model, threads, folder) if spec.sequence == 1]
         facts += [{} for _ in specs[len(facts) :]]
         reading = Reading(model, text.test, *size.evaluation)
@@ -172,3 +177,22 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
             ),
         }
         yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:DualEngine", arguments), facts
+
+
+def little_alone(
+    builder: Builder, options: AdvancedOptions, threads: int, folder: Path
+) -> Iterator[tuple[EngineSpec, dict]]:
+    """Build little modules of several sizes without gates; yield what `points` does."""
+    for share in SIZES:
+        library = builder.build("int8", options=replace(options, mode="little", dimension_share=share))
+        (site,) = library.report.plan.sites
+        path = library.export_library(folder / f"little{share}.so")
+        arguments = {"model_path": str(path), "precision": "int8", "threads": threads}
+        facts = {
+            "curve": "little alone",
+            "closed": 1.0,
+            "projection": site.projection,
+            "dimensions": site.dimensions,
+            "little_bits": site.little_bits,
+        }
+        yield EngineSpec("tvm_dual", "little", "int8", "benchmarks.ours:DualEngine", arguments), facts

@@ -31,6 +31,7 @@ def few(monkeypatch):
     curves = word_lm_sweep.curves
     monkeypatch.setattr(word_lm_sweep, "curves", lambda *arguments: curves(*arguments)[:1])
     monkeypatch.setattr(word_lm_sweep, "SHARES", (0.0, 0.5, 1.0))
+    monkeypatch.setattr(word_lm_sweep, "SIZES", (0.5,))
 
 
 def command(suite, folder, corpus, checkpoint):
@@ -65,7 +66,8 @@ def test_suite(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
 def test_sweep(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
     assert main(command("word-lm-sweep", tmp_path, corpus_folder, gru_checkpoint)) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    points = [row for row in rows if "curve" in row]
+    *points, alone = [row for row in rows if "curve" in row]
+    assert (alone["curve"], alone["mode"], alone["density"]) == ("little alone", "little", 1.0)
     assert not any("error" in row for row in rows) and (tmp_path / "out.png").stat().st_size > 10_000
     exact = next(row for row in rows if (row["mode"], row["precision"]) == ("dense", "fp32"))["quality"]
     assert [row["curve"] for row in points] == ["damage fp32"] * 3
