@@ -98,8 +98,9 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     rules = {site.rule for site in plan.sites if site.rule} or {"damage"}
     limit = ({site.limit for site in plan.sites if site.rule} or {None}).pop()
     factors = [zip(GATES[site.kind], site.gate_factors, strict=True) for site in planned.values() if site.gate_factors]
-    options = replace(model.options, gate_factors=dict(itertools.chain(*factors)))
-    model = replace(model, options=options)
+    # Without factors of one, which options leave out: modules trained under the same bounds are not trained anew.
+    others = {gate: factor for gate, factor in itertools.chain(*factors) if factor != 1}
+    model = replace(model, options=replace(model.options, gate_factors=others))
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if limit is not None and any(site.tuned for site in planned.values()):
         fits.finetune(forms, limit, progress)
