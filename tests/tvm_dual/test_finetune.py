@@ -10,7 +10,7 @@ import pytest
 
 import tvm_dual
 from tests.tvm_dual.conftest import tiny_model
-from tvm_dual import finetuning, planner
+from tvm_dual import finetuning, planner, variants
 from tvm_dual.cli import main
 from tvm_dual.errors import DataError, PlanError, SetupError
 from tvm_dual.finetuning import check_trainable
@@ -67,6 +67,15 @@ def test_both_are_searched_within_the_budget(tuned):
     assert whole.tuned_in_budget == best.found
     assert whole.closed_form_in_budget.limit <= best.found.limit
     assert quality.accepts(whole.closed_form_in_budget.quality)
+
+
+def test_a_plan_that_is_applied_trains_nothing_again(tuned, monkeypatch):
+    model, quality, fits, _, found = tuned
+    plan = planner._plan(model, quality, fits.variant(FORMS), found.tuned)
+    monkeypatch.setattr(variants, "finetune", lambda *arguments: pytest.fail("trained again"))
+    again = planner.apply_plan(model, quality, plan, quiet).report.plan
+    assert {site.name: site.tuned for site in again.sites}["gru0"]
+    assert again.quality == pytest.approx(found.tuned.quality)
 
 
 def test_a_budget_that_the_closed_form_does_not_meet(tuned):
