@@ -247,15 +247,19 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, fetch_ahead: bool = 
     return gated_rows
 
 
+#: What follows a product, for a scalar or vector expression.
+NONLINEARITIES = {
+    "relu": lambda v: T.max(v, T.float32(0)),
+    "relu6": lambda v: T.min(T.max(v, T.float32(0)), T.float32(6)),
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    None: lambda v: v,
+}
+
+
 def activation(n: int, kind: str | None):
     """Return the kernel ``(y: f32[n]) -> f32[n]`` of a nonlinearity: relu, sigmoid, tanh or None."""
-    functions = {
-        "relu": lambda v: T.max(v, T.float32(0)),
-        "sigmoid": sigmoid,
-        "tanh": tanh,
-        None: lambda v: v,
-    }
-    function = functions[kind]
+    function = NONLINEARITIES[kind]
 
     @T.prim_func(s_tir=True, private=True)
     def epilogue(y: T.Buffer((n,), "float32"), result: T.Buffer((n,), "float32")):

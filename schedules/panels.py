@@ -28,14 +28,14 @@ def tile_rows(isa: Isa) -> int:
     return 8 if isa.vector_bytes == 64 else 4
 
 
-def panel_size(isa: Isa, n: int) -> int:
-    """Return the outputs of a panel: whole vectors, at most `n` outputs unless that is less than one vector."""
-    return isa.lanes * max(1, min(_PANEL_VECTORS, n // isa.lanes))
+def panel_size(isa: Isa, n: int, vectors: int = _PANEL_VECTORS) -> int:
+    """Return the outputs of a panel: `vectors`, at most `n` outputs unless that is less than one vector."""
+    return isa.lanes * max(1, min(vectors, n // isa.lanes))
 
 
-def split_panels(isa: Isa, weight: np.ndarray) -> list[np.ndarray]:
+def split_panels(isa: Isa, weight: np.ndarray, vectors: int = _PANEL_VECTORS) -> list[np.ndarray]:
     """Return the rows of `weight` of each panel; the last panel overlaps the one before it."""
-    size = panel_size(isa, len(weight))
+    size = panel_size(isa, len(weight), vectors)
     missing = max(0, size - len(weight))
     weight = np.concatenate([weight, np.zeros((missing, *weight.shape[1:]), weight.dtype)])
     last = len(weight) - size

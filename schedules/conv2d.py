@@ -1,0 +1,247 @@
+"""Convolution: register tiles of pixels times output channels.
+
+A value of the input is only ever broadcast, so the pixels of a tile may lie anywhere. The output is computed
+in bands of rows. What a band reads is first copied into a scratch of its own, with its padding, so that no tile
+has an edge; the scratch stays in L2 while all panels of output channels pass. Without padding, the input is read
+where it is. What is left over at the edges is covered by a last tile, panel or band that overlaps the one before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.conv2d_panels import pack_panels, panel_column, panel_count
+from schedules.conv2d_shape import Conv2d
+from schedules.cpu import Isa
+from schedules.dense import NONLINEARITIES
+from schedules.panels import panel_size
+
+#: Bytes of padded input that a band may read: with a panel of weights it has to stay in L2.
+_BAND_BYTES = 192 << 10
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """How a convolution is divided.
+
+    Attributes
+    ----------
+    pixels, vectors : int
+        Of a register tile.
+    rows : int
+        Output rows of a band.
+    """
+
+    pixels: int
+    vectors: int
+    rows: int
+
+
+def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
+    """Return the tile that suits most layers.
+
+    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512; two vectors and many pixels leave fewer loads per
+    product than one of them alone. Of the bands that stay in L2 those are taken that waste the least.
+    """
+    pixels, row_bytes = 12 if isa.vector_bytes == 64 else 6, conv.padded_width * conv.inputs * 4
+    most = (_BAND_BYTES // row_bytes - conv.reach[0]) // conv.strides[0] + 1
+
+    def tiles(rows: int) -> int:
+        return -(-conv.out_height // rows) * -(-rows * conv.out_width // pixels)
+
+    return ConvTile(pixels, 2, min(range(max(1, min(most, conv.out_height)), 0, -1), key=tiles))
+
+
+def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: f32[panels, taps, panel], bias: f32[max(outputs, panel)])`` of `conv2d`.
+
+    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``.
+    """
+    return pack_panels(isa, weight, bias, tile.vectors)
+
+
+def _copy_band(conv: Conv2d, rows: int):
+    """Return the macro ``(x, scratch, origin, image, top)`` that copies `rows` padded rows from the row `top` on."""
+    _, left, _, right = conv.padding
+    before, inside, after = (columns * conv.inputs for columns in (left, conv.width, right))
+    row_values = before + inside + after
+
+    @T.inline
+    def copy(x, scratch, origin, image, top):
+        for row in T.serial(rows):
+            to: T.let = origin + row * row_values
+            y: T.let = top + row
+            if (y >= 0) and (y < conv.height):
+                for i in T.serial(before):
+                    scratch[to + i] = T.float32(0)
+                for i in T.serial(inside):
+                    scratch[to + before + i] = x[(image * conv.height + y) * inside + i]
+                for i in T.serial(after):
+                    scratch[to + before + inside + i] = T.float32(0)
+            else:
+                for i in T.serial(row_values):
+                    scratch[to + i] = T.float32(0)
+
+    return copy
+
+
+def store_pixel(isa: Isa, conv: Conv2d):
+    """Return the macro ``(y, residual, at, values)`` that finishes a vector of sums and writes it.
+
+    `residual` is the image to be added, or `y` where there is none; of fewer outputs than lanes only those that
+    there are get written.
+    """
+    lanes, outputs, nonlinearity = isa.lanes, conv.outputs, NONLINEARITIES[conv.activation]
+
+    def finished(residual, at, values):
+        return nonlinearity(values + residual[at] if conv.residual else values)
+
+    @T.inline
+    def store(y, residual, at, values):
+        if outputs >= lanes:
+            y[T.ramp(at, 1, lanes)] = finished(residual, T.ramp(at, 1, lanes), values)
+        else:
+            few = T.alloc_buffer((lanes,), "float32", scope="local")
+            few[T.ramp(0, 1, lanes)] = values
+            for i in T.serial(outputs):
+                y[at + i] = finished(residual, at + i, few[i])
+
+    return store
+
+
+def _tile(isa: Isa, conv: Conv2d, tile: ConvTile, pixels: int):
+    """Return the macro ``(image, origin, operands, y, to, panel, first)`` that computes one register tile.
+
+    It takes `pixels` pixels from the band's pixel `first` on and one panel of outputs. `image` holds the band's
+    padded input from `origin` on; `to` is the band's first pixel in the output.
+    """
+    lanes, size = isa.lanes, panel_size(isa, conv.outputs, tile.vectors)
+    vectors, (runs, run) = size // lanes, conv.runs
+    row_values, store = conv.padded_width * conv.inputs, store_pixel(isa, conv)
+
+    @T.inline
+    def compute(image, origin, operands, y, to, panel, first):
+        weight, bias, residual = operands
+        total = T.alloc_buffer((pixels * vectors, lanes), "float32", scope="local")
+        base = T.alloc_buffer((pixels,), "int32", scope="local")
+        column: T.let = panel_column(panel, conv.outputs, size)
+        for p in T.unroll(pixels):
+            base[p] = (
+                origin
+                + (first + p) // conv.out_width * (conv.strides[0] * row_values)
+                + (first + p) % conv.out_width * (conv.strides[1] * conv.inputs)
+            )
+            for v in T.unroll(vectors):
+                total[p * vectors + v, T.ramp(0, 1, lanes)] = bias[T.ramp(column + v * lanes, 1, lanes)]
+        for down in T.serial(conv.kernel[0]):
+            for across in T.serial(runs):
+                skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
+                tap: T.let = (down * runs + across) * run
+                for c in T.serial(run):
+                    for p in T.unroll(pixels):
+                        for v in T.unroll(vectors):
+                            total[p * vectors + v, T.ramp(0, 1, lanes)] = (
+                                total[p * vectors + v, T.ramp(0, 1, lanes)]
+                                + T.broadcast(image[base[p] + skip + c], lanes)
+                                * weight[panel, tap + c, T.ramp(v * lanes, 1, lanes)]
+                            )
+        for p in T.unroll(pixels):
+            for v in T.unroll(vectors):
+                store(
+                    y,
+                    residual,
+                    (to + first + p) * conv.outputs + column + v * lanes,
+                    total[p * vectors + v, T.ramp(0, 1, lanes)],
+                )
+
+    return compute
+
+
+def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
+    """Return the kernel ``(x: f32[input size], weight, bias [, residual: f32[output size]]) -> y: f32[output size]``.
+
+    ``weight`` and ``bias`` are from `pack_conv2d`. Threads share the bands, or the panels of each band if that
+    leaves less waiting.
+    """
+    panels = panel_count(conv.outputs, panel_size(isa, conv.outputs, tile.vectors))
+    size = panel_size(isa, conv.outputs, tile.vectors)
+    bands = -(-conv.out_height // tile.rows)
+    pixels = tile.rows * conv.out_width
+    tall = min(tile.pixels, pixels)
+    in_rows = (tile.rows - 1) * conv.strides[0] + conv.reach[0]
+    padded = any(conv.padding)
+    scratch_size = in_rows * conv.padded_width * conv.inputs if padded else 1
+    by_bands = _waiting(conv.batch * bands, threads) <= _waiting(panels, threads)
+    copy, compute = _copy_band(conv, in_rows), _tile(isa, conv, tile, tall)
+    columns = max(conv.outputs, size)
+
+    @T.inline
+    def over_tiles(image, origin, operands, y, to, first_panel, last_panel):
+        for panel in T.serial(first_panel, last_panel):
+            for t in T.serial(-(-pixels // tall)):
+                compute(image, origin, operands, y, to, panel, T.min(t * tall, pixels - tall))
+
+    @T.inline
+    def over_bands(x, scratch, operands, y, task):
+        first_band: T.let = task * (conv.batch * bands) // threads if by_bands else 0
+        last_band: T.let = (task + 1) * (conv.batch * bands) // threads if by_bands else conv.batch * bands
+        first_panel: T.let = 0 if by_bands else task * panels // threads
+        last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
+        for band in T.serial(first_band, last_band):
+            number: T.let = band // bands
+            row: T.let = T.min(band % bands * tile.rows, conv.out_height - tile.rows)
+            to: T.let = (number * conv.out_height + row) * conv.out_width
+            if padded:
+                copy(x, scratch, task * scratch_size, number, row * conv.strides[0] - conv.padding[0])
+                over_tiles(scratch, task * scratch_size, operands, y, to, first_panel, last_panel)
+            else:
+                origin: T.let = (number * conv.height + row * conv.strides[0]) * (conv.width * conv.inputs)
+                over_tiles(x, origin, operands, y, to, first_panel, last_panel)
+
+    @T.prim_func(s_tir=True, private=True)
+    def plain(
+        x: T.Buffer((conv.input_size,), "float32"),
+        weight: T.Buffer((panels, conv.taps, size), "float32"),
+        bias: T.Buffer((columns,), "float32"),
+        y: T.Buffer((conv.output_size,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        scratch = T.sblock_alloc_buffer((threads * scratch_size,), "float32")
+        for task in T.parallel(threads):
+            with T.sblock("bands"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(x[0 : conv.input_size], weight[0:panels, 0 : conv.taps, 0:size], bias[0:columns])
+                T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size])
+                over_bands(x, scratch, (weight, bias, y), y, vt)
+
+    @T.prim_func(s_tir=True, private=True)
+    def with_residual(
+        x: T.Buffer((conv.input_size,), "float32"),
+        weight: T.Buffer((panels, conv.taps, size), "float32"),
+        bias: T.Buffer((columns,), "float32"),
+        residual: T.Buffer((conv.output_size,), "float32"),
+        y: T.Buffer((conv.output_size,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        scratch = T.sblock_alloc_buffer((threads * scratch_size,), "float32")
+        for task in T.parallel(threads):
+            with T.sblock("bands"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(
+                    x[0 : conv.input_size],
+                    weight[0:panels, 0 : conv.taps, 0:size],
+                    bias[0:columns],
+                    residual[0 : conv.output_size],
+                )
+                T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size])
+                over_bands(x, scratch, (weight, bias, residual), y, vt)
+
+    return with_residual if conv.residual else plain
+
+
+def _waiting(parts: int, threads: int) -> float:
+    """Return the time that `threads` take for equal `parts`, as a multiple of the best possible."""
+    return -(-parts // threads) * threads / parts

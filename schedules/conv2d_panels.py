@@ -1,0 +1,30 @@
+"""Panels of a convolution's output channels; see `schedules.panels`."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.cpu import Isa
+from schedules.panels import panel_size, split_panels
+
+
+def pack_panels(isa: Isa, weight: np.ndarray, bias: np.ndarray, vectors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(weight: f32[panels, taps, panel], bias: f32[max(outputs, panel)])`` for panels of `vectors`.
+
+    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``, `bias` ``float32 (outputs,)``.
+    """
+    rows = weight.reshape(len(weight), -1)
+    missing = max(0, panel_size(isa, len(rows), vectors) - len(rows))
+    packed = np.stack([panel.T for panel in split_panels(isa, rows, vectors)])
+    return packed, np.append(bias, np.zeros(missing)).astype("float32")
+
+
+def panel_count(outputs: int, size: int) -> int:
+    """Return how many panels of `size` cover all outputs."""
+    return -(-outputs // size)
+
+
+def panel_column(panel, outputs: int, size: int):
+    """Return the first output of a panel."""
+    return T.min(panel * size, max(0, outputs - size))
