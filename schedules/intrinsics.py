@@ -144,8 +144,33 @@ def compress(isa: Isa, dtype: str, vector, mask):
     return _llvm("llvm.x86.avx512.mask.compress", f"{dtype}x{isa.lanes}", vector, T.broadcast(zero, isa.lanes), mask)
 
 
+def _bits(isa: Isa, mask):
+    """Return a boolean vector of AVX2's eight lanes as the low bits of an ``int32``."""
+    signs = T.reinterpret(T.int32(0) - T.Cast(f"int32x{isa.lanes}", mask), dtype=f"float32x{isa.lanes}")
+    return _llvm("llvm.x86.avx.movmsk.ps.256", "int32", signs)
+
+
+def kept_first(isa: Isa, dtype: str, vector, mask):
+    """Move the lanes of a vector where the boolean `mask` holds to its front; behind them stands anything.
+
+    `dtype` is the vector's element type, ``int32`` or ``float32``. AVX2 has no instruction for it: there each bit
+    of the mask becomes a byte, and of the bytes 0 to 7 those are taken out that are kept.
+    """
+    if isa.vector_bytes == 64:
+        return compress(isa, dtype, vector, mask)
+    each = T.Cast("int64", T.Cast("uint32", _bits(isa, mask)))
+    bytes_ = _llvm("llvm.x86.bmi.pdep.64", "int64", each, T.int64(0x0101010101010101)) * T.int64(255)
+    order = _llvm("llvm.x86.bmi.pext.64", "int64", T.int64(0x0706050403020100), bytes_)
+    lanes = T.Cast("int32x8", T.reinterpret(order, dtype="uint8x8"))
+    if dtype == "int32":
+        return _llvm("llvm.x86.avx2.permd", "int32x8", vector, lanes)
+    return _llvm("llvm.x86.avx2.permps", "float32x8", vector, lanes)
+
+
 def count_true(isa: Isa, mask):
-    """Return how many lanes of a boolean vector hold; LLVM makes it a population count."""
+    """Return how many lanes of a boolean vector hold, by a population count."""
+    if isa.vector_bytes == 32:
+        return _llvm("llvm.ctpop.i32", "int32", _bits(isa, mask))
     return horizontal_sum(T.Cast(f"int32x{isa.lanes}", mask), "int32")
 
 
