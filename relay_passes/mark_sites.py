@@ -1,9 +1,9 @@
 """MarkSites: give every layer that could be rewritten a private function with a name of its own.
 
-Before, a dense layer is a chain of operators and recurrent layers share a function if they look
+Before, a dense layer or convolution is a chain of operators and recurrent layers share a function if they look
 alike. After, each is one call of its own private function with the attributes ``Composite``
-(``dual.dense``, ``dual.gru`` or ``dual.lstm``), ``dual.site`` (its name: kind and number in graph order) and
-``dual.nonnegative`` (whether the input can only be zero or more, so that zeros can be skipped).
+(``dual.dense``, ``dual.conv2d``, ``dual.gru`` or ``dual.lstm``), ``dual.site`` (its name: kind and number in
+graph order) and ``dual.nonnegative`` (whether the input can only be zero or more, so that zeros can be skipped).
 Weights stay arguments of the call.
 """
 
@@ -15,9 +15,22 @@ from tvm.ir import GenericConst
 from tvm.relax.dpl import is_const, is_op, wildcard
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.conv2d_site import COMPOSITE, conv2d_patterns
+
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
-#: Operators that move values without changing them.
-_MOVES = {"relax.squeeze", "relax.reshape", "relax.permute_dims", "relax.expand_dims", "relax.flatten"}
+#: Operators that give nothing negative if they are given nothing negative.
+_KEEP_SIGN = {
+    "relax.squeeze",
+    "relax.reshape",
+    "relax.permute_dims",
+    "relax.expand_dims",
+    "relax.flatten",
+    "relax.max",
+    "relax.mean",
+    "relax.nn.max_pool2d",
+    "relax.nn.avg_pool2d",
+    "relax.nn.adaptive_avg_pool2d",
+}
 
 
 @tvm.transform.module_pass(opt_level=0, name="MarkSites")
@@ -26,9 +39,8 @@ class MarkSites:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with every site in a function of its own."""
-        module = relax.transform.FuseOpsByPattern(_dense_patterns(), bind_constants=False, entry_functions=["main"])(
-            module
-        )
+        patterns = [*_dense_patterns(), *conv2d_patterns()]
+        module = relax.transform.FuseOpsByPattern(patterns, bind_constants=False, entry_functions=["main"])(module)
         marker = _Marker(module)
         main = marker.visit_expr(module["main"])
         marker.builder_.update_func(module.get_global_var("main"), main)
@@ -85,14 +97,14 @@ class _Marker(PyExprMutator):
             kind = function.attrs.get("Composite") if function.attrs else None
             if kind is not None:
                 value = self._named(value, function, str(kind))
-                if layer_activation(function) in ("relu", "sigmoid"):
+                if layer_activation(function) in ("relu", "relu6", "sigmoid"):
                     self._nonnegative.add(binding.var)
                 super().visit_var_binding_(relax.VarBinding(binding.var, value))
                 return
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             source = value.args[0] if value.args else None
             if value.op.name in ("relax.nn.relu", "relax.sigmoid") or (
-                value.op.name in _MOVES and source in self._nonnegative
+                value.op.name in _KEEP_SIGN and source in self._nonnegative
             ):
                 self._nonnegative.add(binding.var)
         super().visit_var_binding_(binding)
@@ -108,10 +120,10 @@ class _Marker(PyExprMutator):
 
 
 def layer_activation(function: relax.Function) -> str | None:
-    """Return the nonlinearity that ends a dense site: relu, sigmoid, tanh or None."""
-    if function.attrs["Composite"] != "dual.dense":
+    """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh or None."""
+    if function.attrs["Composite"] not in ("dual.dense", COMPOSITE):
         return None
-    for binding in function.body.blocks[0].bindings:
-        if isinstance(binding.value, relax.Call) and getattr(binding.value.op, "name", "") in ACTIVATIONS:
-            return ACTIVATIONS[binding.value.op.name]
-    return None
+    names = {getattr(getattr(binding.value, "op", None), "name", "") for binding in function.body.blocks[0].bindings}
+    if "relax.minimum" in names:
+        return "relu6"
+    return next((ACTIVATIONS[name] for name in names if name in ACTIVATIONS), None)

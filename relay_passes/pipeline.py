@@ -9,10 +9,13 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from relay_passes.channels_last import ChannelsLast
+from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
 from relay_passes.one_memory import OneMemory
+from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
@@ -40,6 +43,8 @@ def prepare_pipeline() -> tvm.transform.Pass:
     return tvm.transform.Sequential(
         [
             relax.transform.FoldConstant(),
+            FoldBatchNorm(),
+            ChannelsLast(),
             MarkSites(),
         ]
     )
@@ -51,7 +56,7 @@ def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform
         # 1. Each site's function says how it is to be rewritten.
         "1_plan": [plan],
         # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
-        "2_rewrite": [RewriteDense(), RewriteGru(), RewriteLstm()],
+        "2_rewrite": [RewriteDense(), RewriteConv2d(), RewriteGru(), RewriteLstm()],
         # 3. Sites agree on plain vectors; what was reshaped back and forth is not any more.
         "3_reshape": [relax.transform.CanonicalizeBindings(), relax.transform.RemoveRedundantReshape()],
         # 4. Layers left to TVM become kernels; a site's stages become one.

@@ -15,6 +15,8 @@ from tvm_dual.sites import Site
 #: Vectors that are kept for fitting; beyond a few thousand the closed forms do not change, but fine-tuning gains. They
 #: are kept in runs of this length, so that recurrent layers can be followed through time.
 MAX_SAMPLES, RUN = 24_000, 400
+#: Pixels that are kept of what a convolution reads in one call.
+PIXELS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,8 @@ class _Collected:
             batch = seen["0"].shape[1]
             for sample in range(batch):
                 self._append(_over_time(self._site, seen, sample), following and batch == 1)
+        elif self._site.kind == "conv2d":
+            self._append((_some_pixels(seen["0"]),), False)
         else:
             self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
 
@@ -102,6 +106,12 @@ class _Collected:
         return Observations(
             tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)), tuple(self._runs)
         )
+
+
+def _some_pixels(image: np.ndarray) -> np.ndarray:
+    """Return `PIXELS` pixels of an image, or all if there are fewer, evenly spread; a copy."""
+    pixels = image.reshape(-1, image.shape[-1])
+    return pixels[np.linspace(0, len(pixels) - 1, min(PIXELS, len(pixels))).astype(int)]
 
 
 def _over_time(site: Site, seen: dict[str, np.ndarray], sample: int) -> tuple[np.ndarray, ...]:

@@ -119,7 +119,7 @@ def _plan(model: Model, quality: Quality, variant: Variant, found: Trial | None,
         variant.set_limit(found.limit)
     shares = open_share(variant.library, model.data.streams) if variant.fits else {}
     reference = model.compiler.compile(
-        {name: model.compiler.form(model.precision, *exact_form(site, False)) for name, site in model.sites.items()}
+        model.site_forms({name: exact_form(site, False) for name, site in model.sites.items()})
     )
     dense_time, time = median_microseconds([reference, variant.library], model.longest)
     sites = tuple(_site_plan(model, site, variant, found, shares.get(name, 1.0)) for name, site in model.sites.items())
@@ -150,10 +150,11 @@ def _left_plan(site: Site) -> SitePlan:
 
 def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, density: float) -> SitePlan:
     forms, fit = variant.forms[site.name], variant.fits.get(site.name)
+    precision = site.precision(model.precision)
     read = bytes_read(
         site,
         forms,
-        model.precision,
+        precision,
         density,
         model.observations[site.name],
         fit.little if fit else None,
@@ -163,8 +164,8 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         site.name,
         site.kind,
         *forms,
-        model.precision,
-        weight_bytes=weight_bytes(site, model.precision),
+        precision,
+        weight_bytes=weight_bytes(site, precision),
         bytes_read=read,
         reason=_reason(model, site, forms),
     )

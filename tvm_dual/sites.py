@@ -9,6 +9,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir import GenericConst
 
+from relay_passes.conv2d_site import read_conv2d
 from relay_passes.mark_sites import layer_activation
 
 
@@ -21,19 +22,20 @@ class Site:
     name : str
         Kind and number in graph order, such as ``gru0``.
     kind : str
-        ``dense``, ``gru`` or ``lstm``.
+        ``dense``, ``conv2d``, ``gru`` or ``lstm``.
     weight : ndarray, float32, (n, k)
-        Rows of the input's matrix; a GRU stacks z, r and n, an LSTM i, o, f and c.
+        Rows of the input's matrix; a GRU stacks z, r and n, an LSTM i, o, f and c. A convolution's multiply what one
+        pixel of the output sees.
     bias : ndarray, float32, (n,)
     recurrence : ndarray, float32, (n, h), or None
         Rows of the state's matrix.
     recurrent_bias : ndarray, float32, (n,), or None
     activation : str or None
-        A dense layer's nonlinearity: relu, sigmoid, tanh or None.
+        The nonlinearity of a dense layer or convolution: relu, relu6, sigmoid, tanh or None.
     nonnegative : bool
         Whether the input cannot be negative, so that its zeros can be skipped.
     rows_per_call : int or None
-        How many vectors one call sees; None if that is open.
+        How many vectors one call sees, for a convolution pixels of its output; None if that is open.
     consumers : tuple of str
         Sites that read this one's result.
     linear_before_reset : bool
@@ -64,13 +66,17 @@ class Site:
 
     @property
     def can_rewrite(self) -> bool:
-        """Whether kernels of ours apply: one vector per call, or any sequences of a recurrent layer."""
-        return self.rows_per_call == 1 or self.hidden > 0
+        """Whether kernels of ours apply: one vector per call, any sequences of a recurrent layer, images."""
+        return self.rows_per_call == 1 or self.hidden > 0 or self.kind == "conv2d"
 
     @property
     def can_gate(self) -> bool:
-        """Whether gated kernels apply: can be rewritten, and not a GRU that resets before its product."""
-        return self.can_rewrite and self.linear_before_reset
+        """Whether gated kernels apply: can be rewritten, not a GRU that resets before its product, no convolution."""
+        return self.can_rewrite and self.linear_before_reset and self.kind != "conv2d"
+
+    def precision(self, wanted: str) -> str:
+        """Return the precision of the big module in a build of precision `wanted`: convolutions have fp32 alone."""
+        return "fp32" if self.kind == "conv2d" else wanted
 
     @property
     def weight_count(self) -> int:
@@ -130,6 +136,12 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
         n = weight.shape[0]
         bias, recurrent_bias = bias[:n], bias[n:]
         late_reset = bool(int(function.attrs.get("linear_before_reset", 1)))
+    elif kind == "conv2d":
+        found = read_conv2d(function, call, layer_activation(function))
+        weight, bias = found.weight.reshape(len(found.weight), -1), found.bias
+        rows = found.conv.output_size // found.conv.outputs
+        recurrence = recurrent_bias = None
+        late_reset = True
     else:
         weight = next(a for a in arrays if a.ndim == 2).T
         bias = next((a for a in arrays if a.ndim == 1), np.zeros(weight.shape[0], "float32"))

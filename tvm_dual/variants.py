@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from relay_passes.site_plan import SiteForm
 from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
@@ -54,6 +55,13 @@ class Model:
     def longest(self) -> InputStream:
         """The longest stream, for timing."""
         return max(self.data.streams, key=len)
+
+    def site_forms(self, forms: Forms, rule: str = "") -> dict[str, SiteForm]:
+        """Return what the compiler takes for `forms`."""
+        return {
+            name: self.compiler.form(self.sites[name].precision(self.precision), *form, rule)
+            for name, form in forms.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +158,7 @@ class Fits:
         model = self._model
         tables = {} if limit is None else _tables(model, forms, fits, rule, limit)
         library = model.compiler.compile(
-            {name: model.compiler.form(model.precision, *form, rule) for name, form in forms.items()},
+            model.site_forms(forms, rule),
             {name: fit.little for name, fit in fits.items()},
             {name: fit.spread for name, fit in fits.items()},
             self._means,

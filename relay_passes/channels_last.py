@@ -1,0 +1,48 @@
+"""ChannelsLast: convolutions read and write images pixel by pixel (NHWC), and so does what lies between them.
+
+What a kernel broadcasts or skips is then one run of memory. Images are transposed where they enter or leave a chain
+of convolutions, never within it. Convolutions in groups and transposed ones stay as they come.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax.dpl import is_op, rewrite_call, wildcard
+
+from relay_passes.drop_idle_transposes import DropIdleTransposes
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
+class ChannelsLast:
+    """The pass; run it where weights are constants. ReLU6 becomes ``minimum(relu(x), 6)``, which has no layout."""
+
+    def transform_module(self, module: IRModule, _context) -> IRModule:
+        """Return `module` with its convolutions channels last."""
+        result = IRModule(module.functions, attrs=module.attrs)
+        clip = is_op("relax.clip")(wildcard(), wildcard(), wildcard())
+        result["main"] = rewrite_call(clip, lambda call, _: _without_clip(call), module["main"])
+        passes = [
+            relax.transform.ConvertLayout({}, _layouts),
+            # Weights are constants, and are laid out anew here.
+            relax.transform.FoldConstant(),
+            DropIdleTransposes(),
+        ]
+        return tvm.transform.Sequential(passes)(result)
+
+
+def _without_clip(call: relax.Call) -> relax.Expr:
+    """Return a clip from zero on as two operators that each have one operand to lay out."""
+    low, high = (float(bound.value) for bound in call.args[1:])
+    if low != 0:
+        return call
+    return relax.op.minimum(relax.op.nn.relu(call.args[0]), relax.const(high, "float32"))
+
+
+def _layouts(call: relax.Call) -> dict[str, list[str]]:
+    """Return the layouts of the input and weights of a convolution."""
+    if call.op.name == "relax.nn.conv2d_transpose":
+        return {call.op.name: ["NCHW", "IOHW"]}
+    if call.op.name != "relax.nn.conv2d":
+        return {}
+    return {call.op.name: ["NHWC", "OHWI"] if int(call.attrs.groups) == 1 else ["NCHW", "OIHW"]}

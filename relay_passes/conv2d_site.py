@@ -1,0 +1,144 @@
+"""Convolutions as sites: what is matched, and what a matched one consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.relax.dpl import is_const, is_op, wildcard
+
+from schedules.conv2d_shape import Conv2d
+from schedules.pool import MaxPool2d
+
+COMPOSITE = "dual.conv2d"
+_SIX = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2dSite:
+    """A matched convolution.
+
+    Attributes
+    ----------
+    conv : Conv2d
+    pool : MaxPool2d or None
+        What follows it.
+    weight : ndarray, float32, (outputs, kernel rows, kernel columns, inputs)
+    bias : ndarray, float32, (outputs,)
+    x, residual : Expr or None
+        What the site's call reads.
+    """
+
+    conv: Conv2d
+    pool: MaxPool2d | None
+    weight: np.ndarray
+    bias: np.ndarray
+    x: relax.Expr
+    residual: relax.Expr | None
+
+
+def conv2d_patterns() -> list[tuple]:
+    """Convolution channels last, then bias, another image, a nonlinearity and pooling if there are any; longest first.
+
+    ReLU6 is ``minimum(relu(x), 6)``, as `relay_passes.channels_last` writes it.
+    """
+    patterns = []
+    for pooled, activation, added, bias in product(
+        (True, False), ("relu6", "relu", "sigmoid", "tanh", None), ("behind", "before", None), (True, False)
+    ):
+        parts = {"conv": is_op("relax.nn.conv2d")(wildcard(), is_const())}
+        result = parts["conv"]
+        if bias:
+            parts["bias"] = is_const()
+            result = is_op("relax.add")(result, parts["bias"])
+        if added:
+            other = parts["residual"] = wildcard()
+            result = is_op("relax.add")(*((result, other) if added == "behind" else (other, result)))
+        if activation == "relu6":
+            parts["limit"] = is_const()
+            result = is_op("relax.minimum")(is_op("relax.nn.relu")(result), parts["limit"])
+        elif activation:
+            result = is_op("relax.nn.relu" if activation == "relu" else f"relax.{activation}")(result)
+        if pooled:
+            result = parts["pool"] = is_op("relax.nn.max_pool2d")(result)
+        patterns.append((COMPOSITE, result, parts, _is_conv2d))
+    return patterns
+
+
+def _is_conv2d(context: relax.transform.PatternCheckContext) -> bool:
+    """Accept float32 images of known shape, and what the kernels know of the rest."""
+    found = context.annotated_expr
+    conv = found["conv"]
+    shapes = [conv.args[0].ty, conv.args[1].ty, conv.ty]
+    if any(str(type_.dtype.dtype) != "float32" or not _static(type_) for type_ in shapes):
+        return False
+    attributes = conv.attrs
+    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
+    if int(attributes.groups) != 1 or layouts != ("NHWC", "OHWI", "NHWC"):
+        return False
+    if "bias" in found and _extents(found["bias"]) != (1, 1, 1, _extents(conv)[-1]):
+        return False
+    if "residual" in found:
+        other = found["residual"]
+        if isinstance(other, GenericConst) or not _static(other.ty) or _extents(other) != _extents(conv):
+            return False
+    if "limit" in found and (found["limit"].value.numpy() != _SIX).any():
+        return False
+    return "pool" not in found or _is_plain_pool(found["pool"])
+
+
+def _is_plain_pool(pool: relax.Call) -> bool:
+    attributes = pool.attrs
+    return (
+        attributes.layout == "NHWC"
+        and attributes.out_layout == "NHWC"
+        and not any(attributes.padding)
+        and not attributes.ceil_mode
+        and set(attributes.dilation) == {1}
+    )
+
+
+def _static(type_: relax.TensorType) -> bool:
+    return type_.shape is not None and all(isinstance(extent, tvm.tirx.IntImm) for extent in type_.shape)
+
+
+def _extents(expression: relax.Expr) -> tuple[int, ...]:
+    return tuple(int(extent) for extent in expression.ty.shape)
+
+
+def read_conv2d(function: relax.Function, call: relax.Call, activation: str | None) -> Conv2dSite:
+    """Return what a site's function and its call in ``main`` consist of."""
+    given = dict(zip(function.params, call.args, strict=True))
+    calls = {}
+    bias = residual = None
+    for binding in function.body.blocks[0].bindings:
+        value = binding.value
+        if not isinstance(value, relax.Call):
+            continue
+        calls[value.op.name] = value
+        if value.op.name == "relax.add":
+            (other,) = [given[operand] for operand in value.args if operand in given]
+            if isinstance(other, GenericConst):
+                bias = other.value.numpy().reshape(-1)
+            else:
+                residual = other
+    conv = calls["relax.nn.conv2d"]
+    weight = given[conv.args[1]].value.numpy()
+    geometry = Conv2d(
+        *_extents(conv.args[0]),
+        len(weight),
+        weight.shape[1:3],
+        *(tuple(int(n) for n in getattr(conv.attrs, name)) for name in ("strides", "padding", "dilation")),
+        activation,
+        residual is not None,
+    )
+    pool = calls.get("relax.nn.max_pool2d")
+    if pool is not None:
+        windows = (tuple(int(n) for n in getattr(pool.attrs, name)) for name in ("pool_size", "strides"))
+        pool = MaxPool2d(*_extents(conv), *windows)
+    bias = np.zeros(len(weight), "float32") if bias is None else bias
+    return Conv2dSite(geometry, pool, weight, bias, given[conv.args[0]], residual)

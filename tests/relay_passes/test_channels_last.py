@@ -1,0 +1,77 @@
+"""ChannelsLast: images are transposed at the ends of a chain of convolutions, and never within it."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from relay_passes.channels_last import ChannelsLast
+
+
+def test_a_chain_is_transposed_at_its_ends(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((4, 3, 3, 3), "float32"),
+            b: R.Tensor((1, 4, 1, 1), "float32"),
+            w2: R.Tensor((5, 4, 1, 1), "float32"),
+        ) -> R.Tensor((1, 5, 3, 3), "float32"):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w, padding=[0, 0, 0, 0])
+                y1 = R.add(y, b)
+                y2 = R.clip(y1, 0, 6)
+                y3 = R.nn.max_pool2d(y2, pool_size=[2, 2], strides=[2, 2])
+                y4 = R.nn.conv2d(y3, w2)
+                R.output(y4)
+            return y4
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((4, 3, 3, 3), "float32"),
+            b: R.Tensor((1, 1, 1, 4), "float32"),
+            six: R.Tensor((), "float32"),
+            w2: R.Tensor((5, 1, 1, 4), "float32"),
+        ) -> R.Tensor((1, 5, 3, 3), "float32"):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
+                y = R.nn.conv2d(x0, w, padding=[0, 0, 0, 0], data_layout="NHWC", kernel_layout="OHWI")
+                y1 = R.add(y, b)
+                y2 = R.nn.relu(y1)
+                y3 = R.minimum(y2, six)
+                y4 = R.nn.max_pool2d(y3, pool_size=[2, 2], strides=[2, 2], layout="NHWC")
+                y5 = R.nn.conv2d(y4, w2, data_layout="NHWC", kernel_layout="OHWI")
+                y6 = R.permute_dims(y5, axes=[0, 3, 1, 2])
+                R.output(y6)
+            return y6
+
+    weights = {"w": tools.normal(4, 3, 3, 3), "b": tools.normal(1, 4, 1, 1), "w2": tools.normal(5, 4, 1, 1)}
+    last = {name: np.ascontiguousarray(value.transpose(0, 2, 3, 1)) for name, value in weights.items()}
+    expected = tools.bound(Expected, **last, six=np.array(6, "float32"))
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, **weights)), expected)
+
+
+def test_groups_and_transposed_convolutions_stay_as_they_are(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4, 8, 8), "float32"),
+            w: R.Tensor((4, 1, 3, 3), "float32"),
+            w2: R.Tensor((4, 2, 2, 2), "float32"),
+        ) -> R.Tensor((1, 2, 7, 7), "float32"):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w, groups=4)
+                y1 = R.clip(y, -1, 1)
+                y2 = R.nn.conv2d_transpose(y1, w2)
+                R.output(y2)
+            return y2
+
+    before = tools.bound(Before, w=tools.normal(4, 1, 3, 3), w2=tools.normal(4, 2, 2, 2))
+    tvm.ir.assert_structural_equal(ChannelsLast()(before), before)

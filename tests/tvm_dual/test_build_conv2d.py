@@ -1,0 +1,139 @@
+"""Models of convolutions, from ONNX and PyTorch to a library."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from relay_passes.pipeline import prepare_pipeline
+from tvm_dual.builder import Builder
+from tvm_dual.frontend.dispatch import import_model
+from tvm_dual.options import AdvancedOptions
+
+EXACT = AdvancedOptions(mode="skip")
+
+
+def chain_model() -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """Return three convolutions on a spectrogram, pooling between them, and a dense layer on the maximum."""
+    rng = np.random.default_rng(0)
+
+    def weight(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("float32")
+
+    weights = [weight(16, 1, 3, 3), weight(9, 16, 3, 3), weight(8, 9, 2, 1), weight(5, 8).T.copy()]
+    biases = [(-0.3 * np.abs(weight(n))).astype("float32") for n in (16, 9, 8)]
+    names = {f"w{i}": w for i, w in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
+    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    last = {"kernel_shape": [2, 1], "pads": [1, 0, 0, 0], "strides": [2, 1], "dilations": [2, 1]}
+    nodes = [
+        helper.make_node("Unsqueeze", ["x"], ["u"], axes=[3]),
+        helper.make_node("Transpose", ["u"], ["c"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["c", "w0", "b0"], ["y0"], **conv),
+        helper.make_node("Relu", ["y0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["y1"], **conv),
+        helper.make_node("Relu", ["y1"], ["r1"]),
+        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p1", "w2", "b2"], ["y2"], **last),
+        helper.make_node("Relu", ["y2"], ["r2"]),
+        helper.make_node("Transpose", ["r2"], ["t"], perm=[0, 2, 3, 1]),
+        helper.make_node("ReduceMax", ["t"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["m", "w3"], ["o"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 13, 10])],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, ["n", 5])],
+        [numpy_helper.from_array(value, name) for name, value in names.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=7)
+    return model, [*weights, *biases]
+
+
+def chain_reference(arrays, x: np.ndarray) -> np.ndarray:
+    """Return what `chain_model` gives for one spectrogram, by PyTorch."""
+    w0, w1, w2, w3, b0, b1, b2 = (torch.from_numpy(a) for a in arrays)
+    y = torch.relu(torch.conv2d(torch.from_numpy(x)[None, None], w0, b0, padding=1))
+    y = torch.max_pool2d(torch.relu(torch.conv2d(y, w1, b1, padding=1)), 2)
+    y = torch.conv2d(nn.functional.pad(y, (0, 0, 1, 0)), w2, b2, stride=(2, 1), dilation=(2, 1))
+    return (torch.relu(y).amax((2, 3)) @ w3).numpy()
+
+
+@pytest.fixture(scope="module")
+def spectrograms() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((6, 13, 10)).astype("float32")
+
+
+def test_a_chain_of_convolutions_gives_the_same_as_its_layers(spectrograms):
+    model, arrays = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True)
+    library = builder.build("fp32", options=EXACT)
+    for x in spectrograms:
+        np.testing.assert_allclose(library.stream()(x), chain_reference(arrays, x), rtol=1e-4, atol=1e-5)
+    forms = {site.name: (site.input, site.precision) for site in library.report.plan.sites}
+    assert forms["conv2d0"] == ("dense", "fp32")
+    assert forms["conv2d1"] == forms["conv2d2"] == ("columns", "fp32")
+
+
+def test_forms_of_convolutions_are_chosen_by_time_and_convolutions_keep_fp32_in_an_int8_build(spectrograms):
+    model, arrays = chain_model()
+    library = Builder(model, [spectrograms], streaming=True).build("int8", max_drop=0.5)
+    plan = {site.name: site for site in library.report.plan.sites}
+    assert {plan[f"conv2d{i}"].precision for i in range(3)} == {"fp32"} and plan["dense0"].precision == "int8"
+    assert plan["conv2d0"].input == "dense" and {plan[f"conv2d{i}"].input for i in (1, 2)} <= {"dense", "columns"}
+    found = library.stream()(spectrograms[0])
+    np.testing.assert_allclose(found, chain_reference(arrays, spectrograms[0]), atol=0.1)
+
+
+def test_no_image_is_transposed_between_convolutions():
+    model, _ = chain_model()
+    module = prepare_pipeline()(import_model(model, streaming=True))
+    operators = [
+        getattr(getattr(b.value, "op", None), "name", "")
+        for block in module["main"].body.blocks
+        for b in block.bindings
+    ]
+    assert "relax.permute_dims" not in operators
+
+
+class Blocks(nn.Module):
+    """Convolutions with batch normalization, a residual block, groups, and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12)
+        self.body, self.body_norm = nn.Conv2d(12, 12, 3, padding=2, dilation=2), nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
+        self.head, self.up = nn.Conv2d(12, 5, 1), nn.ConvTranspose2d(5, 2, 2, 2)
+
+    def forward(self, x):
+        y = torch.relu(self.stem_norm(self.stem(x)))
+        y = torch.relu(self.body_norm(self.body(y)) + y)
+        y = nn.functional.relu6(self.depthwise(nn.functional.max_pool2d(y, 2)))
+        return self.up(torch.sigmoid(self.head(y)))
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Blocks:
+    torch.manual_seed(0)
+    model = Blocks().eval()
+    for norm in (model.stem_norm, model.body_norm):
+        norm.running_mean.uniform_(-0.5, 0.5)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return model
+
+
+def test_a_torch_module_with_residuals_groups_and_transposed_convolutions(blocks):
+    images = np.random.default_rng(2).standard_normal((4, 3, 18, 20)).astype("float32")
+    library = Builder(blocks, [images], example_inputs=(torch.zeros(1, 3, 18, 20),)).build("fp32", options=EXACT)
+    sites = {site.name: site.input for site in library.report.plan.sites}
+    assert sites == {"conv2d0": "dense", "conv2d1": "columns", "conv2d2": "dense"}
+    with torch.inference_mode():
+        wanted = blocks(torch.from_numpy(images[:1])).numpy()
+    np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
