@@ -13,7 +13,7 @@ from tvm_dual.errors import PlanError, TvmDualError
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
-SUITES = ("nsnet2", "word-lm", "word-lm-sweep")
+SUITES = ("nsnet2", "dnsmos", "word-lm", "word-lm-sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

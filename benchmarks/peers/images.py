@@ -1,0 +1,157 @@
+"""The engines on models that keep no state: one image, or spectrogram, a call."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from benchmarks.harness import EngineSpec
+from benchmarks.peers.base import Engine
+from tvm_dual.errors import ModelError
+
+
+def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
+    """Every fp32 peer for one model without states; PyTorch in both layouts of images."""
+    peers = (
+        ("torch", "TorchImageEngine", {"channels_last": False}),
+        ("torch", "TorchImageEngine", {"channels_last": True}),
+        ("onnxruntime", "OnnxRuntimeImageEngine", {}),
+        ("openvino", "OpenVinoImageEngine", {}),
+    )
+    arguments = {"model_path": str(model_path), "precision": "fp32", "threads": threads}
+    return tuple(
+        EngineSpec(engine, "dense", "fp32", f"benchmarks.peers.images:{name}", arguments | extra)
+        for engine, name, extra in peers
+    )
+
+
+class _ImageEngine(Engine):
+    """An engine that carries nothing from call to call."""
+
+    precisions = ("fp32",)
+
+    def reset(self) -> None:
+        """Do nothing: there is no state."""
+
+
+class OnnxRuntimeImageEngine(_ImageEngine):
+    """ONNX Runtime in fp32."""
+
+    def __init__(self, model_path: str, precision: str, threads: int):
+        super().__init__(model_path, precision, threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._name: frame[None]})[0].reshape(self.shape)
+
+
+class OpenVinoImageEngine(_ImageEngine):
+    """OpenVINO in fp32, with the latency hint."""
+
+    def __init__(self, model_path: str, precision: str, threads: int):
+        super().__init__(model_path, precision, threads)
+        core = openvino.Core()
+        model = core.read_model(model_path)
+        model.reshape([extent.get_length() if extent.is_static else 1 for extent in model.input(0).partial_shape])
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(frame[None])))
+        self._request.infer()
+        return self._request.get_output_tensor(0).data.reshape(self.shape).copy()
+
+
+class TorchImageEngine(_ImageEngine):
+    """PyTorch in fp32, traced and optimized for inference.
+
+    Parameters
+    ----------
+    model_path, precision, threads
+        See `Engine`; `ModelError` if the model has an operator without a counterpart here.
+    channels_last : bool
+        Layout of images in memory: NHWC instead of NCHW.
+    """
+
+    def __init__(self, model_path: str, precision: str, threads: int, *, channels_last: bool):
+        super().__init__(model_path, precision, threads)
+        torch.set_num_threads(threads)
+        model = onnx.load(model_path)
+        self._channels_last = channels_last
+        extents = model.graph.input[0].type.tensor_type.shape.dim
+        example = torch.zeros([extent.dim_value or 1 for extent in extents])
+        network = _Graph(model.graph, torch.channels_last if channels_last else torch.contiguous_format).eval()
+        with torch.inference_mode(), warnings.catch_warnings():
+            # Both are announced as deprecated; they are still the fastest that PyTorch offers here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._network = torch.jit.optimize_for_inference(torch.jit.trace(network, example))
+
+    @torch.inference_mode()
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        return self._network(torch.from_numpy(frame)[None]).numpy().reshape(self.shape)
+
+    def facts(self) -> dict:
+        return {"form": "NHWC" if self._channels_last else "NCHW"}
+
+
+class _Graph(nn.Module):
+    """The nodes of an ONNX graph, one after another."""
+
+    def __init__(self, graph: onnx.GraphProto, layout: torch.memory_format):
+        super().__init__()
+        self._nodes = [(node.op_type, list(node.input), node.output[0], _attributes(node)) for node in graph.node]
+        for kind, *_ in self._nodes:
+            if kind not in _OPERATORS:
+                raise ModelError(f"{kind} has no counterpart in the PyTorch peer; it knows {', '.join(_OPERATORS)}")
+        self._source, self._result, self._layout = graph.input[0].name, graph.output[0].name, layout
+        self._weights = {}
+        for tensor in graph.initializer:
+            value = torch.tensor(numpy_helper.to_array(tensor))
+            self._weights[tensor.name] = value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the graph's first output."""
+        values = self._weights | {self._source: x}
+        for kind, inputs, output, attributes in self._nodes:
+            found = _OPERATORS[kind](*(values[name] for name in inputs), **attributes)
+            values[output] = found.contiguous(memory_format=self._layout) if kind == "Transpose" else found
+        return values[self._result]
+
+
+def _attributes(node: onnx.NodeProto) -> dict:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _conv(x, weight, bias, *, pads, strides, dilations, group, **_):
+    half = len(pads) // 2
+    if pads[:half] != pads[half:]:
+        raise ModelError(f"Conv with the padding {pads} has no counterpart in the PyTorch peer; accepted: even ones")
+    return torch.conv2d(x, weight, bias, strides, pads[:half], dilations, group)
+
+
+#: By ONNX operator: from operands and attributes to the result.
+_OPERATORS = {
+    "Add": torch.add,
+    "Conv": _conv,
+    "MatMul": torch.matmul,
+    "MaxPool": lambda x, *, kernel_shape, strides, **_: nn.functional.max_pool2d(x, kernel_shape, strides),
+    "ReduceMax": lambda x, *, axes, keepdims: x.amax(axes, bool(keepdims)),
+    "Relu": torch.relu,
+    "Transpose": lambda x, *, perm: x.permute(perm),
+    "Unsqueeze": lambda x, *, axes: x.unsqueeze(axes[0]),
+}
