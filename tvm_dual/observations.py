@@ -15,8 +15,6 @@ from tvm_dual.sites import Site
 #: Vectors that are kept for fitting; beyond a few thousand the closed forms do not change, but fine-tuning gains. They
 #: are kept in runs of this length, so that recurrent layers can be followed through time.
 MAX_SAMPLES, RUN = 24_000, 400
-#: Pixels that are kept of what a convolution reads in one call.
-PIXELS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,8 @@ def observe(
         Called with ``(calls done, calls in all)``.
     """
     names = [name.split(".") for name in library.metadata.observed]
-    collected = {name: _Collected(site) for name, site in sites.items()}
+    pixels = max(1, MAX_SAMPLES // data.calls)
+    collected = {name: _Collected(site, pixels) for name, site in sites.items()}
     sequences = any(part == "y" for _, part in names)
     # A call of a recurrent layer may be a sequence, of which each vector counts.
     vectors = data.vectors_per_call if sequences else 1
@@ -77,10 +76,10 @@ def observe(
 
 
 class _Collected:
-    """What one site read in the calls so far."""
+    """What one site read in the calls so far; of an image that a convolution reads, some pixels."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, pixels: int) -> None:
+        self._site, self._pixels = site, pixels
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._runs: list[int] = []
         self._count = 0
@@ -92,7 +91,7 @@ class _Collected:
             for sample in range(batch):
                 self._append(_over_time(self._site, seen, sample), following and batch == 1)
         elif self._site.kind == "conv2d":
-            self._append((_some_pixels(seen["0"]),), False)
+            self._append((_some_pixels(seen["0"], self._pixels),), False)
         else:
             self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
 
@@ -108,10 +107,10 @@ class _Collected:
         )
 
 
-def _some_pixels(image: np.ndarray) -> np.ndarray:
-    """Return `PIXELS` pixels of an image, or all if there are fewer, evenly spread; a copy."""
+def _some_pixels(image: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` pixels of an image, or all if there are fewer, evenly spread; a copy."""
     pixels = image.reshape(-1, image.shape[-1])
-    return pixels[np.linspace(0, len(pixels) - 1, min(PIXELS, len(pixels))).astype(int)]
+    return pixels[np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)]
 
 
 def _over_time(site: Site, seen: dict[str, np.ndarray], sample: int) -> tuple[np.ndarray, ...]:

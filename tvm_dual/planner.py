@@ -91,7 +91,9 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
     for site in planned.values():
         hidden = ("dense", "rows", "little") if site.hidden else ("",)
-        if site.input not in ("dense", "columns", "rows", "little") or site.hidden not in hidden:
+        exact = ("dense", "columns")
+        accepted = exact if site.kind == "conv2d" else (*exact, "rows", "little")
+        if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
                 f"plan: site {site.name} has the forms {site.input!r}, {site.hidden!r}; plan this model anew"
             )

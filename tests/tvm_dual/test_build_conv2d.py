@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from relay_passes.pipeline import prepare_pipeline
 from tvm_dual.builder import Builder
+from tvm_dual.errors import PlanError
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.options import AdvancedOptions
 
@@ -81,12 +84,25 @@ def test_a_chain_of_convolutions_gives_the_same_as_its_layers(spectrograms):
 
 def test_forms_of_convolutions_are_chosen_by_time_and_convolutions_keep_fp32_in_an_int8_build(spectrograms):
     model, arrays = chain_model()
-    library = Builder(model, [spectrograms], streaming=True).build("int8", max_drop=0.5)
+    builder = Builder(model, [spectrograms], streaming=True)
+    library = builder.build("int8", max_drop=0.5)
     plan = {site.name: site for site in library.report.plan.sites}
     assert {plan[f"conv2d{i}"].precision for i in range(3)} == {"fp32"} and plan["dense0"].precision == "int8"
     assert plan["conv2d0"].input == "dense" and {plan[f"conv2d{i}"].input for i in (1, 2)} <= {"dense", "columns"}
     found = library.stream()(spectrograms[0])
     np.testing.assert_allclose(found, chain_reference(arrays, spectrograms[0]), atol=0.1)
+    gated = tuple(replace(site, input="rows") if site.name == "conv2d1" else site for site in plan.values())
+    with pytest.raises(PlanError, match="conv2d1"):
+        builder.build("int8", plan=replace(library.report.plan, sites=gated))
+
+
+def test_an_open_batch_is_left_to_tvm(spectrograms):
+    model, arrays = chain_model()
+    builder = Builder(model, [spectrograms[:2, None]])
+    library = builder.build("fp32", options=EXACT)
+    assert not [site for site in library.report.plan.sites if site.kind == "conv2d"]
+    wanted = np.concatenate([chain_reference(arrays, x) for x in spectrograms[:3]])
+    np.testing.assert_allclose(library(spectrograms[:3]), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_no_image_is_transposed_between_convolutions():
