@@ -103,7 +103,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
                 library = builder.build("fp32", options=AdvancedOptions(mode=mode))
                 path = library.export_library(Path(folder) / f"{network}_{mode}.so")
                 arguments = {"model_path": str(path), "precision": "fp32", "threads": threads}
-                specs.append(EngineSpec("tvm_dual", mode, "fp32", "benchmarks.ours:DualEngine", arguments))
+                specs.append(EngineSpec("tvm_dual", mode, "fp32", "benchmarks.ours:deployed", arguments))
                 reports[network] = str(library.report)
             specs += image_peer_specs(str(model_path(network)), threads)
             rows += _measure(network, specs, threads, size, speech, progress)

@@ -120,7 +120,7 @@ def run(threads: int, size: Size, progress: Progress, folder: Path | None = None
         for (mode, precision), library in libraries.items():
             path = library.export_library(folder / f"nsnet2_{mode}_{precision}.so")
             arguments = {"model_path": str(path), "precision": precision, "threads": threads}
-            specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:DualEngine", arguments))
+            specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:deployed", arguments))
         specs += peer_specs(str(model_path()), threads)
         speech = Speech(_some(evaluation_clips(), size.evaluation))
         rows, gains = _measure(specs, threads, size, speech, progress)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 
 import tvm_dual
@@ -48,3 +51,13 @@ class DualEngine(Engine):
             "weight_bytes_read": round(report.bytes_read),
             "weight_bytes": sum(site["weight_bytes"] for site in report.rows()),
         }
+
+
+def deployed(**arguments) -> DualEngine:
+    """Return the engine, in a process as on a machine that only runs libraries: with TVM's runtime and without torch.
+
+    Torch, which tvm-ffi imports where it is installed, would take 200 MB in each of a suite's processes.
+    """
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    sys.modules["torch"] = None
+    return DualEngine(**arguments)

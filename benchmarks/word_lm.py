@@ -190,7 +190,7 @@ def our_specs(libraries: dict[tuple[str, str, int], DualLibrary], threads: int, 
     for (mode, precision, sequence), library in libraries.items():
         path = library.export_library(folder / f"word_lm_{mode}_{precision}_{sequence}.so")
         arguments = {"model_path": str(path), "precision": precision, "threads": threads, "sequence": sequence}
-        specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:DualEngine", arguments, sequence))
+        specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:deployed", arguments, sequence))
     return specs
 
 

@@ -34,7 +34,7 @@ __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 NAME = "word-lm-sweep"
 # Half a hundred engines: less of each than in the suite that measures a dozen.
 FULL = replace(word_lm.FULL, rounds=6, steps=70, evaluation=(32, 115))
-SHORT = replace(word_lm.SHORT, exact_peers=True)
+SHORT = replace(word_lm.SHORT, exact_peers=True, evaluation=(32, 60))
 #: Shares of closed rows: the paper's, and little modules alone.
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 #: The share at which projections and precisions are compared.
@@ -176,7 +176,7 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
                 bytes_read(site, forms, curve.precision, density, model.observations[site.name], little, isa)
             ),
         }
-        yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:DualEngine", arguments), facts
+        yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:deployed", arguments), facts
 
 
 def little_alone(
@@ -195,4 +195,4 @@ def little_alone(
             "dimensions": site.dimensions,
             "little_bits": site.little_bits,
         }
-        yield EngineSpec("tvm_dual", "little", "int8", "benchmarks.ours:DualEngine", arguments), facts
+        yield EngineSpec("tvm_dual", "little", "int8", "benchmarks.ours:deployed", arguments), facts

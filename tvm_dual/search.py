@@ -24,7 +24,7 @@ LADDER = {
 #: Bounds between which every share of closed rows lies, by either rule.
 BRACKET = (1e-9, 1e4)
 #: How close a wanted share must come, streams that it is measured on, and halvings at most: a rule may jump.
-TOLERANCE, SHARE_STREAMS, HALVINGS = 0.004, 8, 32
+TOLERANCE, SHARE_STREAMS, HALVINGS = 0.004, 4, 32
 #: Calls of each stream that density is measured on.
 DENSITY_CALLS = 200
 #: Rows open while forms are compared, before the bound is known.
