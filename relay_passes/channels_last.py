@@ -18,7 +18,9 @@ class ChannelsLast:
     """The pass; run it where weights are constants. ReLU6 becomes ``minimum(relu(x), 6)``, which has no layout."""
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
-        """Return `module` with its convolutions channels last."""
+        """Return `module` with its convolutions channels last; one without any as it is."""
+        if not _has_convolutions(module["main"]):
+            return module
         result = IRModule(module.functions, attrs=module.attrs)
         clip = is_op("relax.clip")(wildcard(), wildcard(), wildcard())
         result["main"] = rewrite_call(clip, lambda call, _: _without_clip(call), module["main"])
@@ -29,6 +31,17 @@ class ChannelsLast:
             DropIdleTransposes(),
         ]
         return tvm.transform.Sequential(passes)(result)
+
+
+def _has_convolutions(main: relax.Function) -> bool:
+    found = []
+
+    def look(value: relax.Expr) -> None:
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
+            found.append(value.op.name == "relax.nn.conv2d")
+
+    relax.analysis.post_order_visit(main, look)
+    return any(found)
 
 
 def _without_clip(call: relax.Call) -> relax.Expr:

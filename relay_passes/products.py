@@ -94,7 +94,7 @@ class Products:
             stage = kernel(dense.gated_rows_int8, isa, n, k, tasks, streamed)
             inputs = self._bytes(x, nonnegative)
         else:
-            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks, every), (x,)
+            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks), (x,)
         operands = (*inputs, *matrix, rows, count, closed)
         return self._step.call("gated_rows", stage, *operands)
 

@@ -180,12 +180,8 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int, streamed: bool = Fal
     return gated_rows
 
 
-def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, fetch_ahead: bool = False):
-    """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`.
-
-    With `fetch_ahead` it asks for the rows behind each group while it computes that: right where every
-    row is open.
-    """
+def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`."""
     padded, lanes = round_up(k, isa.lanes), isa.lanes
     # Inputs fewer than a vector's lanes are taken one by one.
     whole, rest, few = k // lanes, k % lanes if k > lanes else 0, k if k < lanes else 0
@@ -218,13 +214,14 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, fetch_ahead: bool = 
                     total = T.alloc_buffer((width, lanes), "float32", scope="local")
                     sums = T.alloc_buffer((width,), "float32", scope="local")
                     base = T.alloc_buffer((width,), "int32", scope="local")
+                    following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
                         base[r] = rows[g * width + r]
+                        following[r] = rows[T.min(g + 1, last - 1) * width + r]
                         total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
                     for c in T.serial(whole):
                         for r in T.unroll(width):
-                            if fetch_ahead:
-                                prefetch(weight[(base[r] + width) * padded + c * lanes])
+                            prefetch(weight[following[r] * padded + c * lanes])
                             total[r, T.ramp(0, 1, lanes)] = (
                                 total[r, T.ramp(0, 1, lanes)]
                                 + x[T.ramp(c * lanes, 1, lanes)]

@@ -84,7 +84,7 @@ def test_exact_form_with_every_row(tools):
     }
     reads = ["x", "big_weight", "big_bias", "every_row_6", "count_6", "nothing_6"]
     stages = [
-        ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1, True), reads, ["y"], [tensor(6)]),
+        ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1), reads, ["y"], [tensor(6)]),
         ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     tvm.ir.assert_structural_equal(RewriteDense()(before), expected({"x": tensor(4)}, operands, stages, ["result"]))
@@ -96,7 +96,7 @@ def test_kernels_that_read_little_stay_on_one_thread(tools, monkeypatch, limit, 
     weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
     module = RewriteDense()(planned(tools, weight, bias, SiteForm("fp32", "dense", "", "", 2, "avx2")))
     (found,) = [f for v, f in module.functions.items() if v.name_hint == "dense0_gated_rows"]
-    tvm.ir.assert_structural_equal(found, dense.gated_rows_fp32(ISA, 6, 4, tasks, True), map_free_vars=True)
+    tvm.ir.assert_structural_equal(found, dense.gated_rows_fp32(ISA, 6, 4, tasks), map_free_vars=True)
 
 
 def test_exact_form_over_nonzero_inputs(tools):

@@ -83,12 +83,11 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa):
     check_int8(isa, n, k, 1, [range(n)], q, np.array([1, 0], "float32"), weight, zeros, zeros)
 
 
-@pytest.mark.parametrize("fetch_ahead", [False, True])
 @pytest.mark.parametrize(("n", "k", "threads"), [*CASES, (6, 7, 1), (6, 8, 1), (9, 15, 2), (9, 16, 1), (9, 17, 1)])
-def test_fp32_rows_match_numpy(isa, n, k, threads, fetch_ahead):
+def test_fp32_rows_match_numpy(isa, n, k, threads):
     weight, bias, x, closed = data(n, k)
     packed = dense.pack_rows_fp32(isa, weight, bias)
-    kernel = compile_kernel(isa, dense.gated_rows_fp32(isa, n, k, threads, fetch_ahead), threads)
+    kernel = compile_kernel(isa, dense.gated_rows_fp32(isa, n, k, threads), threads)
     exact = weight.astype("float64") @ x + bias
     size = np.abs(weight) @ np.abs(x) + np.abs(bias)
     for opened in gates(n):

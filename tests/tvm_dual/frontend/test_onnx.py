@@ -133,13 +133,13 @@ def test_a_scalar_addend():
 
 def test_layers_left_to_tvm():
     nodes = [
-        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1], group=2),
         helper.make_node("Relu", ["c"], ["d"]),
         helper.make_node("Flatten", ["d"], ["f"]),
         helper.make_node("MatMul", ["f", "w"], ["m"]),
         helper.make_node("Softmax", ["m"], ["y"]),
     ]
-    model = make_model(nodes, {"k": normal(4, 2, 3, 3), "w": normal(100, 8)}, [1, 2, 5, 5])
+    model = make_model(nodes, {"k": normal(4, 1, 3, 3), "w": normal(100, 8)}, [1, 2, 5, 5])
     library, names = compiled(model)
     assert names == ["dense0"]
     x = normal(1, 2, 5, 5, seed=3)
