@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from relay_passes.pipeline import Watch, prepare_pipeline
 from tvm_dual.calibration import check_calibration
 from tvm_dual.compiler import Compiler, checked_target
@@ -22,7 +20,7 @@ from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.planner import apply_plan, make_plan
 from tvm_dual.quality import make_quality
-from tvm_dual.sites import Site, find_sites
+from tvm_dual.sites import Site, find_sites, same_layers
 from tvm_dual.variants import Model, exact_form
 from tvm_dual.versions import check_compiler, check_linker
 
@@ -195,7 +193,7 @@ class Builder:
             self._dense, self._data, sites, lambda done, total: self._progress("calibration", done, total)
         )
         self._known = {} if like is None else like._known
-        if like is not None and not _same_layers(self._sites, like._sites):
+        if like is not None and not same_layers(self._sites, like._sites):
             raise PlanError(f"like: a builder of {_listed(like._sites)}; accepted: one of {_listed(self._sites)}")
 
     def build(
@@ -251,11 +249,6 @@ class Builder:
             tuple(site for name, site in self._sites.items() if name not in self._observations),
             self._known,
         )
-
-
-def _same_layers(sites: dict[str, Site], others: dict[str, Site]) -> bool:
-    pairs = zip(sites.values(), others.values(), strict=False)
-    return sites.keys() == others.keys() and all(np.array_equal(a.weight, b.weight) for a, b in pairs)
 
 
 def _listed(sites: dict[str, Site]) -> str:

@@ -160,3 +160,11 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
         consumers=consumers,
         linear_before_reset=late_reset,
     )
+
+
+def same_layers(sites: dict[str, Site], others: dict[str, Site]) -> bool:
+    """Whether two models, perhaps for calls of different shapes, have the same layers by the same names."""
+    return sites.keys() == others.keys() and all(
+        site.kind == others[name].kind and np.array_equal(site.weight, others[name].weight)
+        for name, site in sites.items()
+    )

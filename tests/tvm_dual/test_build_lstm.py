@@ -140,14 +140,15 @@ def test_open_rows_grow_with_effort(gated, streams):
 
 
 def test_the_error_falls_with_effort(gated, streams, exact, run_stream):
-    errors = {}
-    for effort in (0.0, 1.0, float("inf")):
+    found = {}
+    for effort in (0.0, 0.25, 1.0, float("inf")):
         gated.effort = effort
-        errors[effort] = error(run_stream(gated, streams[0]), exact[0])
+        found[effort] = run_stream(gated, streams[0])
     gated.effort = 1.0
-    assert errors[float("inf")] < 0.05
-    # Where only saturated rows are closed, what is left is the rounding of bytes, one way or the other.
-    assert errors[float("inf")] <= 1.01 * errors[1.0] and errors[1.0] < errors[0.0] < 1
+    assert error(found[float("inf")], exact[0]) < 0.05
+    # Against every row open: the rounding of bytes, which both share, may go either way against float32.
+    errors = {effort: error(values, found[float("inf")]) for effort, values in found.items()}
+    assert 0 == errors[float("inf")] < errors[1.0] < errors[0.25] <= errors[0.0] < 1
 
 
 def test_the_state_s_matrix_gated_alone(state_gated, streams, exact, run_stream):

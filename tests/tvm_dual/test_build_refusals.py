@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tvm_dual.builder import Builder, build
 from tvm_dual.calibration import check_calibration
@@ -91,3 +92,15 @@ def test_a_missing_model_and_other_errors_share_a_base(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         build(tmp_path / "no.onnx", [])
     assert all(issubclass(e, TvmDualError) for e in (ModelError, DataError, PlanError, LibraryError, EvaluationError))
+
+
+def test_only_builders_of_the_same_layers_share_little_modules():
+    def builder(outputs: int, like=None):
+        torch.manual_seed(0)
+        layer, calls = torch.nn.Linear(6, outputs).eval(), np.zeros((3, 1, 6), "float32")
+        return Builder(layer, [calls], example_inputs=(torch.zeros(1, 6),), like=like)
+
+    first = builder(5)
+    assert builder(5, like=first)._known is first._known
+    with pytest.raises(PlanError, match=r"like: a builder of dense0 \(5, 6\); accepted: one of dense0 \(7, 6\)"):
+        builder(7, like=first)
