@@ -42,6 +42,8 @@ class EngineSpec:
     sequence : int
         Frames that one `step` takes. With more than one, `step` takes and gives (sequence, features) and the row's
         times are those per frame.
+    threads : int or None
+        Cores that the engine is pinned to, if not as many as the harness gives all others.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class EngineSpec:
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict)
     sequence: int = 1
+    threads: int | None = None
 
 
 class Harness(AbstractContextManager):
@@ -87,17 +90,19 @@ class Harness(AbstractContextManager):
         progress: Progress | None = None,
     ):
         cores = sorted(os.sched_getaffinity(0))
-        if not 1 <= threads <= len(cores):
-            raise DataError(
-                f"threads is {threads}, but this process may use {len(cores)} cores; choose 1 to {len(cores)}"
-            )
+        counts = [spec.threads or threads for spec in specs]
+        for count in (threads, *counts):
+            if not 1 <= count <= len(cores):
+                raise DataError(
+                    f"threads is {count}, but this process may use {len(cores)} cores; choose 1 to {len(cores)}"
+                )
         self._settle_s = settle_s
         self._tell = progress or (lambda label, done, total: None)
         self._children: list[_Child] = []
         try:
-            for index, spec in enumerate(specs):
+            for index, (spec, count) in enumerate(zip(specs, counts, strict=True)):
                 self._tell(f"loading {_label(spec)}", index, len(specs))
-                self._children.append(_Child(spec, cores[:threads], timeout_s))
+                self._children.append(_Child(spec, cores[:count], timeout_s))
         except BaseException:
             self.close()
             raise
@@ -168,8 +173,8 @@ class Harness(AbstractContextManager):
         Returns
         -------
         list of dict
-            engine, mode, precision, and sequence where that is more than one; median_ms, p95_ms and rounds_ms
-            (medians) per frame of a measured engine; load_seconds, peak_resident_bytes, idle_cpu_ms (CPU time per
+            engine, mode, precision, sequence where that is more than one, and threads where an engine has its own;
+            median_ms and p95_ms per frame of a measured engine, and both of each round as rounds_ms and rounds_p95_ms; load_seconds, peak_resident_bytes, idle_cpu_ms (CPU time per
             turn spent while others were measured: near zero, or the measurement was disturbed); the engine's own
             facts. Of a failed one, "error" instead.
         """
@@ -226,6 +231,8 @@ class _Child:
         names = {"engine": self.spec.engine, "mode": self.spec.mode, "precision": self.spec.precision}
         if self.spec.sequence > 1:
             names["sequence"] = self.spec.sequence
+        if self.spec.threads is not None:
+            names["threads"] = self.spec.threads
         facts = self.ask("facts")
         if self.error:
             return {**names, "error": self.error}
@@ -238,6 +245,7 @@ class _Child:
             "median_ms": float(np.median(every)),
             "p95_ms": float(np.percentile(every, 95)),
             "rounds_ms": [float(np.median(turn)) for turn in elapsed],
+            "rounds_p95_ms": [float(np.percentile(turn, 95)) for turn in elapsed],
             "load_seconds": self._load_seconds,
             "idle_cpu_ms": float(np.mean([turn["idle_ns"] for turn in self.turns])) / 1e6,
             **facts,
@@ -266,7 +274,8 @@ class _Child:
 
 def _label(spec: EngineSpec) -> str:
     length = f", {spec.sequence} steps a call" if spec.sequence > 1 else ""
-    return f"{spec.engine} {spec.mode} {spec.precision}{length}"
+    threads = f", {spec.threads} threads" if spec.threads else ""
+    return f"{spec.engine} {spec.mode} {spec.precision}{length}{threads}"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class DualEngine(Engine):
         self._stream.reset()
 
     def facts(self) -> dict:
-        """Return density and bytes per frame on the calibration data, and the time of the planning run."""
+        """Return density and bytes of weights: read per frame, on the calibration data, and in all."""
         report = self._library.report
         return {
             "density": report.density,

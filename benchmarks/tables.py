@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ LOW = ("int8", "bf16")
 def fastest(
     rows: list[dict], precisions: tuple[str, ...], ours: bool, mode: str | None = None, sequence: int = 1
 ) -> dict | None:
-    """Return the fastest measured row of the given precisions, ours or the peers'; None if there is none."""
+    """Return the fastest measured row of the given precisions, ours or the peers'; None if there is none.
+
+    Rows with threads of their own are left out.
+    """
     found = [
         row
         for row in rows
         if row.get("median_ms") and (row["engine"] == "tvm_dual") == ours and row["precision"] in precisions
-        and mode in (None, row["mode"]) and row.get("sequence", 1) == sequence
+        and mode in (None, row["mode"]) and row.get("sequence", 1) == sequence and "threads" not in row
     ]  # fmt: skip
     return min(found, key=lambda row: row["median_ms"], default=None)
 
@@ -38,8 +42,15 @@ def ratios(rows: list[dict]) -> dict[str, float]:
         "fastest int8 or bf16 peer / dual": ratio(peer_low, dual_low),
         "our dense int8 / dual int8": ratio(dense8, dual_low),
         "fastest fp32 peer / our dense fp32": ratio(peer32, dense32),
-        "p95 / median of dual": dual["p95_ms"] / dual["median_ms"] if dual else math.nan,
+        "p95 / median of dual": _spread(dual),
     }
+
+
+def _spread(row: dict | None) -> float:
+    """Return the 95th percentile / the median, within a round: a shared machine's speed changes between rounds."""
+    if row is None:
+        return math.nan
+    return statistics.median(high / middle for high, middle in zip(row["rounds_p95_ms"], row["rounds_ms"], strict=True))
 
 
 def summary(rows: list[dict]) -> list[str]:
@@ -74,6 +85,8 @@ def print_points(rows: list[dict]) -> None:
 def described(row: dict) -> str:
     """Return the engine's name, with what tells its rows apart."""
     details = [row[name] for name in ("form", "weight_scales") if name in row]
+    if "threads" in row:
+        details.append(f"{row['threads']} threads")
     return row["engine"] + (f" ({', '.join(details)})" if details else "")
 
 

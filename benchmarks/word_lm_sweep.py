@@ -78,11 +78,11 @@ def run(
         folder = Path(scratch)
         builder = make_builder(model, text, threads, size, progress)
         exact = {
-            (mode, precision, 1): builder.build(precision, options=replace(size.options, mode=mode))
+            (mode, precision, 1, None): builder.build(precision, options=replace(size.options, mode=mode))
             for mode, precision in (("dense", "fp32"), ("dense", "int8"))
         }
         specs, facts = our_specs(exact, threads, folder), [{} for _ in exact]
-        plan = exact["dense", "int8", 1].report.plan
+        plan = exact["dense", "int8", 1, None].report.plan
         all_curves = curves(size.options)
         for done, curve in enumerate(all_curves):
             progress("curves", done, len(all_curves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +225,13 @@ class Builder:
         if plan is not None:
             return apply_plan(model, quality, plan, self._progress)
         return make_plan(model, quality, self._progress)
+
+    def with_threads(self, threads: int) -> Builder:
+        """Return a builder of the same model, as imported and calibrated here, for another number of threads."""
+        checked_target(self._compiler.isa, threads)
+        other = copy(self)
+        other._compiler = self._compiler.with_threads(threads)
+        return other
 
     def model(self, precision: str = "int8", options: AdvancedOptions | None = None) -> Model:
         """Return what planning works on; for those who choose forms and bounds themselves.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,12 @@ class Compiler:
     def threads(self) -> int:
         """Number of threads that kernels divide their work between."""
         return self._threads
+
+    def with_threads(self, threads: int) -> Compiler:
+        """Return a compiler of the same model for another number of threads."""
+        other = copy(self)
+        other._threads = threads
+        return other
 
     def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:
         """Return a site's form for this compiler's level and threads."""

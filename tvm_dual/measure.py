@@ -51,16 +51,14 @@ def _times(run: Callable, calls: Iterable[tuple[np.ndarray, ...]]) -> list[float
     return times
 
 
-def open_share(library: DualLibrary, streams: Sequence[InputStream], every: int = 5) -> dict[str, float]:
-    """Return open rows / all rows of each gated site, over every `every`-th call of the streams."""
+def open_share(library: DualLibrary, streams: Sequence[InputStream]) -> dict[str, float]:
+    """Return open rows / all rows of each gated site, over all calls of the streams."""
     opened = dict.fromkeys(library.all_rows(), 0)
-    calls = 0
     for stream in streams:
         run = library.stream()
-        for i, call in enumerate(stream):
+        for call in stream:
             run(*call)
-            if i % every == 0:
-                calls += 1
-                for name, rows in library.last_open_rows().items():
-                    opened[name] += rows
+            for name, rows in library.last_open_rows().items():
+                opened[name] += rows
+    calls = sum(map(len, streams))
     return {name: opened[name] / (calls * rows) for name, rows in library.all_rows().items()}

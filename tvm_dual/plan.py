@@ -36,7 +36,7 @@ class SitePlan:
     limit : float
         The gate's bound at effort 1: in units of damage, or the activation rule's margin.
     density : float
-        Open rows / all rows on the calibration data; 1 without a gate.
+        Open rows / all rows on the calibration data; 1 if all are computed, 0 if the little module stands alone.
     weight_bytes : int
         Bytes of all weights of the big module at this precision.
     bytes_read : float

@@ -102,13 +102,15 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     factors = [zip(GATES[site.kind], site.gate_factors, strict=True) for site in planned.values() if site.gate_factors]
     # Without factors of one, which options leave out: modules trained under the same bounds are not trained anew.
     others = {gate: factor for gate, factor in itertools.chain(*factors) if factor != 1}
-    model = replace(model, options=replace(model.options, gate_factors=others))
+    trained = plan.finetuning if any(site.tuned for site in planned.values()) else None
+    options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
+    model = replace(model, options=options)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
-    if limit is not None and any(site.tuned for site in planned.values()):
-        fits.finetune(forms, limit, progress)
+    if trained is not None:
+        fits.finetune(forms, trained.tuned.limit, progress)
     variant = fits.variant(forms, rules.pop())
     found = None if limit is None else try_limit(model, quality, variant, limit)
-    return _final(fits, variant, limit, _plan(model, quality, variant, found))
+    return _final(fits, variant, limit, _plan(model, quality, variant, found, finetuning=trained))
 
 
 def _final(fits: Fits, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
@@ -178,6 +180,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
             dimensions=fit.little.module.weight.shape[1],
             little_bits=model.options.little_bits,
             tuned=fit.tuned,
+            density=0.0,
         )
     if "rows" in forms:
         plan = replace(plan, rule=variant.rule, limit=found.limit, density=density)

@@ -23,10 +23,12 @@ LADDER = {
 }
 #: Bounds between which every share of closed rows lies, by either rule.
 BRACKET = (1e-9, 1e4)
-#: How close a wanted share must come, streams that it is measured on, and halvings at most: a rule may jump.
-TOLERANCE, SHARE_STREAMS, HALVINGS = 0.004, 4, 32
+#: How close a wanted share must come, and halvings at most: a rule may jump.
+TOLERANCE, HALVINGS = 0.004, 32
 #: Calls of each stream that density is measured on.
 DENSITY_CALLS = 200
+#: Streams, and calls of each, that a share is measured on: once for every halving.
+SHARE_STREAMS, SHARE_CALLS = 4, 100
 #: Rows open while forms are compared, before the bound is known.
 PROVISIONAL_DENSITY = 0.05
 
@@ -112,7 +114,8 @@ def limit_at_share(variant: Variant, closed: float) -> float:
 
 def share_open(variant: Variant) -> float:
     """Return open rows / gated rows, as `limit_at_share` measures it."""
-    return _density(variant.library, variant.model.data.streams[:SHARE_STREAMS])
+    streams = variant.model.data.streams[:SHARE_STREAMS]
+    return _density(variant.library, tuple(stream[:SHARE_CALLS] for stream in streams))
 
 
 def best_exact(model: Model, fits: Fits, progress) -> Variant:

@@ -100,11 +100,11 @@ class Fits:
         return self._model.known.get(self._tuned(name, forms), closed) if self._uses_tuned else closed
 
     def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> bool:
-        """Train the little modules of gated recurrent sites around the bound `limit`, once; say if there are any."""
+        """Train the little modules of recurrent sites around the bound `limit`, once; say if there are any."""
         model, steps = self._model, self._model.options.finetune_steps
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
-            if not steps or "rows" not in form or not can_finetune(site, observed):
+            if not steps or not {"rows", "little"} & set(form) or not can_finetune(site, observed):
                 continue
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_outputs_start_each_clip_from_the_reset_state():
         (clips,) = harness.outputs({"a": FRAMES, "b": FRAMES[:2]})
     np.testing.assert_array_equal(clips["a"], np.cumsum(FRAMES, axis=0))
     np.testing.assert_array_equal(clips["b"], clips["a"][:2])
+
+
+def test_an_engine_may_have_threads_of_its_own():
+    with Harness([spec(), replace(spec(), threads=1)], settle_s=0) as harness:
+        usual, own = harness.rows()
+    assert "threads" not in usual and own["threads"] == len(own["cores"]) == 1
+    with pytest.raises(DataError, match="threads is 10000"):
+        Harness([replace(spec(), threads=10_000)])
 
 
 @pytest.mark.parametrize("threads", [0, 10_000])

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import word_lm, word_lm_sweep
 from benchmarks.word_lm import Size
+from schedules.cpu import available_cores
 from tvm_dual.cli import main
 from tvm_dual.options import AdvancedOptions
 
@@ -43,12 +44,18 @@ def test_suite(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
     assert main(command("word-lm", tmp_path, corpus_folder, gru_checkpoint)) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["suite"] == "word-lm"
-    rows = {(row["engine"], row["mode"], row["precision"], row.get("sequence", 1)): row for row in document["rows"]}
+    usual = [row for row in document["rows"] if "threads" not in row]
+    rows = {(row["engine"], row["mode"], row["precision"], row.get("sequence", 1)): row for row in usual}
     ours = [("dual", "int8"), ("dual", "fp32"), ("dense", "fp32"), ("dense", "int8"), ("little", "int8")]
     assert set(rows) == {
         *(("tvm_dual", *form, sequence) for form in ours for sequence in (1, 35)),
         *(("onnxruntime", "dense", "fp32", sequence) for sequence in (1, 35)),
     }
+    on_two = {row["precision"]: row for row in document["rows"] if "threads" in row}
+    assert set(on_two) == ({"int8", "fp32"} if available_cores() > 1 else set())
+    for precision, row in on_two.items():
+        one = rows["tvm_dual", "dual", precision, 1]
+        assert row["threads"] == 2 and row["quality"]["perplexity"] == pytest.approx(one["quality"]["perplexity"])
     exact = rows["tvm_dual", "dense", "fp32", 1]["quality"]
     assert abs(exact["change_percent"]) < 1e-3
     assert rows["tvm_dual", "dense", "fp32", 35]["quality"]["perplexity"] == pytest.approx(

@@ -69,13 +69,16 @@ def test_both_are_searched_within_the_budget(tuned):
     assert quality.accepts(whole.closed_form_in_budget.quality)
 
 
-def test_a_plan_that_is_applied_trains_nothing_again(tuned, monkeypatch):
+@pytest.mark.parametrize("form", ["rows", "little"])
+def test_a_plan_that_is_applied_trains_nothing_again(tuned, monkeypatch, form):
     model, quality, fits, _, found = tuned
-    plan = planner._plan(model, quality, fits.variant(FORMS), found.tuned)
+    variant = fits.variant(FORMS | {"gru0": (form, form)})
+    plan = planner._plan(model, quality, variant, found.tuned if form == "rows" else None, finetuning=found)
     monkeypatch.setattr(variants, "finetune", lambda *arguments: pytest.fail("trained again"))
-    again = planner.apply_plan(model, quality, plan, quiet).report.plan
+    untrained = replace(model, options=replace(model.options, finetune_steps=0))
+    again = planner.apply_plan(untrained, quality, plan, quiet).report.plan
     assert {site.name: site.tuned for site in again.sites}["gru0"]
-    assert again.quality == pytest.approx(found.tuned.quality)
+    assert again.quality == pytest.approx(plan.quality) and again.finetuning == found
 
 
 def test_a_budget_that_the_closed_form_does_not_meet(tuned):
