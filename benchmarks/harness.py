@@ -174,7 +174,8 @@ class Harness(AbstractContextManager):
         -------
         list of dict
             engine, mode, precision, sequence where that is more than one, and threads where an engine has its own;
-            median_ms and p95_ms per frame of a measured engine, and both of each round as rounds_ms and rounds_p95_ms; load_seconds, peak_resident_bytes, idle_cpu_ms (CPU time per
+            median_ms and p95_ms per frame of a measured engine, those of each round in rounds_ms and rounds_p95_ms;
+            load_seconds, peak_resident_bytes, idle_cpu_ms (CPU time per
             turn spent while others were measured: near zero, or the measurement was disturbed); the engine's own
             facts. Of a failed one, "error" instead.
         """

@@ -21,7 +21,7 @@ class Report:
 
     @property
     def density(self) -> float:
-        """Open rows / all rows on the calibration data, each row counted by its weights; without a gate all are open."""
+        """Open rows / all rows on the calibration data, rows counted by their weights; 1 without a gate."""
         total = sum(site.weight_bytes for site in self.plan.sites)
         return sum(site.density * site.weight_bytes for site in self.plan.sites) / total if total else 1.0
 
