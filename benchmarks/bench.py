@@ -36,7 +36,7 @@ def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Pa
     module = importlib.import_module(f"benchmarks.{suite.replace('-', '_')}")
     for name in files or {}:
         if name not in module.FILES:
-            taken = ", ".join(f"--{file}" for file in module.FILES) or "neither --checkpoint nor --corpus"
+            taken = ", ".join(f"--{file}" for file in module.FILES) or "no files"
             raise PlanError(f"--{name}: suite '{suite}' does not take it; accepted: {taken}")
     with progress_bars() as progress:
         result = module.run(threads, module.SHORT if short else module.FULL, progress, **(files or {}))

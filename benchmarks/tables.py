@@ -57,7 +57,7 @@ def summary(rows: list[dict]) -> list[str]:
     """Return one line per figure."""
     lines = [f"{name}: {value:.2f}" for name, value in ratios(rows).items()]
     dual = fastest(rows, ("fp32", *LOW), True, "dual")
-    if dual and "load_seconds" in dual:
+    if dual and "resident_mb" in dual:
         lines.append(f"loading, first frame included: {dual['load_seconds']:.2f} s, {dual['resident_mb']:.0f} MB")
     return lines
 

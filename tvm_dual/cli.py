@@ -59,10 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=lambda o: importlib.import_module("benchmarks.demo").run(o.threads, o.short, Path(o.out)))
 
     bench = commands.add_parser("bench", help="run a benchmark suite: us beside the strongest peers")
-    bench.add_argument("suite", help=", ".join(SUITES))
+    bench.add_argument("suite", help=", ".join(SUITES) + ", or an ONNX file")
     bench.add_argument("--json", required=True, help="file to write")
     bench.add_argument("--threads", type=int, default=1)
     bench.add_argument("--short", action="store_true", help="less of everything")
+    bench.add_argument("--calibration", help="of an ONNX file: .npz file of inputs, as build takes it")
     bench.add_argument("--checkpoint", help="word-lm: a model that examples/word_lm/train.py made")
     bench.add_argument("--corpus", help="word-lm: the Brown corpus, .tgz or folder, if make corpus did not fetch it")
     bench.set_defaults(run=_bench)
@@ -100,13 +101,15 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    if options.suite not in SUITES:
-        raise PlanError(f"suite '{options.suite}' is not known; accepted: {', '.join(SUITES)}")
+    files = {name: getattr(options, name) for name in ("calibration", "checkpoint", "corpus")}
+    given, suite = {name: Path(value) for name, value in files.items() if value is not None}, options.suite
+    if suite.endswith(".onnx"):
+        suite, given["model"] = "any-model", Path(suite)
+    elif suite not in SUITES:
+        raise PlanError(f"suite '{suite}' is not known; accepted: {', '.join(SUITES)}, or an ONNX file")
     from benchmarks.bench import bench
 
-    files = {name: getattr(options, name) for name in ("checkpoint", "corpus")}
-    given = {name: Path(value) for name, value in files.items() if value is not None}
-    bench(options.suite, Path(options.json), options.threads, options.short, given)
+    bench(suite, Path(options.json), options.threads, options.short, given)
 
 
 def _inspect(options: argparse.Namespace) -> None:
