@@ -38,7 +38,7 @@ Form = tuple[str, str, int, int | None]
 
 #: Little modules: for a layer of 1500 units 375 directions at 4 bits. At 0.45 % higher perplexity (LSTM, closed form)
 #: 5 % of the rows are open, with half as many directions 15 %, with 375 at 8 bits 7 %.
-LITTLE = AdvancedOptions(rule="damage", dimension_share=1 / 8, little_bits=4, search_steps=3)
+LITTLE = AdvancedOptions(rule="damage", dimension_share=1 / 8, little_bits=4, search_steps=4)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Size:
     judging: tuple[int, int]
     evaluation: tuple[int, int]
     exact_peers: bool
-    max_drop: float = 0.45
+    max_drop: float = 0.37
     options: AdvancedOptions = LITTLE
 
 
@@ -76,8 +76,8 @@ FULL = Size(
     calibration=(40, 400),
     judging=(64, 115),
     evaluation=(64, 115),
-    exact_peers=True,
-    options=replace(LITTLE, finetune_steps=150),
+    exact_peers=False,
+    options=replace(LITTLE, finetune_steps=250),
 )
 SHORT = Size(2, 70, (20, 300), (16, 60), (16, 60), exact_peers=False, options=replace(LITTLE, search_steps=0))
 

@@ -89,12 +89,12 @@ class Products:
             pack = dense.pack_rows_int8 if int8 else dense.pack_rows_fp32
             self._packed[name] = self._operands(name, pack(isa, weight, bias), 1.0 if every else _SPARSE_SHARE)
         matrix, tasks = self._packed[name]
-        streamed = every and n * k * (1 if int8 else 4) > STREAMED_BYTES
         if int8:
+            streamed = every and n * k > STREAMED_BYTES
             stage = kernel(dense.gated_rows_int8, isa, n, k, tasks, streamed)
             inputs = self._bytes(x, nonnegative)
         else:
-            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks, streamed), (x,)
+            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks), (x,)
         operands = (*inputs, *matrix, rows, count, closed)
         return self._step.call("gated_rows", stage, *operands)
 

@@ -180,55 +180,12 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int, streamed: bool = Fal
     return gated_rows
 
 
-def group_fp32(isa: Isa, k: int, streamed: bool = False):
-    """Return the macro ``(x, weight, bias, y, base, following)``: a group of products of rows of `k` floats.
-
-    As `group_int8`; the other operands are those of `gated_rows_fp32`.
-    """
-    padded, lanes, width = round_up(k, isa.lanes), isa.lanes, SIDE_BY_SIDE
+def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
+    """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`."""
+    padded, lanes = round_up(k, isa.lanes), isa.lanes
     # Inputs fewer than a vector's lanes are taken one by one.
     whole, rest, few = k // lanes, k % lanes if k > lanes else 0, k if k < lanes else 0
-    ahead = STREAM_AHEAD // 4
-
-    @T.inline
-    def add_vector(x, weight, total, r, at, start):
-        total[r, T.ramp(0, 1, lanes)] = (
-            total[r, T.ramp(0, 1, lanes)] + x[T.ramp(at, 1, lanes)] * weight[T.ramp(start, 1, lanes)]
-        )
-
-    @T.inline
-    def group(x, weight, bias, y, base, following):
-        total = T.alloc_buffer((width, lanes), "float32", scope="local")
-        sums = T.alloc_buffer((width,), "float32", scope="local")
-        for r in T.unroll(width):
-            total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
-        if streamed:
-            for r in T.unroll(width):
-                for c in T.serial(whole):
-                    prefetch(weight[base[r] * padded + c * lanes + ahead])
-                    add_vector(x, weight, total, r, c * lanes, base[r] * padded + c * lanes)
-        else:
-            for c in T.serial(whole):
-                for r in T.unroll(width):
-                    prefetch(weight[following[r] * padded + c * lanes])
-                    add_vector(x, weight, total, r, c * lanes, base[r] * padded + c * lanes)
-        if rest > 0:
-            for r in T.unroll(width):
-                add_vector(x, weight, total, r, k - lanes, base[r] * padded + whole * lanes)
-        sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
-        for c in T.serial(few):
-            for r in T.unroll(width):
-                sums[r] = sums[r] + x[c] * weight[base[r] * padded + c]
-        for r in T.unroll(width):
-            y[base[r]] = sums[r] + bias[base[r]]
-
-    return group
-
-
-def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, streamed: bool = False):
-    """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`."""
-    padded, width, length = round_up(k, isa.lanes), SIDE_BY_SIDE, list_length(n)
-    group = group_fp32(isa, k, streamed)
+    width, length = SIDE_BY_SIDE, list_length(n)
 
     @T.prim_func(s_tir=True, private=True)
     def gated_rows(
@@ -254,12 +211,35 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, streamed: bool = Fal
                 first: T.let = vt * groups // threads
                 last: T.let = (vt + 1) * groups // threads
                 for g in T.serial(first, last):
+                    total = T.alloc_buffer((width, lanes), "float32", scope="local")
+                    sums = T.alloc_buffer((width,), "float32", scope="local")
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
                         base[r] = rows[g * width + r]
                         following[r] = rows[T.min(g + 1, last - 1) * width + r]
-                    group(x, weight, bias, y, base, following)
+                        total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+                    for c in T.serial(whole):
+                        for r in T.unroll(width):
+                            prefetch(weight[following[r] * padded + c * lanes])
+                            total[r, T.ramp(0, 1, lanes)] = (
+                                total[r, T.ramp(0, 1, lanes)]
+                                + x[T.ramp(c * lanes, 1, lanes)]
+                                * weight[T.ramp(base[r] * padded + c * lanes, 1, lanes)]
+                            )
+                    if rest > 0:
+                        for r in T.unroll(width):
+                            total[r, T.ramp(0, 1, lanes)] = (
+                                total[r, T.ramp(0, 1, lanes)]
+                                + x[T.ramp(k - lanes, 1, lanes)]
+                                * weight[T.ramp(base[r] * padded + whole * lanes, 1, lanes)]
+                            )
+                    sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
+                    for c in T.serial(few):
+                        for r in T.unroll(width):
+                            sums[r] = sums[r] + x[c] * weight[base[r] * padded + c]
+                    for r in T.unroll(width):
+                        y[base[r]] = sums[r] + bias[base[r]]
 
     return gated_rows
 
