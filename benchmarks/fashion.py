@@ -1,119 +1,98 @@
-"""Fashion-MNIST: 28 x 28 grey images of ten kinds of clothes, and the networks that are trained on it.
-
-Source: Xiao, Rasul and Vollgraf, 2017, MIT licence; Debian's package ``dataset-fashion-mnist`` holds it.
-"""
+"""What the suites on Fashion-MNIST share: a trained network, its accuracy, ours beside the peers."""
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
+from benchmarks.fashion_data import HELD_BACK, Fashion, read_fashion
+from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks
 from tvm_dual.errors import DataError
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
 
-#: Where Debian's package puts the data.
-DEFAULT = Path("/usr/share/datasets/fashion-mnist")
-CLASSES, SIZE = 10, 28
-#: Of all training images' grey values, from 0 to 1.
-MEAN, DEVIATION = 0.2860, 0.3530
-#: Bytes of an IDX file before its values: of images, and of labels.
-_HEADER = {"images-idx3": 16, "labels-idx1": 8}
+#: Options of the command that name what the suite reads.
+FILES = ("checkpoint",)
+#: Accuracy in percent that the plan may lose on images that were held back from training.
+MAX_DROP = 0.3
+#: Directions of little modules, as a share of a layer's channels.
+SHARE = 0.125
 
 
-@dataclass(frozen=True, eq=False)
-class Fashion:
-    """One part of the data.
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
 
     Attributes
     ----------
-    images : ndarray, float32, (n, 1, 28, 28)
-        Of mean 0 and deviation 1 over the training part.
-    labels : ndarray, int64, (n,)
-        From 0 to 9.
+    turns : Turns
+    calibration, judging, images : int
+        Images to calibrate on, to choose thresholds on, and to time and judge.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    turns: Turns
+    calibration: int
+    judging: int
+    images: int
 
 
-def read_fashion(part: str, folder: Path | None = None) -> Fashion:
-    """Read ``train`` (60,000 images) or ``t10k`` (10,000).
+FULL = Size(Turns(10, 60), calibration=2000, judging=HELD_BACK, images=10_000)
+SHORT = Size(Turns(3, 30), calibration=500, judging=1000, images=1000)
+
+
+def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = None) -> Result:
+    """Build the network in all forms, and measure it with the peers.
+
+    Parameters
+    ----------
+    threads : int
+    size : Size
+    progress : callable
+        Called with ``(phase, done, total)``.
+    checkpoint : Path
+        The ONNX file that ``examples/fashion/train.py`` wrote.
 
     Raises
     ------
     DataError
-        If a file is missing or has another size.
+        If there is no checkpoint, or no data.
     """
-    folder, count = folder or DEFAULT, {"train": 60_000, "t10k": 10_000}[part]
-    images = _values(folder / f"{part}-images-idx3-ubyte.gz", count * SIZE * SIZE)
-    labels = _values(folder / f"{part}-labels-idx1-ubyte.gz", count)
-    scaled = (images.astype("float32") / 255 - MEAN) / DEVIATION
-    return Fashion(scaled.reshape(-1, 1, SIZE, SIZE), labels.astype("int64"))
-
-
-def _values(path: Path, count: int) -> np.ndarray:
-    if not path.is_file():
+    if checkpoint is None or not Path(checkpoint).is_file():
         raise DataError(
-            f"Fashion-MNIST '{path}': not there; install Debian's package dataset-fashion-mnist, or name a folder "
-            "with its four .gz files"
+            f"--checkpoint: {checkpoint or 'not given'}; accepted: the ONNX file that examples/fashion/train.py wrote"
         )
-    header = next(size for kind, size in _HEADER.items() if kind in path.name)
-    found = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)[header:]
-    if len(found) != count:
-        raise DataError(f"Fashion-MNIST '{path}': {len(found)} values; accepted: {count}")
-    return found
+    train, test = read_fashion("train"), read_fashion("t10k")
+    judging = Fashion(train.images[-size.judging :], train.labels[-size.judging :])
+    labels = test.labels[: size.images]
+    network = Network(
+        Path(checkpoint).stem,
+        Path(checkpoint),
+        train.images[: size.calibration],
+        test.images[: size.images],
+        lambda outputs, published: {"accuracy": accuracy(outputs, labels)},
+        Judge(judging),
+        MAX_DROP,
+        AdvancedOptions(rule="damage", dimension_share=SHARE),
+        quantized=True,
+    )
+    return run_networks([network], threads, size.turns, progress)
 
 
-def vgg() -> nn.Module:
-    """Return eight 3 x 3 convolutions of 64 to 512 channels, a maximum over 2 x 2 after every second, as VGG has them.
-
-    Source: Simonyan and Zisserman, 2015, with batch normalization and a mean over all pixels before the last layer.
-    """
-    layers, inputs = [], 1
-    for outputs in (64, 128, 256, 512):
-        for _ in range(2):
-            layers += [_conv(inputs, outputs), nn.ReLU()]
-            inputs = outputs
-        if outputs < 512:
-            layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the percentage of images whose highest output is their label's."""
+    return float((outputs.reshape(len(labels), -1).argmax(axis=1) == labels).mean() * 100)
 
 
-class Residual(nn.Module):
-    """Two convolutions, and their input added to what they give.
+class Judge:
+    """From a library to its accuracy in percent."""
 
-    Source: He, Zhang, Ren and Sun, 2016.
-    """
+    def __init__(self, data: Fashion) -> None:
+        """Judge on `data`."""
+        self._data = data
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """Start from random weights; a 1 x 1 convolution fits the input to another shape."""
-        super().__init__()
-        self.body = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), _conv(outputs, outputs))
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else _conv(inputs, outputs, stride, kernel=1)
-
-    def forward(self, x):
-        """Map (n, inputs, height, width) to (n, outputs, height / stride, width / stride)."""
-        return (self.body(x) + self.shortcut(x)).relu()
-
-
-def resnet() -> nn.Module:
-    """Return ResNet-18 for small images: 64 to 512 channels, the first convolution 3 x 3 without stride or pooling."""
-    blocks, inputs = [], 64
-    for outputs in (64, 128, 256, 512):
-        blocks += [Residual(inputs, outputs, 1 if outputs == 64 else 2), Residual(outputs, outputs, 1)]
-        inputs = outputs
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
-    return nn.Sequential(_conv(1, 64), nn.ReLU(), *blocks, *head)
-
-
-NETWORKS = {"vgg": vgg, "resnet": resnet}
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Module:
-    # Of one name, so that a printed network has a line for each.
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+    def __call__(self, library: DualLibrary) -> float:
+        """Run every image."""
+        run = library.stream()
+        return accuracy(np.concatenate([run(image[None]) for image in self._data.images]), self._data.labels)

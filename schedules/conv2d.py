@@ -46,12 +46,13 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512; two vectors and many pixels leave fewer loads per
     product than one of them alone. Of the bands that stay in L2 those are taken that waste the least.
     """
-    pixels = 12 if isa.vector_bytes == 64 else 6
+    vectors = panel_size(isa, conv.outputs, 2) // isa.lanes
+    pixels = (24 if isa.vector_bytes == 64 else 12) // vectors
 
     def tiles(rows: int) -> int:
         return -(-conv.out_height // rows) * -(-rows * conv.out_width // pixels)
 
-    return ConvTile(pixels, 2, min(range(band_rows(conv), 0, -1), key=tiles))
+    return ConvTile(pixels, vectors, min(range(band_rows(conv), 0, -1), key=tiles))
 
 
 def band_rows(conv: Conv2d) -> int:

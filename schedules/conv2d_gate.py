@@ -5,7 +5,7 @@ What leaving a tile to the little module does is the sum over its channels of sq
     (what the next layers multiply the channel by) x (slope of the nonlinearity) x (error of the channel)
 
 The slope is taken to be a line between two bounds; of a ReLU it is the probability that the true sum is positive,
-which a line of the slope 0.4 follows within 0.06. Three numbers per channel say all of it, so other rules are other numbers.
+which a line follows closely enough. Three numbers per channel say all of it, so other rules are other numbers.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_panels import panel_column
 from schedules.cpu import Isa
-from schedules.intrinsics import chunk, horizontal_sum, sum_each
+from schedules.intrinsics import chunk, sum_each
 
 
 def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threads: int):
-    """Return the kernel ``(sums: f32[pixels * outputs], limits: f32[3, outputs]) -> (open: u8[panels, pixels], count)``.
+    """Return the kernel ``(sums: f32[pixels * outputs], limits: f32[3, outputs]) -> (open, count)``.
 
-    With the rows a, b and d of ``limits``, a tile is open if the sum of ``(d * min(max(a * sum + b, 0), 1)) ** 2`` over
-    its channels exceeds 1. ``count: i32[1]`` is how many are open. Panels are of `size` channels, which are at least
-    one vector. Threads share the pixels.
+    ``open: u8[panels, pixels]`` says which tiles are, ``count: i32[1]`` how many. With the rows a, b and d of
+    ``limits``, a tile is open if the sum of ``(d * min(max(a * sum + b, 0), 1)) ** 2`` over its channels exceeds 1.
+    Panels are of `size` channels, which are at least one vector. Threads share the pixels.
     """
     lanes, group = isa.lanes, chunk(isa, pixels)
     groups, vectors = -(-pixels // group), size // lanes

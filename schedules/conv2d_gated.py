@@ -58,9 +58,8 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
 
     @T.inline
     def over_tiles(image, origin, operands, gate, y, to, task):
-        weight, bias, residual = operands
         opened, closed, chosen = gate
-        keep_closed(closed, residual, y, to)
+        keep_closed(closed, operands[2], y, to)
         count = T.alloc_buffer((1,), "int32", scope="local")
         for panel in T.serial(panels):
             count[0] = 0

@@ -23,8 +23,8 @@ class SiteFit:
     ----------
     little : FittedLittle
     spread : ndarray, float32
-        Dense and convolutions: the error per row. Recurrent: the error per row times what the next layers make of the unit;
-        for a GRU's r the error that the reset gate multiplies is left to the kernel.
+        Dense and convolutions: the error per row. Recurrent: the error per row times what the next layers make of the
+        unit; for a GRU's r the error that the reset gate multiplies is left to the kernel.
     weights : ndarray, float32
         From `tvm_dual.gates.unit_weights`.
     tuned : bool
