@@ -21,6 +21,8 @@ from schedules.panels import panel_size
 
 #: Bytes of padded input that a band may read: with a panel of weights it has to stay in L2.
 _BAND_BYTES = 192 << 10
+#: Cycles that a vector of weights takes to come from L3.
+_L3_CYCLES = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,25 @@ class ConvTile:
 
 
 def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
-    """Return the tile that suits most layers.
+    """Return the tile that suits most layers: of bands that stay in L2, and of tiles, those that take least time.
 
-    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512; two vectors and many pixels leave fewer loads per
-    product than one of them alone. Of the bands that stay in L2 those are taken that waste the least.
+    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512.
     """
-    vectors = panel_size(isa, conv.outputs, 2) // isa.lanes
-    pixels = (24 if isa.vector_bytes == 64 else 12) // vectors
 
-    def tiles(rows: int) -> int:
-        return -(-conv.out_height // rows) * -(-rows * conv.out_width // pixels)
+    def cycles(tile: ConvTile) -> float:
+        """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
+        bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
+        of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
+        weights = bands * _L3_CYCLES if conv.outputs * conv.taps * 4 > _BAND_BYTES else 0
+        return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
-    return ConvTile(pixels, vectors, min(range(band_rows(conv), 0, -1), key=tiles))
+    most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
+    choices = (
+        ConvTile(min(sums // vectors, rows * conv.out_width), vectors, rows)
+        for vectors in range(most, 0, -1)
+        for rows in range(band_rows(conv), 0, -1)
+    )
+    return min(choices, key=cycles)
 
 
 def band_rows(conv: Conv2d) -> int:
