@@ -13,7 +13,7 @@ from tvm_dual.errors import PlanError, TvmDualError
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
-SUITES = ("nsnet2", "dnsmos", "fashion-vgg", "fashion-resnet", "word-lm", "word-lm-sweep")
+SUITES = ("nsnet2", "dnsmos", "fashion-vgg", "fashion-resnet", "layers", "word-lm", "word-lm-sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -180,7 +180,9 @@ class _Graph(nn.Module):
         values = self._weights | {self._source: x}
         for kind, inputs, output, attributes in self._nodes:
             found = _OPERATORS[kind](*(values[name] for name in inputs), **attributes)
-            values[output] = found.contiguous(memory_format=self._layout) if kind == "Transpose" else found
+            # The result is left as it lies: whoever reads it wants plain order.
+            moved = kind == "Transpose" and output != self._result
+            values[output] = found.contiguous(memory_format=self._layout) if moved else found
         return values[self._result]
 
 
