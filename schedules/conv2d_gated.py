@@ -19,8 +19,13 @@ from schedules.panels import panel_size
 
 
 def default_gated_tile(isa: Isa, conv: Conv2d) -> ConvTile:
-    """Return the tile that suits most layers: bands as high as stay in L2, since lists are filled up to whole tiles."""
-    return replace(default_tile(isa, conv), rows=band_rows(conv))
+    """Return the tile that suits most layers.
+
+    Bands are as high as stay in L2, since lists are filled up to whole tiles, and evenly so, since the last band
+    overlaps the one before it.
+    """
+    bands = -(-conv.out_height // band_rows(conv))
+    return replace(default_tile(isa, conv), rows=-(-conv.out_height // bands))
 
 
 def gate_size(isa: Isa, conv: Conv2d, tile: ConvTile) -> tuple[int, int]:

@@ -79,6 +79,11 @@ def test_the_gate_sums_over_the_channels_of_a_panel(isa, threads, pixels, output
         assert count[0] == opened.sum()
 
 
+def test_bands_of_lists_leave_no_row_to_be_computed_twice():
+    conv = Conv2d(1, 28, 28, 64, 64, (3, 3), padding=(1, 1, 1, 1))
+    assert 28 % default_gated_tile(cpu.ISAS["avx2"], conv).rows == 0
+
+
 @pytest.mark.parametrize("level", cpu.ISAS.values(), ids=list(cpu.ISAS))
 def test_every_level_compiles(level):
     conv = SHAPES[0]
