@@ -1,29 +1,27 @@
-"""The suite dnsmos: networks of convolutions that score speech, exact, with and without zero skipping."""
+"""The suite dnsmos: networks of convolutions that score speech."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.audio.mixing import calibration_clips, evaluation_clips
+from benchmarks.audio.mixing import calibration_clips, evaluation_clips, judging_clips
 from benchmarks.audio.mos import RATE, SCORES, scores, spectrogram
-from benchmarks.harness import EngineSpec, Harness
-from benchmarks.peers.images import image_peer_specs
-from benchmarks.tables import fastest, print_rows
-from tvm_dual.builder import Builder
+from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks, show, spread
 from tvm_dual.errors import SetupError
 from tvm_dual.options import AdvancedOptions
+
+__all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 
 NAME = "dnsmos"
 #: Options of the command that name what the suite reads.
 FILES = ()
-Progress = Callable[[str, int, int], None]
+#: Largest change of a score of the judging clips that the plan may make.
+MAX_CHANGE = 0.03
 
 
 @dataclass(frozen=True)
@@ -32,39 +30,19 @@ class Size:
 
     Attributes
     ----------
-    rounds, steps : int
-        Turns of each engine, timed calls per turn.
-    calibration, clips : int
-        Noisy clips to calibrate on; pairs of a clean and a noisy clip to time and score.
+    turns : Turns
+    calibration, judging, clips : int
+        Noisy clips to calibrate on and to judge plans on; pairs of a clean and a noisy clip to time and score.
     """
 
-    rounds: int
-    steps: int
+    turns: Turns
     calibration: int
+    judging: int
     clips: int
 
 
-FULL = Size(rounds=10, steps=6, calibration=12, clips=6)
-SHORT = Size(rounds=3, steps=2, calibration=4, clips=2)
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Rows of all networks, each with its ``network``, and our reports."""
-
-    rows: list[dict]
-    reports: dict[str, str]
-
-
-def show(result: Result, path: Path) -> None:
-    """Print the result, whose rows are in the file `path`."""
-    for network, report in result.reports.items():
-        rows = [row for row in result.rows if row["network"] == network]
-        print(f"{network}\n{report}")
-        print_rows(rows)
-        peer, ours = fastest(rows, ("fp32",), False), fastest(rows, ("fp32",), True, "skip")
-        ratio = peer["median_ms"] / ours["median_ms"] if peer and ours else math.nan
-        print(f"fastest fp32 peer / zero skipping alone: {ratio:.2f}")
+FULL = Size(Turns(10, 6), calibration=12, judging=6, clips=6)
+SHORT = Size(Turns(3, 2), calibration=4, judging=2, clips=2)
 
 
 def model_path(network: str) -> Path:
@@ -82,7 +60,7 @@ def model_path(network: str) -> Path:
 
 
 def run(threads: int, size: Size, progress: Progress) -> Result:
-    """Build each network with and without zero skipping, and measure both with the peers.
+    """Build each network in all forms, and measure it with the peers.
 
     Parameters
     ----------
@@ -91,40 +69,47 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     progress : callable
         Called with ``(phase, done, total)``.
     """
-    data = np.stack([spectrogram(clip.noisy) for clip in _spread(calibration_clips(RATE), size.calibration)])
-    pairs = _spread(evaluation_clips(RATE), size.clips)
+    data, judging = (
+        np.stack([spectrogram(clip.noisy) for clip in spread(clips(RATE), count)])
+        for clips, count in ((calibration_clips, size.calibration), (judging_clips, size.judging))
+    )
+    pairs = spread(evaluation_clips(RATE), size.clips)
     speech = np.stack([spectrogram(wave) for clip in pairs for wave in (clip.clean, clip.noisy)])
-    rows, reports = [], {}
-    with tempfile.TemporaryDirectory(prefix="dnsmos-") as folder:
-        for network in SCORES:
-            builder = Builder(model_path(network), [data], streaming=True, threads=threads, progress=progress)
-            specs = []
-            for mode in ("dense", "skip"):
-                library = builder.build("fp32", options=AdvancedOptions(mode=mode))
-                path = library.export_library(Path(folder) / f"{network}_{mode}.so")
-                arguments = {"model_path": str(path), "precision": "fp32", "threads": threads}
-                specs.append(EngineSpec("tvm_dual", mode, "fp32", "benchmarks.ours:deployed", arguments))
-                reports[network] = str(library.report)
-            specs += image_peer_specs(str(model_path(network)), threads)
-            rows += _measure(network, specs, threads, size, speech, progress)
-    return Result(rows, reports)
+    networks = [
+        Network(
+            name,
+            model_path(name),
+            data,
+            speech,
+            partial(_quality, name),
+            _SameScores(name, judging),
+            MAX_CHANGE,
+            AdvancedOptions(rule="damage"),
+        )
+        for name in SCORES
+    ]
+    return run_networks(networks, threads, size.turns, progress)
 
 
-def _spread(items: list, count: int) -> list:
-    """Return `count` items from all over a list."""
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+class _SameScores:
+    """From a library to the largest change of a score, below zero; the first library is what others are compared to."""
+
+    def __init__(self, network: str, speech: np.ndarray) -> None:
+        self._network, self._speech, self._wanted = network, speech, None
+
+    def __call__(self, library) -> float:
+        run = library.stream()
+        found = scores(self._network, np.concatenate([run(frame[None]) for frame in self._speech]))
+        if self._wanted is None:
+            self._wanted = found
+        return -_largest_change(found, self._wanted)
 
 
-def _measure(network: str, specs, threads: int, size: Size, speech: np.ndarray, progress: Progress) -> list[dict]:
-    with Harness(specs, threads, progress=progress) as harness:
-        harness.measure(speech, rounds=size.rounds, steps=size.steps, warmup=1)
-        outputs = [None if found is None else found["speech"] for found in harness.outputs({"speech": speech})]
-        rows = [{"network": network, **row} for row in harness.rows()]
-    # ONNX Runtime computes the model as it was published.
-    (published,) = [o for o, spec in zip(outputs, specs, strict=True) if spec.engine == "onnxruntime"]
-    for row, found in zip(rows, outputs, strict=True):
-        if found is not None and published is not None:
-            got, wanted = scores(network, found), scores(network, published)
-            row["quality"] = {f"{name}_mos": float(got[name].mean()) for name in got}
-            row["quality"]["mos_change"] = float(max(np.abs(got[name] - wanted[name]).max() for name in got))
-    return rows
+def _quality(network: str, outputs: np.ndarray, published: np.ndarray) -> dict[str, float]:
+    got, wanted = scores(network, outputs), scores(network, published)
+    means = {f"{name}_mos": float(values.mean()) for name, values in got.items()}
+    return {**means, "mos_change": _largest_change(got, wanted)}
+
+
+def _largest_change(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
+    return float(max(np.abs(got[name] - wanted[name]).max() for name in got))

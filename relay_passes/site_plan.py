@@ -27,7 +27,8 @@ class SiteForm:
         Of the big module: ``fp32`` or ``int8``.
     input, hidden : str
         Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
-        (gated) or ``little`` (the little module alone). A dense layer has no `hidden`.
+        (gated) or ``little`` (the little module alone). A dense layer has no `hidden`; of a convolution with a little
+        module that is the form of its projection.
     rule : str
         Gate rule, ``damage`` or ``activation``.
     threads : int

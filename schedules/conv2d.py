@@ -21,6 +21,8 @@ from schedules.panels import panel_size
 
 #: Bytes of padded input that a band may read: with a panel of weights it has to stay in L2.
 _BAND_BYTES = 192 << 10
+#: Cycles that a vector of weights takes to come from L3.
+_L3_CYCLES = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,31 @@ class ConvTile:
 
 
 def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
-    """Return the tile that suits most layers.
+    """Return the tile that suits most layers: of bands that stay in L2, and of tiles, those that take least time.
 
-    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512; two vectors and many pixels leave fewer loads per
-    product than one of them alone. Of the bands that stay in L2 those are taken that waste the least.
+    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512.
     """
-    pixels, row_bytes = 12 if isa.vector_bytes == 64 else 6, conv.padded_width * conv.inputs * 4
-    most = (_BAND_BYTES // row_bytes - conv.reach[0]) // conv.strides[0] + 1
 
-    def tiles(rows: int) -> int:
-        return -(-conv.out_height // rows) * -(-rows * conv.out_width // pixels)
+    def cycles(tile: ConvTile) -> float:
+        """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
+        bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
+        of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
+        weights = bands * _L3_CYCLES if conv.outputs * conv.taps * 4 > _BAND_BYTES else 0
+        return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
-    return ConvTile(pixels, 2, min(range(max(1, min(most, conv.out_height)), 0, -1), key=tiles))
+    most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
+    choices = (
+        ConvTile(min(sums // vectors, rows * conv.out_width), vectors, rows)
+        for vectors in range(most, 0, -1)
+        for rows in range(band_rows(conv), 0, -1)
+    )
+    return min(choices, key=cycles)
+
+
+def band_rows(conv: Conv2d) -> int:
+    """Return the most output rows of a band that stays in L2; one at least."""
+    most = (_BAND_BYTES // (conv.padded_width * conv.inputs * 4) - conv.reach[0]) // conv.strides[0] + 1
+    return max(1, min(most, conv.out_height))
 
 
 def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +78,7 @@ def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) 
     return pack_panels(isa, weight, bias, tile.vectors)
 
 
-def _copy_band(conv: Conv2d, rows: int):
+def copy_band(conv: Conv2d, rows: int):
     """Return the macro ``(x, scratch, origin, image, top)`` that copies `rows` padded rows from the row `top` on."""
     _, left, _, right = conv.padding
     before, inside, after = (columns * conv.inputs for columns in (left, conv.width, right))
@@ -91,8 +106,8 @@ def _copy_band(conv: Conv2d, rows: int):
 def store_pixel(isa: Isa, conv: Conv2d):
     """Return the macro ``(y, residual, at, values)`` that finishes a vector of sums and writes it.
 
-    `residual` is the image to be added, or `y` where there is none; of fewer outputs than lanes only those that
-    there are get written.
+    `residual` is the image to be added if there is one; of fewer outputs than lanes only those that there are get
+    written.
     """
     lanes, outputs, nonlinearity = isa.lanes, conv.outputs, NONLINEARITIES[conv.activation]
 
@@ -112,18 +127,18 @@ def store_pixel(isa: Isa, conv: Conv2d):
     return store
 
 
-def _tile(isa: Isa, conv: Conv2d, tile: ConvTile, pixels: int):
-    """Return the macro ``(image, origin, operands, y, to, panel, first)`` that computes one register tile.
+def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
+    """Return the macro ``(image, origin, operands, y, to, panel, pixel)`` that computes one register tile.
 
-    It takes `pixels` pixels from the band's pixel `first` on and one panel of outputs. `image` holds the band's
-    padded input from `origin` on; `to` is the band's first pixel in the output.
+    It takes `pixels` pixels and one panel of outputs; ``pixel(p)`` is the place of the p-th in the band. `image` holds
+    the band's padded input from `origin` on; `to` is the band's first pixel in the output.
     """
-    lanes, size = isa.lanes, panel_size(isa, conv.outputs, tile.vectors)
+    lanes, size = isa.lanes, panel_size(isa, conv.outputs, vectors)
     vectors, (runs, run) = size // lanes, conv.runs
     row_values, store = conv.padded_width * conv.inputs, store_pixel(isa, conv)
 
     @T.inline
-    def compute(image, origin, operands, y, to, panel, first):
+    def compute(image, origin, operands, y, to, panel, pixel):
         weight, bias, residual = operands
         total = T.alloc_buffer((pixels * vectors, lanes), "float32", scope="local")
         base = T.alloc_buffer((pixels,), "int32", scope="local")
@@ -131,8 +146,8 @@ def _tile(isa: Isa, conv: Conv2d, tile: ConvTile, pixels: int):
         for p in T.unroll(pixels):
             base[p] = (
                 origin
-                + (first + p) // conv.out_width * (conv.strides[0] * row_values)
-                + (first + p) % conv.out_width * (conv.strides[1] * conv.inputs)
+                + pixel(p) // conv.out_width * (conv.strides[0] * row_values)
+                + pixel(p) % conv.out_width * (conv.strides[1] * conv.inputs)
             )
             for v in T.unroll(vectors):
                 total[p * vectors + v, T.ramp(0, 1, lanes)] = bias[T.ramp(column + v * lanes, 1, lanes)]
@@ -153,7 +168,7 @@ def _tile(isa: Isa, conv: Conv2d, tile: ConvTile, pixels: int):
                 store(
                     y,
                     residual,
-                    (to + first + p) * conv.outputs + column + v * lanes,
+                    (to + pixel(p)) * conv.outputs + column + v * lanes,
                     total[p * vectors + v, T.ramp(0, 1, lanes)],
                 )
 
@@ -161,7 +176,7 @@ def _tile(isa: Isa, conv: Conv2d, tile: ConvTile, pixels: int):
 
 
 def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
-    """Return the kernel ``(x: f32[input size], weight, bias [, residual: f32[output size]]) -> y: f32[output size]``.
+    """Return the kernel ``(x: f32[input size], weight, bias, residual: f32[residual size]) -> y: f32[output size]``.
 
     ``weight`` and ``bias`` are from `pack_conv2d`. Threads share the bands, or the panels of each band if that
     leaves less waiting.
@@ -175,14 +190,17 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     padded = any(conv.padding)
     scratch_size = in_rows * conv.padded_width * conv.inputs if padded else 1
     by_bands = _waiting(conv.batch * bands, threads) <= _waiting(panels, threads)
-    copy, compute = _copy_band(conv, in_rows), _tile(isa, conv, tile, tall)
+    copy, compute = copy_band(conv, in_rows), register_tile(isa, conv, tile.vectors, tall)
     columns = max(conv.outputs, size)
+
+    def neighbours(first):
+        return lambda p: first + p
 
     @T.inline
     def over_tiles(image, origin, operands, y, to, first_panel, last_panel):
         for panel in T.serial(first_panel, last_panel):
             for t in T.serial(-(-pixels // tall)):
-                compute(image, origin, operands, y, to, panel, T.min(t * tall, pixels - tall))
+                compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, pixels - tall)))
 
     @T.inline
     def over_bands(x, scratch, operands, y, task):
@@ -202,27 +220,11 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                 over_tiles(x, origin, operands, y, to, first_panel, last_panel)
 
     @T.prim_func(s_tir=True, private=True)
-    def plain(
+    def convolved(
         x: T.Buffer((conv.input_size,), "float32"),
         weight: T.Buffer((panels, conv.taps, size), "float32"),
         bias: T.Buffer((columns,), "float32"),
-        y: T.Buffer((conv.output_size,), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        scratch = T.sblock_alloc_buffer((threads * scratch_size,), "float32")
-        for task in T.parallel(threads):
-            with T.sblock("bands"):
-                vt = T.axis.spatial(threads, task)
-                T.reads(x[0 : conv.input_size], weight[0:panels, 0 : conv.taps, 0:size], bias[0:columns])
-                T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size])
-                over_bands(x, scratch, (weight, bias, y), y, vt)
-
-    @T.prim_func(s_tir=True, private=True)
-    def with_residual(
-        x: T.Buffer((conv.input_size,), "float32"),
-        weight: T.Buffer((panels, conv.taps, size), "float32"),
-        bias: T.Buffer((columns,), "float32"),
-        residual: T.Buffer((conv.output_size,), "float32"),
+        residual: T.Buffer((conv.residual_size,), "float32"),
         y: T.Buffer((conv.output_size,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -234,12 +236,12 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     x[0 : conv.input_size],
                     weight[0:panels, 0 : conv.taps, 0:size],
                     bias[0:columns],
-                    residual[0 : conv.output_size],
+                    residual[0 : conv.residual_size],
                 )
                 T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size])
                 over_bands(x, scratch, (weight, bias, residual), y, vt)
 
-    return with_residual if conv.residual else plain
+    return convolved
 
 
 def _waiting(parts: int, threads: int) -> float:

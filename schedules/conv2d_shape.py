@@ -68,6 +68,11 @@ class Conv2d:
         return self.batch * self.out_height * self.out_width * self.outputs
 
     @property
+    def residual_size(self) -> int:
+        """Values of the image to be added; one, which nobody reads, where there is none."""
+        return self.output_size if self.residual else 1
+
+    @property
     def taps(self) -> int:
         """Products per output and pixel: the length of a row of the weight matrix."""
         return self.kernel[0] * self.kernel[1] * self.inputs

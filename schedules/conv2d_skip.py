@@ -143,7 +143,7 @@ def _over_rows(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
 
 
 def conv2d_skip(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
-    """Return the kernel ``(x: f32[input size], weight, bias [, residual: f32[output size]]) -> y: f32[output size]``.
+    """Return the kernel ``(x: f32[input size], weight, bias, residual: f32[residual size]) -> y: f32[output size]``.
 
     ``weight`` and ``bias`` are from `pack_conv2d_skip`. Threads share the output rows.
     """
@@ -154,10 +154,11 @@ def conv2d_skip(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
     over_rows = _over_rows(isa, conv, tile, threads)
 
     @T.prim_func(s_tir=True, private=True)
-    def plain(
+    def convolved(
         x: T.Buffer((conv.input_size,), "float32"),
         weight: T.Buffer((weights,), "float32"),
         bias: T.Buffer((columns,), "float32"),
+        residual: T.Buffer((conv.residual_size,), "float32"),
         y: T.Buffer((conv.output_size,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -168,33 +169,7 @@ def conv2d_skip(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
         for task in T.parallel(threads):
             with T.sblock("rows"):
                 vt = T.axis.spatial(threads, task)
-                T.reads(x[0 : conv.input_size], weight[0:weights], bias[0:columns])
-                T.writes(
-                    y[0 : conv.output_size],
-                    padded[0:row_values],
-                    values[0 : tile.pixels, 0:room],
-                    places[0:room],
-                    starts[0:begun],
-                )
-                over_rows(x, padded, (values, places, starts, vt), (weight, bias, y), y)
-
-    @T.prim_func(s_tir=True, private=True)
-    def with_residual(
-        x: T.Buffer((conv.input_size,), "float32"),
-        weight: T.Buffer((weights,), "float32"),
-        bias: T.Buffer((columns,), "float32"),
-        residual: T.Buffer((conv.output_size,), "float32"),
-        y: T.Buffer((conv.output_size,), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        padded = T.sblock_alloc_buffer((row_values,), "float32")
-        values = T.sblock_alloc_buffer((tile.pixels, room), "float32")
-        places = T.sblock_alloc_buffer((room,), "int32")
-        starts = T.sblock_alloc_buffer((begun,), "int32")
-        for task in T.parallel(threads):
-            with T.sblock("rows"):
-                vt = T.axis.spatial(threads, task)
-                T.reads(x[0 : conv.input_size], weight[0:weights], bias[0:columns], residual[0 : conv.output_size])
+                T.reads(x[0 : conv.input_size], weight[0:weights], bias[0:columns], residual[0 : conv.residual_size])
                 T.writes(
                     y[0 : conv.output_size],
                     padded[0:row_values],
@@ -204,4 +179,4 @@ def conv2d_skip(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
                 )
                 over_rows(x, padded, (values, places, starts, vt), (weight, bias, residual), y)
 
-    return with_residual if conv.residual else plain
+    return convolved

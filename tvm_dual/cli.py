@@ -13,7 +13,7 @@ from tvm_dual.errors import PlanError, TvmDualError
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
-SUITES = ("nsnet2", "dnsmos", "word-lm", "word-lm-sweep")
+SUITES = ("nsnet2", "dnsmos", "fashion-vgg", "fashion-resnet", "layers", "word-lm", "word-lm-sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=1)
     bench.add_argument("--short", action="store_true", help="less of everything")
     bench.add_argument("--calibration", help="of an ONNX file: .npz file of inputs, as build takes it")
-    bench.add_argument("--checkpoint", help="word-lm: a model that examples/word_lm/train.py made")
+    bench.add_argument("--checkpoint", help="what examples/word_lm/train.py or examples/fashion/train.py wrote")
     bench.add_argument("--corpus", help="word-lm: the Brown corpus, .tgz or folder, if make corpus did not fetch it")
     bench.set_defaults(run=_bench)
 

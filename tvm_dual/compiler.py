@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import weakref
 from copy import copy
@@ -15,6 +16,7 @@ from tvm import IRModule, relax
 from relay_passes.expose_inputs import ExposeInputs
 from relay_passes.pipeline import Watch, dual_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
+from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa, tvm_target
 from tvm_dual.container import write_container
 from tvm_dual.errors import PlanError, SetupError
@@ -24,6 +26,7 @@ from tvm_dual.little import FittedLittle
 from tvm_dual.metadata import Metadata, Tensor, current_versions
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
+from tvm_dual.tile_gates import tile_limits
 from tvm_dual.versions import check_compiler, check_linker
 
 
@@ -124,6 +127,8 @@ class Compiler:
         if site.hidden:
             return every_gate_open(site.kind)[None]
         n = site.weight.shape[0]
+        if site.conv:
+            return tile_limits(None, "damage", 0.0, np.inf, np.ones(n), np.ones(n)).astype("float32")[None]
         return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]
 
     def _metadata(self, main: relax.Function, weights: list[np.ndarray], plan: Plan | None) -> Metadata:
@@ -154,10 +159,12 @@ class Compiler:
         )
 
     def _rows(self, name: str, position: int) -> int:
-        """Rows that one of a site's gates decides on: a GRU has two, the update gate's and the rest."""
+        """Rows, or tiles, that one of a site's gates decides on: a GRU has two, the update gate's and the rest."""
         site = self._sites[name]
         if site.kind == "gru":
             return site.hidden * (1, 2)[position]
+        if site.conv:
+            return math.prod(gate_size(self._isa, site.conv, default_gated_tile(self._isa, site.conv)))
         return site.weight.shape[0]
 
 

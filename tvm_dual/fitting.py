@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_dual.gates import unit_weights
-from tvm_dual.little import FittedLittle, fit_little
+from tvm_dual.little import FittedLittle, fit_little, fit_responses
 from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
@@ -23,8 +23,8 @@ class SiteFit:
     ----------
     little : FittedLittle
     spread : ndarray, float32
-        Dense: the error per row. Recurrent: the error per row times what the next layers make of the unit;
-        for a GRU's r the error that the reset gate multiplies is left to the kernel.
+        Dense and convolutions: the error per row. Recurrent: the error per row times what the next layers make of the
+        unit; for a GRU's r the error that the reset gate multiplies is left to the kernel.
     weights : ndarray, float32
         From `tvm_dual.gates.unit_weights`.
     tuned : bool
@@ -73,6 +73,17 @@ def _fit_dense(site: Site, inputs, weights, _both, options) -> tuple[FittedLittl
     return fitted, fitted.spread
 
 
+def _fit_conv2d(site: Site, inputs, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x,) = inputs
+    targets = x @ site.weight.T + site.bias
+    importance = weights * _mean_slope(site.activation, targets)
+    if options["projection"] == "reduced_rank":
+        fitted = fit_responses(x, targets, site.weight, options["k"], importance)
+    else:
+        fitted = fit_little([x], targets, importance=importance, **options)
+    return fitted, fitted.spread
+
+
 def _fit_gru(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
     (x, h), n = inputs, site.hidden
     given = x @ site.weight.T + site.bias
@@ -106,12 +117,12 @@ def _fit_lstm(site: Site, inputs, weights, both, options) -> tuple[FittedLittle,
     return fitted, fitted.spread * weights
 
 
-_FITS = {"dense": _fit_dense, "gru": _fit_gru, "lstm": _fit_lstm}
+_FITS = {"dense": _fit_dense, "conv2d": _fit_conv2d, "gru": _fit_gru, "lstm": _fit_lstm}
 
 
 def _mean_slope(activation: str | None, targets: np.ndarray) -> np.ndarray:
     """Root mean square slope of the nonlinearity per row."""
-    if activation == "relu":
+    if activation in ("relu", "relu6"):
         slope = (targets > 0).astype("float32")
     elif activation == "sigmoid":
         s = 1 / (1 + np.exp(-targets))

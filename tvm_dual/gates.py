@@ -21,6 +21,7 @@ from scipy.special import ndtri
 
 from tvm_dual.errors import PlanError
 from tvm_dual.sites import Site
+from tvm_dual.tile_gates import tile_limits
 
 RULES = ("damage", "activation")
 #: Gates of recurrent layers, in the order of their rows; all but the candidates are sigmoids.
@@ -37,10 +38,12 @@ FAR = 1e30
 def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
     """Return what the next layers multiply each unit of `site` by, ``float32 (units,)``.
 
-    The norm of the unit's column in the matrices that read it: the consumers', and a recurrent layer's own.
+    The norm of the unit's column in the matrices that read it: the consumers', and a recurrent layer's own. A
+    convolution reads a unit once per place of its kernel.
     """
-    matrices = [sites[name].weight for name in site.consumers]
+    consumers = [sites[name] for name in site.consumers]
     units = site.hidden or site.weight.shape[0]
+    matrices = [c.weight.reshape(-1, c.conv.inputs) if c.conv else c.weight for c in consumers]
     if site.hidden:
         matrices.append(site.recurrence)
     matrices = [m for m in matrices if m.shape[1] == units]
@@ -74,7 +77,7 @@ def thresholds(
         ``activation``: the margin m in (0, 0.5]; sigmoid rows are open where the predicted value
         lies in (m, 1 - m), tanh rows in the same band stretched to (-1, 1).
     spread : ndarray, float32
-        Error per row: ``(n,)`` for a dense layer.
+        Error per row: ``(n,)`` for a dense layer or convolution.
     weights : ndarray, float32
         From `unit_weights`.
     factors : mapping of str to float
@@ -83,7 +86,8 @@ def thresholds(
     Returns
     -------
     ndarray, float32
-        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, gates, 2)`` for a recurrent one.
+        ``(efforts, 2, n)`` bands for a dense layer, ``(efforts, gates, 2)`` for a recurrent one, ``(efforts, 3, n)``
+        for a convolution.
 
     Raises
     ------
@@ -96,6 +100,9 @@ def thresholds(
     if site.hidden:
         found = [_limits(site.kind, rule, bound, factors) for bound in bounds]
         found[-1] = every_gate_open(site.kind)
+    elif site.conv:
+        efforts = zip(bounds, EFFORTS, strict=True)
+        found = [tile_limits(site.activation, rule, *at, spread, weights) for at in efforts]
     else:
         found = [_band(site, rule, *at, spread, weights) for at in zip(bounds, EFFORTS, strict=True)]
     return np.stack(found).astype("float32")

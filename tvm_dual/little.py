@@ -124,6 +124,41 @@ def fit_little(
     return FittedLittle(module, residual.std(axis=0).astype("float32"))
 
 
+def fit_responses(
+    x: np.ndarray, targets: np.ndarray, weight: np.ndarray, k: int, importance: np.ndarray
+) -> FittedLittle:
+    """Fit a float32 little module of a layer that reads many more values than it gives, such as a convolution.
+
+    It is reduced-rank regression, as in `fit_little`, by way of the targets: these are linear in the inputs, so the
+    best directions of the inputs follow from the principal directions of the targets, weighted by importance, without
+    the covariance of the inputs (Zhang et al., 2015, for convolutions).
+
+    Parameters
+    ----------
+    x : ndarray, float32, (samples, n_inputs)
+    targets : ndarray, float32, (samples, n)
+        ``x @ weight.T`` and a bias.
+    weight : ndarray, float32, (n, n_inputs)
+    k : int
+        Directions.
+    importance : ndarray, float32, (n,)
+        How much an error of each row matters.
+    """
+    n, scale = len(weight), np.maximum(importance, 1e-6 * max(importance.max(), 1e-30))
+    centered = (targets - targets.mean(axis=0)) * scale
+    covariance = (centered.T @ centered).astype("float64") / len(centered)
+    k = min(k, *weight.shape)
+    principal = eigh(covariance, subset_by_index=[n - k, n - 1])[1][:, ::-1]
+    projection = ((principal * scale[:, None]).T @ weight).astype("float32")
+    projected = x @ projection.T
+    center = projected.mean(axis=0)
+    z = projected - center
+    rows = _ridge(z, targets)
+    residual = targets - z @ rows.T
+    module = LittleModule((projection,), center, rows, residual.mean(axis=0).astype("float32"), 32)
+    return FittedLittle(module, residual.std(axis=0).astype("float32"))
+
+
 def _reduced_rank(covariance: np.ndarray, cross: np.ndarray, k: int, importance: np.ndarray | None) -> np.ndarray:
     """Return the `k` input directions that explain most of the targets, ``(k, n_inputs)``."""
     values, vectors = np.linalg.eigh(covariance)

@@ -15,6 +15,8 @@ from tvm_dual.sites import Site
 #: Vectors that are kept for fitting; beyond a few thousand the closed forms do not change, but fine-tuning gains. They
 #: are kept in runs of this length, so that recurrent layers can be followed through time.
 MAX_SAMPLES, RUN = 24_000, 400
+#: Values that are kept of what pixels of a convolution's output see: 64 MB a layer.
+PATCH_VALUES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,8 @@ class Observations:
     Attributes
     ----------
     inputs : tuple of ndarray, float32, (samples, length)
-        The input, then the states: h of a recurrent layer, and c of an LSTM.
+        The input, then the states: h of a recurrent layer, and c of an LSTM. Of a convolution what one pixel of
+        its output sees, padding included.
     runs : tuple of int
         Where a run of consecutive calls of one stream begins.
     """
@@ -49,8 +52,7 @@ def observe(
         Called with ``(calls done, calls in all)``.
     """
     names = [name.split(".") for name in library.metadata.observed]
-    pixels = max(1, MAX_SAMPLES // data.calls)
-    collected = {name: _Collected(site, pixels) for name, site in sites.items()}
+    collected = {name: _Collected(site, data.calls) for name, site in sites.items()}
     sequences = any(part == "y" for _, part in names)
     # A call of a recurrent layer may be a sequence, of which each vector counts.
     vectors = data.vectors_per_call if sequences else 1
@@ -76,10 +78,11 @@ def observe(
 
 
 class _Collected:
-    """What one site read in the calls so far; of an image that a convolution reads, some pixels."""
+    """What one site read in the calls so far, of `calls`; of an image that a convolution reads, some patches."""
 
-    def __init__(self, site: Site, pixels: int) -> None:
-        self._site, self._pixels = site, pixels
+    def __init__(self, site: Site, calls: int) -> None:
+        self._site, self._random = site, np.random.default_rng(0)
+        self._patches = max(1, min(MAX_SAMPLES, PATCH_VALUES // site.n_inputs) // calls)
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._runs: list[int] = []
         self._count = 0
@@ -90,10 +93,22 @@ class _Collected:
             batch = seen["0"].shape[1]
             for sample in range(batch):
                 self._append(_over_time(self._site, seen, sample), following and batch == 1)
-        elif self._site.kind == "conv2d":
-            self._append((_some_pixels(seen["0"], self._pixels),), False)
+        elif self._site.conv:
+            self._append((self._some_patches(seen["0"]),), False)
         else:
             self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
+
+    def _some_patches(self, images: np.ndarray) -> np.ndarray:
+        """Return what randomly drawn pixels of a convolution's output see, ``float32 (patches, inputs)``."""
+        conv = self._site.conv
+        (top, left, bottom, right), (down, across) = conv.padding, conv.dilation
+        padded = np.pad(images, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        pixels = conv.batch * conv.out_height * conv.out_width
+        drawn = self._random.choice(pixels, min(self._patches, pixels), replace=False)
+        image, row, column = np.unravel_index(drawn, (conv.batch, conv.out_height, conv.out_width))
+        rows = (row * conv.strides[0])[:, None, None] + (np.arange(conv.kernel[0]) * down)[:, None]
+        columns = (column * conv.strides[1])[:, None, None] + np.arange(conv.kernel[1]) * across
+        return padded[image[:, None, None], rows, columns].reshape(len(drawn), -1)
 
     def _append(self, values: tuple[np.ndarray, ...], following: bool) -> None:
         if not following:
@@ -105,12 +120,6 @@ class _Collected:
         return Observations(
             tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)), tuple(self._runs)
         )
-
-
-def _some_pixels(image: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` pixels of an image, or all if there are fewer, evenly spread; a copy."""
-    pixels = image.reshape(-1, image.shape[-1])
-    return pixels[np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)]
 
 
 def _over_time(site: Site, seen: dict[str, np.ndarray], sample: int) -> tuple[np.ndarray, ...]:

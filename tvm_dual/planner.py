@@ -90,9 +90,11 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
     for site in planned.values():
-        hidden = ("dense", "rows", "little") if site.hidden else ("",)
-        exact = ("dense", "columns")
-        accepted = exact if site.kind == "conv2d" else (*exact, "rows", "little")
+        exact, approximate = ("dense", "columns"), ("rows", "little")
+        hidden = ("dense", *approximate) if site.hidden else ("",)
+        if site.kind == "conv2d":
+            hidden = exact if site.input in approximate else ("",)
+        accepted = (*exact, *approximate) if model.sites[site.name].can_gate else exact
         if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
                 f"plan: site {site.name} has the forms {site.input!r}, {site.hidden!r}; plan this model anew"
@@ -178,7 +180,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
             plan,
             projection=model.options.projection,
             dimensions=fit.little.module.weight.shape[1],
-            little_bits=model.options.little_bits,
+            little_bits=fit.little.module.bits,
             tuned=fit.tuned,
             density=0.0,
         )

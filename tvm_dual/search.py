@@ -12,7 +12,7 @@ from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
 from tvm_dual.plan import Trial
 from tvm_dual.quality import Quality
-from tvm_dual.variants import Fits, Forms, Model, Variant, exact_form
+from tvm_dual.variants import Fits, Forms, Model, Variant, exact_form, forms_beside, gated_form
 
 #: A gated form must beat an exact one by this factor to be worth its error.
 WORTH = 0.98
@@ -144,7 +144,7 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
     for name, site in model.sites.items():
         form = exact.forms[name]
         if site.can_gate and name not in model.options.keep_dense:
-            form = tuple("rows" if part == "dense" else part for part in form)
+            form = gated_form(site, form)
         start[name] = form
     if start == exact.forms:
         return None
@@ -170,18 +170,12 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
 
 
 def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
-    """Forms that differ from `start` in one matrix: exact instead of gated, gated instead of skipping."""
+    """Forms that differ from `start` in one matrix of one site."""
     found = []
     for name, form in start.items():
         if not model.sites[name].can_gate or name in model.options.keep_dense:
             continue
-        for part, value in enumerate(form):
-            other = exact[name][part] if value == "rows" else "rows" if value == "columns" else None
-            if other is not None:
-                changed = (*form[:part], other, *form[part + 1 :])
-                # A recurrent layer's little module predicts the state's half: it is gated if the input's is.
-                if not model.sites[name].hidden or changed != ("rows", "dense"):
-                    found.append(start | {name: changed})
+        found += [start | {name: changed} for changed in forms_beside(model.sites[name], form, exact[name])]
     return found
 
 

@@ -11,6 +11,11 @@ from tvm.ir import GenericConst
 
 from relay_passes.conv2d_site import read_conv2d
 from relay_passes.mark_sites import layer_activation
+from schedules.conv2d_shape import Conv2d
+from schedules.cpu import ISAS
+
+#: 32-bit lanes of the widest vector of any level.
+MOST_LANES = max(isa.lanes for isa in ISAS.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,8 @@ class Site:
         Sites that read this one's result.
     linear_before_reset : bool
         A GRU's form; true for all other layers.
+    conv : Conv2d or None
+        Geometry of a convolution.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Site:
     rows_per_call: int | None
     consumers: tuple[str, ...]
     linear_before_reset: bool
+    conv: Conv2d | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -71,8 +79,11 @@ class Site:
 
     @property
     def can_gate(self) -> bool:
-        """Whether gated kernels apply: can be rewritten, not a GRU that resets before its product, no convolution."""
-        return self.can_rewrite and self.linear_before_reset and self.kind != "conv2d"
+        """Whether gated kernels apply: can be rewritten, not a GRU that resets before its product.
+
+        A convolution of fewer channels than a vector has lanes has no tiles to gate.
+        """
+        return self.can_rewrite and self.linear_before_reset and (self.conv is None or self.conv.outputs >= MOST_LANES)
 
     def precision(self, wanted: str) -> str:
         """Return the precision of the big module in a build of precision `wanted`: convolutions have fp32 alone."""
@@ -125,7 +136,7 @@ def _consumers(module: IRModule, names: set[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _site(name: str, function: relax.Function, call: relax.Call, consumers: tuple[str, ...]) -> Site:
-    kind = str(function.attrs["Composite"]).removeprefix("dual.")
+    kind, conv = str(function.attrs["Composite"]).removeprefix("dual."), None
     arrays = [a.value.numpy() for a in call.args if isinstance(a, GenericConst)]
     extents = list(call.args[0].ty.shape)[:-1]
     fixed = all(isinstance(extent, tvm.tirx.IntImm) for extent in extents)
@@ -139,7 +150,8 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
     elif kind == "conv2d":
         found = read_conv2d(function, call, layer_activation(function))
         weight, bias = found.weight.reshape(len(found.weight), -1), found.bias
-        rows = found.conv.output_size // found.conv.outputs
+        conv = found.conv
+        rows = conv.output_size // conv.outputs
         recurrence = recurrent_bias = None
         late_reset = True
     else:
@@ -159,6 +171,7 @@ def _site(name: str, function: relax.Function, call: relax.Call, consumers: tupl
         rows_per_call=rows,
         consumers=consumers,
         linear_before_reset=late_reset,
+        conv=conv,
     )
 
 

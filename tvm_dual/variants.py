@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 
 from relay_passes.site_plan import SiteForm
+from schedules.cpu import ISAS
+from schedules.quantize import round_up
 from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
@@ -120,8 +122,13 @@ class Fits:
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
         site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
+        rows = len(site.weight)
         inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
-        return name, both, options.site_size(name, inputs, len(site.weight)), options.projection, options.little_bits
+        if site.conv:
+            # Directions are themselves a convolution's channels, computed in whole vectors.
+            size = round_up(options.site_size(name, min(inputs, rows), rows), ISAS[self._model.compiler.isa].lanes)
+            return name, both, size, options.projection, 32
+        return name, both, options.site_size(name, inputs, rows), options.projection, options.little_bits
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
         options = self._model.options
@@ -175,6 +182,8 @@ def exact_form(site: Site, skip: bool) -> tuple[str, str]:
 
 def mode_form(site: Site, mode: str) -> tuple[str, str]:
     """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
+    if mode == "little" and site.conv and site.can_gate:
+        return ("little", "columns" if site.nonnegative else "dense")
     if mode == "little" and site.can_gate:
         return ("columns", "little") if site.hidden and site.nonnegative else _little_form(site)
     return exact_form(site, mode != "dense" and site.nonnegative)
@@ -184,6 +193,28 @@ def _little_form(site: Site) -> tuple[str, str]:
     if site.nonnegative:
         return ("columns", "")
     return ("little", "little" if site.hidden else "")
+
+
+def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
+    """Return the form with a gate wherever `exact` computes every row; a convolution is gated in any case."""
+    if site.conv:
+        return ("rows", exact[0])
+    return tuple("rows" if part == "dense" else part for part in exact)
+
+
+def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return forms that differ from `form` in one matrix: exact instead of gated, gated instead of skipping."""
+    if site.conv:
+        other = {"dense": "columns", "columns": "dense"}[form[1]]
+        return [exact, ("rows", other)] if site.nonnegative else [exact]
+    found = []
+    for part, value in enumerate(form):
+        other = exact[part] if value == "rows" else "rows" if value == "columns" else None
+        changed = (*form[:part], other, *form[part + 1 :])
+        # A recurrent layer's little module predicts the state's half: it is gated if the input's is.
+        if other is not None and (not site.hidden or changed != ("rows", "dense")):
+            found.append(changed)
+    return found
 
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,11 @@ from torch import nn
 
 from benchmarks.harness import EngineSpec
 from benchmarks.peers.base import Engine
+from schedules.cpu import native_isa
 from tvm_dual.errors import ModelError
+
+#: Images that the ranges of activations are taken from.
+QUANTIZATION_CALLS = 200
 
 
 def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
@@ -32,17 +37,61 @@ def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
     )
 
 
+def quantized_peer_specs(model_path: str, images: np.ndarray, folder: Path, threads: int) -> tuple[EngineSpec, ...]:
+    """int8 peers: ONNX Runtime's static quantization of a model, run by itself and by OpenVINO.
+
+    Parameters
+    ----------
+    model_path : str
+    images : ndarray, float32, (calls, *input shape)
+        What the ranges of values are taken from.
+    folder : Path
+        Receives the quantized model.
+    threads : int
+    """
+    path = quantize_images(model_path, images, folder / "int8.onnx")
+    arguments = {"model_path": str(path), "precision": "int8", "threads": threads}
+    peers = (("onnxruntime", "OnnxRuntimeImageEngine"), ("openvino", "OpenVinoImageEngine"))
+    return tuple(
+        EngineSpec(engine, "dense", "int8", f"benchmarks.peers.images:{name}", arguments) for engine, name in peers
+    )
+
+
+def quantize_images(model_path: str, images: np.ndarray, path: Path) -> Path:
+    """Write a model with 8-bit weights, one scale per channel, and activations, as ONNX Runtime's guide says."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
+
+    class Reader(CalibrationDataReader):
+        """Gives the images one by one."""
+
+        def __init__(self) -> None:
+            name = onnx.load(model_path).graph.input[0].name
+            self._images = ({name: image[None]} for image in images[:QUANTIZATION_CALLS])
+
+        def get_next(self) -> dict | None:
+            return next(self._images, None)
+
+    prepared = path.with_suffix(".prepared.onnx")
+    quant_pre_process(model_path, prepared)
+    # Without VNNI sums of two products saturate at 16 bits, and the guide says to take 7 of the 8 bits.
+    isa = native_isa()
+    reduced = isa is None or not isa.vnni
+    weights = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": reduced}
+    quantize_static(prepared, path, Reader(), activation_type=QuantType.QUInt8, **weights)
+    return path
+
+
 class _ImageEngine(Engine):
     """An engine that carries nothing from call to call."""
 
-    precisions = ("fp32",)
+    precisions = ("fp32", "int8")
 
     def reset(self) -> None:
         """Do nothing: there is no state."""
 
 
 class OnnxRuntimeImageEngine(_ImageEngine):
-    """ONNX Runtime in fp32."""
+    """ONNX Runtime; a model quantized by itself is its int8."""
 
     def __init__(self, model_path: str, precision: str, threads: int):
         super().__init__(model_path, precision, threads)
@@ -56,7 +105,7 @@ class OnnxRuntimeImageEngine(_ImageEngine):
 
 
 class OpenVinoImageEngine(_ImageEngine):
-    """OpenVINO in fp32, with the latency hint."""
+    """OpenVINO with the latency hint; in int8 of a model that ONNX Runtime quantized."""
 
     def __init__(self, model_path: str, precision: str, threads: int):
         super().__init__(model_path, precision, threads)
@@ -87,6 +136,8 @@ class TorchImageEngine(_ImageEngine):
     channels_last : bool
         Layout of images in memory: NHWC instead of NCHW.
     """
+
+    precisions = ("fp32",)
 
     def __init__(self, model_path: str, precision: str, threads: int, *, channels_last: bool):
         super().__init__(model_path, precision, threads)
@@ -129,7 +180,9 @@ class _Graph(nn.Module):
         values = self._weights | {self._source: x}
         for kind, inputs, output, attributes in self._nodes:
             found = _OPERATORS[kind](*(values[name] for name in inputs), **attributes)
-            values[output] = found.contiguous(memory_format=self._layout) if kind == "Transpose" else found
+            # The result is left as it lies: whoever reads it wants plain order.
+            moved = kind == "Transpose" and output != self._result
+            values[output] = found.contiguous(memory_format=self._layout) if moved else found
         return values[self._result]
 
 
@@ -148,6 +201,10 @@ def _conv(x, weight, bias, *, pads, strides, dilations, group, **_):
 _OPERATORS = {
     "Add": torch.add,
     "Conv": _conv,
+    "Flatten": lambda x, *, axis=1: x.flatten(axis),
+    "Gemm": lambda x, weight, bias, **given: torch.addmm(bias, x, weight.t() if given.get("transB") else weight),
+    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "Identity": lambda x: x,
     "MatMul": torch.matmul,
     "MaxPool": lambda x, *, kernel_shape, strides, **_: nn.functional.max_pool2d(x, kernel_shape, strides),
     "ReduceMax": lambda x, *, axes, keepdims: x.amax(axes, bool(keepdims)),

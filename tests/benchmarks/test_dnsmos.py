@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import dnsmos
 from benchmarks.audio.mos import RATE, scores, spectrogram
+from benchmarks.image_suite import spread
 from benchmarks.peers.images import OnnxRuntimeImageEngine, OpenVinoImageEngine, TorchImageEngine
 from tvm_dual.errors import ModelError, SetupError
 
@@ -91,4 +92,4 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_items_are_taken_from_all_over():
-    assert dnsmos._spread(list(range(10)), 3) == [0, 4, 9]
+    assert spread(list(range(10)), 3) == [0, 4, 9]

@@ -127,7 +127,8 @@ def test_a_planned_site_becomes_a_kernel_and_its_pooling_another(form):
     builder = relax.BlockBuilder()
     first = builder.add_func(kernel, f"conv2d0_{name}")
     second = builder.add_func(max_pool2d(isa, pool, 1), "conv2d0_max_pool2d")
-    values = [relax.Var("x", tensor(90)), *(relax.Var(n, tensor(*a.shape)) for n, a in zip("wb", packed, strict=True))]
+    packed = [*packed, np.zeros(1, "float32")]
+    values = [relax.Var("x", tensor(90)), *(relax.Var(n, tensor(*a.shape)) for n, a in zip("wbr", packed, strict=True))]
     with builder.function("conv2d0_step", values, attrs={"Primitive": True, "dual.site": "conv2d0"}, private=True):
         with builder.dataflow():
             y = builder.emit(relax.call_tir(first, values, tensor(conv.output_size)))

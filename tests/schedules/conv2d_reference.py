@@ -59,6 +59,11 @@ def operands(conv: Conv2d, zeros: float = 0.0, seed: int = 0) -> tuple[np.ndarra
     return tuple(a.astype("float32") for a in (x, weight, rng.standard_normal(conv.outputs), residual))
 
 
+def added(conv: Conv2d, residual: np.ndarray) -> np.ndarray:
+    """Return `residual` as kernels take it."""
+    return residual.reshape(-1)[: conv.residual_size]
+
+
 def reference(conv: Conv2d, x, weight, bias, residual) -> np.ndarray:
     """Return the convolution, ``float64 (batch, rows, columns, outputs)``."""
     top, left, bottom, right = conv.padding
@@ -72,4 +77,9 @@ def reference(conv: Conv2d, x, weight, bias, residual) -> np.ndarray:
                 for start, extent, stride in zip(first, (conv.out_height, conv.out_width), conv.strides, strict=True)
             )
             y += x[:, rows, columns] @ weight[:, down, across].T.astype("float64")
-    return _AFTER[conv.activation](y + bias + (residual if conv.residual else 0))
+    return after(conv, y + bias, residual)
+
+
+def after(conv: Conv2d, sums: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Return what a convolution's sums become."""
+    return _AFTER[conv.activation](sums + (residual.reshape(sums.shape) if conv.residual else 0))

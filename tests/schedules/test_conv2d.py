@@ -13,15 +13,16 @@ from schedules import cpu
 from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d
 from schedules.conv2d_shape import Conv2d
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
-from tests.schedules.conv2d_reference import SHAPES, convolutions, operands, reference
+from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
 
 def check(isa, conv: Conv2d, tile: ConvTile, threads: int):
     x, weight, bias, residual = operands(conv)
     kernel = compile_kernel(isa, conv2d(isa, conv, tile, threads), threads)
     packed = pack_conv2d(isa, tile, weight, bias)
-    added = [residual.reshape(-1)] if conv.residual else []
-    (y,) = call(kernel, x.reshape(-1), *packed, *added, Output((conv.output_size,), "float32"), threads=threads)
+    (y,) = call(
+        kernel, x.reshape(-1), *packed, added(conv, residual), Output((conv.output_size,), "float32"), threads=threads
+    )
     wanted = reference(conv, x, weight, bias, residual)
     np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=1e-4, atol=1e-4)
 

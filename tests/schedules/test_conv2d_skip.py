@@ -11,7 +11,7 @@ from schedules import cpu
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import SkipTile, conv2d_skip, default_skip_tile, pack_conv2d_skip
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
-from tests.schedules.conv2d_reference import SHAPES, convolutions, operands, reference
+from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
 
 def check(isa, conv: Conv2d, tile: SkipTile, threads: int, shares=(0.0, 0.8, 1.0)):
@@ -19,8 +19,14 @@ def check(isa, conv: Conv2d, tile: SkipTile, threads: int, shares=(0.0, 0.8, 1.0
     for zeros in shares:
         x, weight, bias, residual = operands(conv, zeros)
         packed = pack_conv2d_skip(isa, tile, weight, bias)
-        added = [residual.reshape(-1)] if conv.residual else []
-        (y,) = call(kernel, x.reshape(-1), *packed, *added, Output((conv.output_size,), "float32"), threads=threads)
+        (y,) = call(
+            kernel,
+            x.reshape(-1),
+            *packed,
+            added(conv, residual),
+            Output((conv.output_size,), "float32"),
+            threads=threads,
+        )
         wanted = reference(conv, x, weight, bias, residual)
         np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=1e-4, atol=1e-4)
 
@@ -52,7 +58,7 @@ def test_the_smallest_and_negative_values_count_as_nonzero_and_negative_zero_doe
     tile = default_skip_tile(isa, conv)
     packed = pack_conv2d_skip(isa, tile, weight, np.zeros(1, "float32"))
     kernel = compile_kernel(isa, conv2d_skip(isa, conv, tile, 1))
-    (y,) = call(kernel, x.reshape(-1), *packed, Output((conv.output_size,), "float32"))
+    (y,) = call(kernel, x.reshape(-1), *packed, np.zeros(1, "float32"), Output((conv.output_size,), "float32"))
     np.testing.assert_allclose(y, -2 + np.float32(1e-45) * np.float32(1e38), rtol=1e-6)
 
 

@@ -1,0 +1,98 @@
+"""What the suites on Fashion-MNIST share: a trained network, its accuracy, ours beside the peers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fashion_data import HELD_BACK, Fashion, read_fashion
+from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks
+from tvm_dual.errors import DataError
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
+
+#: Options of the command that name what the suite reads.
+FILES = ("checkpoint",)
+#: Accuracy in percent that the plan may lose on images that were held back from training.
+MAX_DROP = 0.3
+#: Directions of little modules, as a share of a layer's channels.
+SHARE = 0.125
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes
+    ----------
+    turns : Turns
+    calibration, judging, images : int
+        Images to calibrate on, to choose thresholds on, and to time and judge.
+    """
+
+    turns: Turns
+    calibration: int
+    judging: int
+    images: int
+
+
+FULL = Size(Turns(10, 60), calibration=2000, judging=HELD_BACK, images=10_000)
+SHORT = Size(Turns(3, 30), calibration=500, judging=1000, images=1000)
+
+
+def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = None) -> Result:
+    """Build the network in all forms, and measure it with the peers.
+
+    Parameters
+    ----------
+    threads : int
+    size : Size
+    progress : callable
+        Called with ``(phase, done, total)``.
+    checkpoint : Path
+        The ONNX file that ``examples/fashion/train.py`` wrote.
+
+    Raises
+    ------
+    DataError
+        If there is no checkpoint, or no data.
+    """
+    if checkpoint is None or not Path(checkpoint).is_file():
+        raise DataError(
+            f"--checkpoint: {checkpoint or 'not given'}; accepted: the ONNX file that examples/fashion/train.py wrote"
+        )
+    train, test = read_fashion("train"), read_fashion("t10k")
+    judging = Fashion(train.images[-size.judging :], train.labels[-size.judging :])
+    labels = test.labels[: size.images]
+    network = Network(
+        Path(checkpoint).stem,
+        Path(checkpoint),
+        train.images[: size.calibration],
+        test.images[: size.images],
+        lambda outputs, published: {"accuracy": accuracy(outputs, labels)},
+        Judge(judging),
+        MAX_DROP,
+        AdvancedOptions(rule="damage", dimension_share=SHARE),
+        quantized=True,
+    )
+    return run_networks([network], threads, size.turns, progress)
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the percentage of images whose highest output is their label's."""
+    return float((outputs.reshape(len(labels), -1).argmax(axis=1) == labels).mean() * 100)
+
+
+class Judge:
+    """From a library to its accuracy in percent."""
+
+    def __init__(self, data: Fashion) -> None:
+        """Judge on `data`."""
+        self._data = data
+
+    def __call__(self, library: DualLibrary) -> float:
+        """Run every image."""
+        run = library.stream()
+        return accuracy(np.concatenate([run(image[None]) for image in self._data.images]), self._data.labels)

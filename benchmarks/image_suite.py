@@ -1,0 +1,138 @@
+"""What suites of networks without states share: ours in every form beside the peers, one network after another."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import EngineSpec, Harness
+from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
+from benchmarks.tables import LOW, fastest, print_rows
+from tvm_dual.builder import Builder
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
+
+Progress = Callable[[str, int, int], None]
+#: Our forms that every suite measures; those with a gate only where the plan has one.
+_MODES = ("dense", "skip", "dual")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Rounds of the measurement, and timed calls of each engine in a round."""
+
+    rounds: int
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One network and how it is judged.
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+        An ONNX model of one input.
+    calibration : ndarray, float32, (calls, *input shape)
+    frames : ndarray, float32, (calls, *input shape)
+        What is timed and judged.
+    quality : callable
+        From outputs ``(calls, outputs)`` and those of the published model to numbers by name.
+    evaluate : callable
+        From a library to its quality on data that is neither `calibration` nor `frames`; `max_drop` is what the
+        plan may lose of it.
+    max_drop : float
+    options : AdvancedOptions
+        Of the dual form.
+    quantized : bool
+        Whether peers run it in int8, too.
+    """
+
+    name: str
+    path: Path
+    calibration: np.ndarray
+    frames: np.ndarray
+    quality: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    evaluate: Callable[[DualLibrary], float]
+    max_drop: float
+    options: AdvancedOptions
+    quantized: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Rows of all networks, each with its ``network``, and our reports."""
+
+    rows: list[dict]
+    reports: dict[str, str]
+
+
+def run_networks(networks: list[Network], threads: int, turns: Turns, progress: Progress) -> Result:
+    """Build each network in all our forms, and measure them with the peers."""
+    rows, reports = [], {}
+    for network in networks:
+        with tempfile.TemporaryDirectory(prefix="images-") as folder:
+            specs, reports[network.name] = _ours(network, Path(folder), threads, progress)
+            specs += image_peer_specs(str(network.path), threads)
+            if network.quantized:
+                specs += quantized_peer_specs(str(network.path), network.calibration, Path(folder), threads)
+            rows += _measure(network, specs, threads, turns, progress)
+    return Result(rows, reports)
+
+
+def show(result: Result, path: Path) -> None:
+    """Print the result, whose rows are in the file `path`."""
+    for network, report in result.reports.items():
+        rows = [row for row in result.rows if row["network"] == network]
+        print(f"{network}\n{report}")
+        print_rows(rows)
+        peer32, peer = fastest(rows, ("fp32",), False), fastest(rows, ("fp32", *LOW), False)
+        dual, dense = fastest(rows, ("fp32", *LOW), True, "dual"), fastest(rows, ("fp32",), True, "dense")
+        for name, slow, fast in (
+            ("fastest fp32 peer / dual", peer32, dual),
+            ("fastest fp32 peer / zero skipping alone", peer32, fastest(rows, ("fp32",), True, "skip")),
+            ("fastest fp32 peer / our dense fp32", peer32, dense),
+            ("fastest peer of any precision / dual", peer, dual),
+        ):
+            print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
+
+
+def spread(items: list, count: int) -> list:
+    """Return `count` items from all over a list."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+
+
+def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> tuple[list[EngineSpec], str]:
+    builder = Builder(network.path, [network.calibration], streaming=True, threads=threads, progress=progress)
+    specs = []
+    for mode in _MODES:
+        if mode == "dual":
+            judged = {"evaluate": network.evaluate, "max_drop": network.max_drop}
+            library = builder.build("fp32", options=network.options, **judged)
+        else:
+            library = builder.build("fp32", options=AdvancedOptions(mode=mode))
+        path = library.export_library(folder / f"{network.name}_{mode}.so")
+        arguments = {"model_path": str(path), "precision": "fp32", "threads": threads}
+        specs.append(EngineSpec("tvm_dual", mode, "fp32", "benchmarks.ours:deployed", arguments))
+    return specs, str(library.report)
+
+
+def _measure(network: Network, specs, threads: int, turns: Turns, progress: Progress) -> list[dict]:
+    with Harness(specs, threads, progress=progress) as harness:
+        harness.measure(network.frames, rounds=turns.rounds, steps=turns.steps, warmup=1)
+        outputs = [None if found is None else found["all"] for found in harness.outputs({"all": network.frames})]
+        rows = [{"network": network.name, **row} for row in harness.rows()]
+    # ONNX Runtime computes the model as it was published.
+    published = next(
+        o for o, s in zip(outputs, specs, strict=True) if (s.engine, s.precision) == ("onnxruntime", "fp32")
+    )
+    for row, found in zip(rows, outputs, strict=True):
+        if found is not None and published is not None:
+            row["quality"] = network.quality(found, published)
+    return rows

@@ -1,0 +1,84 @@
+"""The stages of a convolution's step: exact in either form, its little module, its open tiles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from relay_passes.products import LittleModule
+from relay_passes.step import StepBuilder
+from schedules.conv2d import conv2d, default_tile, pack_conv2d
+from schedules.conv2d_gate import tile_gate
+from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
+from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
+from schedules.cpu import Isa
+from schedules.panels import panel_size
+from schedules.registry import kernel
+
+#: By form: kernel, tile and packing.
+_FORMS = {
+    "dense": (conv2d, default_tile, pack_conv2d),
+    "columns": (conv2d_skip, default_skip_tile, pack_conv2d_skip),
+}
+
+
+class Conv2dStages:
+    """Emits the stages of one convolution into a step."""
+
+    def __init__(self, step: StepBuilder, isa: Isa, conv: Conv2d, threads: int) -> None:
+        """Emit for one level and number of threads."""
+        self._step, self._isa, self._conv, self._threads = step, isa, conv, threads
+
+    def exact(self, form: str, weight, bias, x: relax.Var, residual: relax.Var | None) -> relax.Var:
+        """Return the convolution in the form ``dense`` or ``columns``; `residual` is added if there is one."""
+        return self._exact(form, self._conv, "", weight, bias, x, residual)
+
+    def little_sums(self, form: str, module: LittleModule, x: relax.Var) -> relax.Var:
+        """Return what the little module predicts the sums to be, bias included; `form` is that of its projection."""
+        return self._little(form, module, x, replace(self._conv, activation=None, residual=False), None)
+
+    def little(self, form: str, module: LittleModule, x: relax.Var, residual: relax.Var | None) -> relax.Var:
+        """Return the little module's result in place of the convolution's."""
+        return self._little(form, module, x, self._conv, residual)
+
+    def gate(self, sums: relax.Var, limits: relax.Var) -> tuple[relax.Var, relax.Var]:
+        """Return which tiles are open, and how many; `limits` are what `schedules.conv2d_gate` describes."""
+        isa, tile = self._isa, default_gated_tile(self._isa, self._conv)
+        size = panel_size(isa, self._conv.outputs, tile.vectors)
+        gate = kernel(tile_gate, isa, *gate_size(isa, self._conv, tile), self._conv.outputs, size, self._threads)
+        return self._step.call("tile_gate", gate, sums, limits)
+
+    def gated(self, weight, bias, x, residual: relax.Var | None, opened: relax.Var, sums: relax.Var) -> relax.Var:
+        """Return the convolution in open tiles, what `sums` come to in closed ones."""
+        tile = default_gated_tile(self._isa, self._conv)
+        packed = self._operands("", pack_conv2d(self._isa, tile, weight, bias), residual)
+        stage = kernel(gated_conv2d, self._isa, self._conv, tile, self._threads)
+        return self._step.call("gated_conv2d", stage, x, *packed, opened, sums)
+
+    def _little(self, form: str, module: LittleModule, x: relax.Var, after: Conv2d, residual) -> relax.Var:
+        conv, (projection,) = self._conv, module.projections
+        k = len(projection)
+        inner = replace(conv, outputs=k, activation=None, residual=False)
+        filters = projection.reshape(k, *conv.kernel, conv.inputs)
+        projected = self._exact(form, inner, "projection_", filters, -module.center, x, None)
+        # What is left is one product per pixel.
+        spread = Conv2d(1, 1, inner.output_size // k, k, conv.outputs, (1, 1), activation=after.activation)
+        spread = replace(spread, residual=after.residual)
+        rows = module.weight.reshape(-1, 1, 1, k)
+        return self._exact("dense", spread, "little_", rows, module.bias, projected, residual)
+
+    def _exact(self, form: str, conv: Conv2d, name: str, weight, bias, x, residual: relax.Var | None) -> relax.Var:
+        builder, choose_tile, pack = _FORMS[form]
+        tile = choose_tile(self._isa, conv)
+        operands = self._operands(name, pack(self._isa, tile, weight, bias), residual)
+        stage = kernel(builder, self._isa, conv, tile, self._threads)
+        return self._step.call(f"{name}{builder.__name__}", stage, x, *operands)
+
+    def _operands(self, name: str, packed: tuple[np.ndarray, np.ndarray], residual) -> list[relax.Var]:
+        operands = [self._step.operand(f"{name}{part}", v) for part, v in zip(("weight", "bias"), packed, strict=True)]
+        if residual is None:
+            residual = self._step.operand(f"{name}no_residual", np.zeros(1, "float32"))
+        return [*operands, residual]

@@ -1,0 +1,22 @@
+"""The suite layers, on a small layer."""
+
+from __future__ import annotations
+
+from benchmarks import layers
+from benchmarks.image_suite import Turns
+
+
+def test_a_layer_is_measured_in_every_form(tmp_path, capsys):
+    layer = layers.Layer(6, 8, 16, 3, 2)
+    size = layers.Size(Turns(1, 2), (layer,), zeros=(0.5,), closed=(0.5,))
+    result = layers.run(1, size, lambda *_: None)
+    assert not [row for row in result.rows if "error" in row]
+    ours = [row for row in result.rows if row["engine"] == "tvm_dual"]
+    assert [(row["mode"], row.get("closed"), row.get("zeros")) for row in ours] == [
+        ("dense", None, None),
+        ("dual", 0.5, None),
+        ("skip", None, 0.5),
+    ]
+    assert {row["engine"] for row in result.rows} == {"tvm_dual", "torch", "onnxruntime", "openvino"}
+    layers.show(result, tmp_path / "rows.json")
+    assert "6x6 8->16 3x3/2" in capsys.readouterr().out

@@ -1,0 +1,49 @@
+"""Gate rules of convolutions: from a bound to the numbers that `schedules.conv2d_gate` compares with.
+
+A tile is open if leaving its channels to the little module does too much harm together, so the harms of channels are
+added up in squares, as errors that do not depend on each other are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtri
+
+#: Of the line that stands for the probability that a normal variable is below a value, per standard deviation.
+_STEEPNESS = 1 / 3
+#: Largest slope of nonlinearities that are steep at one place only.
+_SLOPES = {"sigmoid": 0.25, "tanh": 1.0, None: 1.0}
+#: Makes a line a step.
+_STEEP = 1e6
+
+
+def tile_limits(
+    activation: str | None, rule: str, bound: float, effort: float, spread: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the limits of one effort, ``(3, channels)``.
+
+    Parameters
+    ----------
+    activation : str or None
+        What follows the convolution.
+    rule : str
+        ``damage`` or ``activation``.
+    bound : float
+        At this effort: in units of the consumers' sums, or a margin as for dense layers.
+    effort : float
+        0 closes every tile, infinity opens every tile.
+    spread, weights : ndarray, float32, (channels,)
+        Error of the little module, and what the next layers multiply a channel by.
+    """
+    n, rectified = len(spread), activation in ("relu", "relu6")
+    spread = np.maximum(spread, 1e-20)
+    if effort in (0, float("inf")):
+        return np.stack([np.zeros(n), np.ones(n), np.full(n, 0.0 if effort == 0 else 2.0)])
+    if rule == "activation":
+        # Open where any channel's value may lie above zero; other nonlinearities have no flat side to lie on.
+        low = spread.mean() * ndtri(np.clip(bound, 1e-12, 0.5))
+        line = (_STEEP, -low * _STEEP) if rectified else (0.0, 1.0)
+        return np.stack([np.full(n, line[0]), np.full(n, line[1]), np.full(n, 2.0)])
+    steep = _STEEPNESS / spread if rectified else np.zeros(n)
+    flat = 0.5 if rectified else _SLOPES[activation]
+    return np.stack([steep, np.full(n, flat), spread * weights / bound])
