@@ -1,7 +1,7 @@
 """Train a VGG- or ResNet-like network on Fashion-MNIST and write it as ONNX.
 
     apt-get install dataset-fashion-mnist
-    python examples/fashion/train.py --network vgg --out vgg.onnx     # about 20 minutes on one core
+    python examples/fashion/train.py --network vgg --out vgg.onnx     # half an hour on one core
 
 The result is what `tvm-dual bench fashion-vgg --checkpoint` takes. All epochs but the last see the images at half the
 size, which takes a quarter of the time.
