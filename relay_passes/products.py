@@ -10,6 +10,7 @@ from tvm import relax
 from relay_passes.step import StepBuilder
 from schedules import columns, dense, little, quantize, row_pairs
 from schedules.cpu import Isa
+from schedules.history import chosen_knobs
 from schedules.registry import kernel
 
 #: Bytes of weights read from which on a kernel is divided between threads. A launch takes 1.5 to 3
@@ -18,8 +19,6 @@ PARALLEL_BYTES = 256 << 10
 #: What share of a matrix gated rows and zero skipping are taken to read. At a quarter, an int8 step with
 #: gates was a third slower on two threads than on one.
 _SPARSE_SHARE = 0.125
-#: Bytes of a matrix from which on it is read from end to end where every row is open: more than L2 holds.
-STREAMED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Products:
             self._quantized[key] = self._step.call("quantize", stage, x)
         return self._quantized[key]
 
-    def _tasks(self, operand: np.ndarray, share: float = 1.0) -> int:
-        """Return the threads for a kernel that reads `share` of the packed weights `operand`."""
-        return self._threads if operand.nbytes * share >= PARALLEL_BYTES else 1
+    def _tasks(self, nbytes: int, share: float = 1.0) -> int:
+        """Return the threads for a kernel that reads `share` of `nbytes` of packed weights."""
+        return self._threads if nbytes * share >= PARALLEL_BYTES else 1
 
     def gated(
         self, name, x, weight, bias, rows, count, closed, *, nonnegative=False, precision=None, every=False
@@ -89,12 +88,9 @@ class Products:
             pack = dense.pack_rows_int8 if int8 else dense.pack_rows_fp32
             self._packed[name] = self._operands(name, pack(isa, weight, bias), 1.0 if every else _SPARSE_SHARE)
         matrix, tasks = self._packed[name]
-        if int8:
-            streamed = every and n * k > STREAMED_BYTES
-            stage = kernel(dense.gated_rows_int8, isa, n, k, tasks, streamed)
-            inputs = self._bytes(x, nonnegative)
-        else:
-            stage, inputs = kernel(dense.gated_rows_fp32, isa, n, k, tasks), (x,)
+        knobs = chosen_knobs("rows_int8" if int8 else "rows_fp32", isa, (n, k, int(every)), tasks)
+        stage = kernel(dense.gated_rows_int8 if int8 else dense.gated_rows_fp32, isa, n, k, tasks, knobs)
+        inputs = self._bytes(x, nonnegative) if int8 else (x,)
         operands = (*inputs, *matrix, rows, count, closed)
         return self._step.call("gated_rows", stage, *operands)
 
@@ -115,14 +111,15 @@ class Products:
             packed = row_pairs.pack_pairs_int8(self._isa, tuple(big), tuple(recurrent))
             self._packed[name] = self._operands(name, packed, _SPARSE_SHARE)
         matrix, tasks = self._packed[name]
-        stage = kernel(row_pairs.row_pairs_int8, self._isa, n, k, hidden, tasks)
+        knobs = chosen_knobs("row_pairs_int8", self._isa, (n, k, hidden), tasks)
+        stage = kernel(row_pairs.row_pairs_int8, self._isa, n, k, hidden, tasks, knobs)
         inputs = (*self._bytes(x, nonnegative), *self._bytes(h, False))
         return self._step.call("row_pairs", stage, *inputs, *matrix, rows, count, *closed)
 
     def _operands(self, name: str, packed: dict[str, np.ndarray], share: float) -> tuple[list[relax.Var], int]:
         """Declare the operands of a packed matrix, and say how many threads are worth it."""
         operands = [self._step.operand(f"{name}_{part}", value) for part, value in packed.items()]
-        return operands, self._tasks(packed["weight"], share)
+        return operands, self._tasks(packed["weight"].nbytes, share)
 
     def dense(self, name, x, weight, bias, *, nonnegative=False, precision=None) -> relax.Var:
         """``weight x + bias``: gated rows with every gate open."""
@@ -143,14 +140,15 @@ class Products:
             q, affine = self._bytes(x, True)
             listed = self._step.call("nonzeros", kernel(columns.nonzero_bytes, isa, k), q)
             packed, meta = columns.pack_columns_int8(isa, weight, bias)
-            builder, operands = columns.columns_int8, [*listed, affine]
+            family, builder, operands = "columns_int8", columns.columns_int8, [*listed, affine]
         else:
             listed = self._step.call("nonzeros", kernel(columns.nonzero_floats, isa, k), x)
             packed, meta = columns.pack_columns_fp32(isa, weight, bias)
-            builder, operands = columns.columns_fp32, list(listed)
+            family, builder, operands = "columns_fp32", columns.columns_fp32, list(listed)
         operands += [self._step.operand(f"{name}_weight", packed), self._step.operand(f"{name}_meta", meta)]
-        tasks = self._tasks(packed, _SPARSE_SHARE)
-        return self._step.call("columns", kernel(builder, isa, n, k, tasks), *operands)
+        tasks = self._tasks(packed.nbytes, _SPARSE_SHARE)
+        knobs = chosen_knobs(family, isa, (n, k), tasks)
+        return self._step.call("columns", kernel(builder, isa, n, k, tasks, knobs), *operands)
 
     def exact(self, form, name, x, weight, bias, *, nonnegative) -> relax.Var:
         """Return the product in the exact form ``dense`` or ``columns``."""
@@ -179,10 +177,12 @@ class Products:
         n, k = module.weight.shape
         stage = kernel(little.quantize_projection, self._isa, k, module.bits)
         q, affine = self._step.call("quantize_projection", stage, projected)
-        packed, meta = little.pack_little(self._isa, module.weight, module.bias, module.bits)
+        tasks = self._tasks(little.packed_size(self._isa, n, k, module.bits))
+        knobs = chosen_knobs("little", self._isa, (n, k, module.bits), tasks)
+        packed, meta = little.pack_little(self._isa, module.weight, module.bias, module.bits, knobs)
         return self._step.call(
             "little",
-            kernel(little.little_rows, self._isa, n, k, module.bits, self._tasks(packed)),
+            kernel(little.little_rows, self._isa, n, k, module.bits, tasks, knobs),
             q,
             affine,
             self._step.operand("little_weight", packed),

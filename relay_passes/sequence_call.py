@@ -12,6 +12,7 @@ from relay_passes.over_time import BatchStage, over_time
 from relay_passes.site_rewriter import Emitted
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
+from schedules.history import chosen_knobs
 from schedules.matmul import matmul_fp32, matmul_int8, pack_matmul_fp32, pack_matmul_int8, quantize_matrix
 from schedules.quantize import round_up
 from schedules.registry import kernel
@@ -38,11 +39,9 @@ class WholeSequence:
     ) -> list[relax.Expr]:
         """Return ``x weight^T + bias``, ``f32 (steps, batch, n)``, for ``weight: f32 (n, k)``; `part` names it."""
         n, k = weight.shape
-        if precision == "int8":
-            inputs, family, packed = self._quantized(), matmul_int8, pack_matmul_int8(self._isa, weight, bias)
-        else:
-            inputs, family, packed = [self._flat()], matmul_fp32, pack_matmul_fp32(self._isa, weight, bias)
-        target = self._builder.add_func(kernel(family, self._isa, n, k, threads), f"{self._name}_{part}")
+        inputs = self._quantized() if precision == "int8" else [self._flat()]
+        stage, packed = _product(self._isa, precision, threads, weight, bias)
+        target = self._builder.add_func(stage, f"{self._name}_{part}")
         operands = [*inputs, *(relax.const(array) for array in packed)]
         return [self._by_step(self._builder.emit(relax.call_tir(target, operands, _tensor((self._rows, n)))))]
 
@@ -69,6 +68,16 @@ class WholeSequence:
         return self._builder.emit(relax.op.reshape(value, (steps, batch, value.ty.shape[1])))
 
 
+def _product(
+    isa: Isa, precision: str, threads: int, weight: np.ndarray, bias: np.ndarray
+) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    """Return the kernel of a product of many vectors with ``weight: f32 (n, k)``, and its packed operands."""
+    int8 = precision == "int8"
+    knobs = chosen_knobs("matmul_int8" if int8 else "matmul_fp32", isa, weight.shape, threads)
+    pack, builder = (pack_matmul_int8, matmul_int8) if int8 else (pack_matmul_fp32, matmul_fp32)
+    return kernel(builder, isa, *weight.shape, threads, knobs), list(pack(isa, weight, bias, knobs))
+
+
 #: From the inputs of a call to what its steps read of them: values ``(steps, batch, ...)``.
 Preparation = Callable[[WholeSequence], list[relax.Expr]]
 
@@ -83,13 +92,11 @@ class StateProduct:
 
 def state_product(isa: Isa, precision: str, threads: int, weight: np.ndarray, bias: np.ndarray) -> StateProduct:
     """Return ``h weight^T + bias`` of all samples' states, for ``weight: f32 (n, h)``."""
-    n, k = weight.shape
-    if precision != "int8":
-        stage = BatchStage(kernel(matmul_fp32, isa, n, k, threads), 2)
-        return StateProduct([stage], list(pack_matmul_fp32(isa, weight, bias)))
-    quantize = BatchStage(kernel(quantize_matrix, isa, k, False), 0)
-    product = BatchStage(kernel(matmul_int8, isa, n, k, threads), 2)
-    return StateProduct([quantize, product], list(pack_matmul_int8(isa, weight, bias)))
+    product, packed = _product(isa, precision, threads, weight, bias)
+    stages = [BatchStage(product, 2)]
+    if precision == "int8":
+        stages.insert(0, BatchStage(kernel(quantize_matrix, isa, weight.shape[1], False), 0))
+    return StateProduct(stages, packed)
 
 
 @dataclass(frozen=True, eq=False)

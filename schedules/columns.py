@@ -13,11 +13,14 @@ from tvm.script import tirx as T
 
 from schedules.compaction import compact
 from schedules.cpu import Isa
-from schedules.intrinsics import dot4
+from schedules.intrinsics import dot4, prefetch
+from schedules.knobs import COLUMNS, NEXT, ColumnKnobs
 from schedules.quantize import quantize_rows, round_up
 
 #: Columns taken at once; a byte dot product sums four.
 QUAD = 4
+#: Bytes of a cache line.
+_LINE = 64
 
 
 def list_length(k: int) -> int:
@@ -137,7 +140,40 @@ def nonzero_floats(isa: Isa, k: int):
     return nonzeros
 
 
-def columns_int8(isa: Isa, n: int, k: int, threads: int):
+def _over_blocks(knobs: ColumnKnobs, padded: int, size: int, bytes_: int, add_block):
+    """Return the macro ``(columns, count, weight, total, base, factors, quad, first, last)`` over blocks of outputs.
+
+    ``add_block(weight, total, base, factors, b)`` is the macro for the block `b`, `size` outputs whose weights of
+    one column take `bytes_`. The columns of the `quad` begin at ``base: i32[QUAD]``, one in every `padded`.
+    """
+    unroll = knobs.unroll
+    per_line = max(1, min(unroll, _LINE // bytes_))
+
+    def behind_turns(first, last):
+        return first if unroll == 1 else first + (last - first) // unroll * unroll
+
+    @T.inline
+    def one_block(columns, count, weight, total, base, factors, quad, b, i):
+        if knobs.ahead == NEXT and i % per_line == 0:
+            for c in T.unroll(QUAD):
+                # Behind the last quad stand zeros, which name the first column.
+                following: T.let = columns[T.min(quad + 1, count[0] // QUAD) * QUAD + c]
+                prefetch(weight[following * padded + (b + i) * size])
+        add_block(weight, total, base, factors, b + i)
+
+    @T.inline
+    def each_block(columns, count, weight, total, base, factors, quad, first, last):
+        if unroll > 1:
+            for turn in T.serial((last - first) // unroll):
+                for i in T.unroll(unroll):
+                    one_block(columns, count, weight, total, base, factors, quad, first + turn * unroll, i)
+        for b in T.serial(behind_turns(first, last), last):
+            one_block(columns, count, weight, total, base, factors, quad, b, 0)
+
+    return each_block
+
+
+def columns_int8(isa: Isa, n: int, k: int, threads: int, knobs: ColumnKnobs = COLUMNS):
     """Return the kernel ``(columns, values, count, affine, weight, meta) -> y: f32[n]``.
 
     ``columns: i32[k + 4]``, ``values: u8[k + 4]``, ``count: i32[1]`` from `nonzero_bytes`;
@@ -162,6 +198,25 @@ def columns_int8(isa: Isa, n: int, k: int, threads: int):
         ab, cd = unpack(a, b, 1, part >= 2), unpack(c, d, 1, part >= 2)
         quad_bytes = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
         return dot4(isa, total, quad_bytes, unpack(ab, cd, 2, part % 2 == 1))
+
+    @T.inline
+    def add_block(weight, total, base, four, b):
+        a: T.let = weight[T.ramp(base[0] + b * step, 1, step)]
+        c: T.let = weight[T.ramp(base[1] + b * step, 1, step)]
+        e: T.let = weight[T.ramp(base[2] + b * step, 1, step)]
+        g: T.let = weight[T.ramp(base[3] + b * step, 1, step)]
+        total[T.ramp(b * step, 1, lanes)] = dot_part(total[T.ramp(b * step, 1, lanes)], four, (a, c, e, g), 0)
+        total[T.ramp(b * step + lanes, 1, lanes)] = dot_part(
+            total[T.ramp(b * step + lanes, 1, lanes)], four, (a, c, e, g), 1
+        )
+        total[T.ramp(b * step + 2 * lanes, 1, lanes)] = dot_part(
+            total[T.ramp(b * step + 2 * lanes, 1, lanes)], four, (a, c, e, g), 2
+        )
+        total[T.ramp(b * step + 3 * lanes, 1, lanes)] = dot_part(
+            total[T.ramp(b * step + 3 * lanes, 1, lanes)], four, (a, c, e, g), 3
+        )
+
+    each_block = _over_blocks(knobs, padded, step, step, add_block)
 
     @T.prim_func(s_tir=True, private=True)
     def columns_product(
@@ -197,34 +252,28 @@ def columns_int8(isa: Isa, n: int, k: int, threads: int):
                     for c in T.unroll(QUAD):
                         base[c] = columns[quad * QUAD + c] * padded
                     four: T.let = T.reinterpret(values[T.ramp(quad * QUAD, 1, QUAD)], dtype="int32")
-                    for b in T.serial(first, last):
-                        a: T.let = weight[T.ramp(base[0] + b * step, 1, step)]
-                        c: T.let = weight[T.ramp(base[1] + b * step, 1, step)]
-                        e: T.let = weight[T.ramp(base[2] + b * step, 1, step)]
-                        g: T.let = weight[T.ramp(base[3] + b * step, 1, step)]
-                        total[T.ramp(b * step, 1, lanes)] = dot_part(
-                            total[T.ramp(b * step, 1, lanes)], four, (a, c, e, g), 0
-                        )
-                        total[T.ramp(b * step + lanes, 1, lanes)] = dot_part(
-                            total[T.ramp(b * step + lanes, 1, lanes)], four, (a, c, e, g), 1
-                        )
-                        total[T.ramp(b * step + 2 * lanes, 1, lanes)] = dot_part(
-                            total[T.ramp(b * step + 2 * lanes, 1, lanes)], four, (a, c, e, g), 2
-                        )
-                        total[T.ramp(b * step + 3 * lanes, 1, lanes)] = dot_part(
-                            total[T.ramp(b * step + 3 * lanes, 1, lanes)], four, (a, c, e, g), 3
-                        )
+                    each_block(columns, count, weight, total, base, four, quad, first, last)
                 for i in T.serial(first * step, T.min(last * step, n)):
                     y[i] = affine[0] * meta[0, i] * T.Cast("float32", total[i]) + meta[1, i]
 
     return columns_product
 
 
-def columns_fp32(isa: Isa, n: int, k: int, threads: int):
+def columns_fp32(isa: Isa, n: int, k: int, threads: int, knobs: ColumnKnobs = COLUMNS):
     """Return the kernel ``(columns, values, count, weight, bias) -> y: f32[n]``; see `columns_int8`."""
     lanes, length = isa.lanes, list_length(k)
     padded = round_up(n, lanes)
     blocks = padded // lanes
+
+    @T.inline
+    def add_block(weight, total, base, factor, b):
+        for c in T.unroll(QUAD):
+            total[T.ramp(b * lanes, 1, lanes)] = (
+                total[T.ramp(b * lanes, 1, lanes)]
+                + T.broadcast(factor[c], lanes) * weight[T.ramp(base[c] + b * lanes, 1, lanes)]
+            )
+
+    each_block = _over_blocks(knobs, padded, lanes, isa.vector_bytes, add_block)
 
     @T.prim_func(s_tir=True, private=True)
     def columns_product(
@@ -252,12 +301,7 @@ def columns_fp32(isa: Isa, n: int, k: int, threads: int):
                     for c in T.unroll(QUAD):
                         base[c] = columns[quad * QUAD + c] * padded
                         factor[c] = values[quad * QUAD + c]
-                    for b in T.serial(first, last):
-                        for c in T.unroll(QUAD):
-                            total[T.ramp(b * lanes, 1, lanes)] = (
-                                total[T.ramp(b * lanes, 1, lanes)]
-                                + T.broadcast(factor[c], lanes) * weight[T.ramp(base[c] + b * lanes, 1, lanes)]
-                            )
+                    each_block(columns, count, weight, total, base, factor, quad, first, last)
                 for i in T.serial(first * lanes, T.min(last * lanes, n)):
                     y[i] = total[i]
 

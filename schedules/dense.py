@@ -18,10 +18,11 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.intrinsics import dot4, prefetch, sigmoid, sum_each, tanh
+from schedules.intrinsics import dot4, prefetch, sigmoid, span, sum_each, tanh
+from schedules.knobs import NEXT, ROWS, RowKnobs
 from schedules.quantize import quantize_rows, round_up
 
-#: Rows in flight. Measured: 2, 4 and 8 are within 3 % of each other out of cache, 4 is best inside.
+#: Entries that a gate writes behind its list. Kernels with more rows in flight stop at the last row themselves.
 SIDE_BY_SIDE = 4
 
 
@@ -37,8 +38,15 @@ def every_row(n: int) -> np.ndarray:
 
 #: Bytes of the numbers behind a row of bytes.
 NUMBERS = 12
-#: How far ahead a matrix that is read from end to end is fetched, in bytes.
+#: How far ahead a matrix that is read from end to end is fetched by default, in bytes.
 STREAM_AHEAD = 8192
+#: Bytes of a matrix from which on it is read from end to end where every row is open: more than L2 holds.
+STREAMED_BYTES = 4 << 20
+
+
+def default_rows_int8(n: int, k: int, every: bool) -> RowKnobs:
+    """Return the knobs of an untuned `gated_rows_int8`; `every` says that all rows are open."""
+    return RowKnobs(ahead=STREAM_AHEAD) if every and n * k > STREAMED_BYTES else ROWS
 
 
 def row_stride(isa: Isa, k: int) -> int:
@@ -86,16 +94,21 @@ def pack_rows_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray | None) -> dic
     return {"weight": packed.reshape(-1), "bias": np.zeros(n, "float32") if bias is None else bias.astype("float32")}
 
 
-def group_int8(isa: Isa, k: int, run: int, start: int = 0, streamed: bool = False):
+def listed_row(knobs: RowKnobs, rows, count, index):
+    """Return the row at an index of a list, the last one behind its end."""
+    return rows[T.min(index, count[0] - 1)] if knobs.side_by_side > SIDE_BY_SIDE else rows[index]
+
+
+def group_int8(isa: Isa, k: int, run: int, knobs: RowKnobs, start: int = 0):
     """Return the macro ``(q, affine, weight, y, base, following)``: a group of products of packed rows of `k` bytes.
 
-    The rows are those in ``base: i32[SIDE_BY_SIDE]``, one in every `run` bytes of the operand, from the
-    byte `start` of each run on; those in ``following`` are fetched meanwhile. With `streamed` the rows are
-    neighbours, computed one after another. The other operands are those of `gated_rows_int8`.
+    The rows are those in ``base: i32[side_by_side]``, one in every `run` bytes of the operand, from the
+    byte `start` of each run on; those in ``following`` are fetched meanwhile, if `knobs` say so. The other operands
+    are those of `gated_rows_int8`.
     """
     step, lanes, line = isa.vector_bytes, isa.lanes, isa.row_bytes
     lines = round_up(k, line) // line
-    numbers, width = start + row_stride(isa, k) - NUMBERS, SIDE_BY_SIDE
+    numbers, width, unroll = start + row_stride(isa, k) - NUMBERS, knobs.side_by_side, knobs.unroll
 
     @T.inline
     def add_line(q, weight, total, row, r, c):
@@ -109,22 +122,37 @@ def group_int8(isa: Isa, k: int, run: int, start: int = 0, streamed: bool = Fals
             )
 
     @T.inline
+    def side_by_side(q, weight, total, base, following, c):
+        for r in T.unroll(width):
+            if knobs.ahead == NEXT:
+                prefetch(weight[following[r] * run + start + c * line])
+            add_line(q, weight, total, base[r], r, c)
+
+    @T.inline
+    def streamed(q, weight, total, base, r, c):
+        prefetch(weight[base[r] * run + start + c * line + knobs.ahead])
+        add_line(q, weight, total, base[r], r, c)
+
+    @T.inline
     def group(q, affine, weight, y, base, following):
         total = T.alloc_buffer((width, lanes), "int32", scope="local")
         sums = T.alloc_buffer((width,), "int32", scope="local")
         for r in T.unroll(width):
             total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
-        if streamed:
+        if knobs.ahead > 0:
             for r in T.unroll(width):
-                for c in T.serial(lines):
-                    prefetch(weight[base[r] * run + start + c * line + STREAM_AHEAD])
-                    add_line(q, weight, total, base[r], r, c)
+                for c in T.serial(lines // unroll):
+                    for i in T.unroll(unroll):
+                        streamed(q, weight, total, base, r, c * unroll + i)
+                for i in T.serial(lines % unroll):
+                    streamed(q, weight, total, base, r, lines // unroll * unroll + i)
         else:
-            for c in T.serial(lines):
-                for r in T.unroll(width):
-                    prefetch(weight[following[r] * run + start + c * line])
-                    add_line(q, weight, total, base[r], r, c)
-        sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
+            for c in T.serial(lines // unroll):
+                for i in T.unroll(unroll):
+                    side_by_side(q, weight, total, base, following, c * unroll + i)
+            for i in T.serial(lines % unroll):
+                side_by_side(q, weight, total, base, following, lines // unroll * unroll + i)
+        sums[span(0, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
         for r in T.unroll(width):
             behind: T.let = base[r] * run + numbers
             y[base[r]] = affine[0] * (
@@ -134,17 +162,17 @@ def group_int8(isa: Isa, k: int, run: int, start: int = 0, streamed: bool = Fals
     return group
 
 
-def gated_rows_int8(isa: Isa, n: int, k: int, threads: int, streamed: bool = False):
+def gated_rows_int8(isa: Isa, n: int, k: int, threads: int, knobs: RowKnobs = ROWS):
     """Return the kernel ``(q, affine, weight, rows, count, closed) -> y``.
 
     Operands: ``q: u8[k padded]``, ``affine: f32[2]`` from `quantize_vector`; ``weight`` from
     `pack_rows_int8`; ``rows: i32[list_length(n)]``, ``count: i32[1]`` the open rows;
-    ``closed: f32[n]`` the value of closed rows; result ``y: f32[n]``. With `streamed` every row is open, and
-    the matrix too large for the inner caches.
+    ``closed: f32[n]`` the value of closed rows; result ``y: f32[n]``. Knobs that read bytes ahead are for
+    lists of every row.
     """
     padded, stride = round_up(k, isa.row_bytes), row_stride(isa, k)
-    width, length = SIDE_BY_SIDE, list_length(n)
-    group = group_int8(isa, k, stride, streamed=streamed)
+    width, length = knobs.side_by_side, list_length(n)
+    group = group_int8(isa, k, stride, knobs)
 
     @T.prim_func(s_tir=True, private=True)
     def gated_rows(
@@ -173,19 +201,31 @@ def gated_rows_int8(isa: Isa, n: int, k: int, threads: int, streamed: bool = Fal
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
-                        base[r] = rows[g * width + r]
-                        following[r] = rows[T.min(g + 1, last - 1) * width + r]
+                        base[r] = listed_row(knobs, rows, count, g * width + r)
+                        following[r] = listed_row(knobs, rows, count, T.min(g + 1, last - 1) * width + r)
                     group(q, affine, weight, y, base, following)
 
     return gated_rows
 
 
-def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
+def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, knobs: RowKnobs = ROWS):
     """Return the kernel ``(x, weight, bias, rows, count, closed) -> y``; see `gated_rows_int8`."""
     padded, lanes = round_up(k, isa.lanes), isa.lanes
     # Inputs fewer than a vector's lanes are taken one by one.
     whole, rest, few = k // lanes, k % lanes if k > lanes else 0, k if k < lanes else 0
-    width, length = SIDE_BY_SIDE, list_length(n)
+    width, length, unroll = knobs.side_by_side, list_length(n), knobs.unroll
+    # A cache line is asked for once where one turn of the loop reads all of it.
+    per_line = max(1, min(unroll, isa.row_bytes // isa.vector_bytes))
+
+    @T.inline
+    def add_vectors(x, weight, total, base, following, c, i):
+        for r in T.unroll(width):
+            if knobs.ahead == NEXT and i % per_line == 0:
+                prefetch(weight[following[r] * padded + (c + i) * lanes])
+            total[r, T.ramp(0, 1, lanes)] = (
+                total[r, T.ramp(0, 1, lanes)]
+                + x[T.ramp((c + i) * lanes, 1, lanes)] * weight[T.ramp(base[r] * padded + (c + i) * lanes, 1, lanes)]
+            )
 
     @T.prim_func(s_tir=True, private=True)
     def gated_rows(
@@ -216,17 +256,14 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
-                        base[r] = rows[g * width + r]
-                        following[r] = rows[T.min(g + 1, last - 1) * width + r]
+                        base[r] = listed_row(knobs, rows, count, g * width + r)
+                        following[r] = listed_row(knobs, rows, count, T.min(g + 1, last - 1) * width + r)
                         total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
-                    for c in T.serial(whole):
-                        for r in T.unroll(width):
-                            prefetch(weight[following[r] * padded + c * lanes])
-                            total[r, T.ramp(0, 1, lanes)] = (
-                                total[r, T.ramp(0, 1, lanes)]
-                                + x[T.ramp(c * lanes, 1, lanes)]
-                                * weight[T.ramp(base[r] * padded + c * lanes, 1, lanes)]
-                            )
+                    for c in T.serial(whole // unroll):
+                        for i in T.unroll(unroll):
+                            add_vectors(x, weight, total, base, following, c * unroll, i)
+                    for i in T.serial(whole % unroll):
+                        add_vectors(x, weight, total, base, following, whole // unroll * unroll + i, 0)
                     if rest > 0:
                         for r in T.unroll(width):
                             total[r, T.ramp(0, 1, lanes)] = (
@@ -234,7 +271,7 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int):
                                 + x[T.ramp(k - lanes, 1, lanes)]
                                 * weight[T.ramp(base[r] * padded + whole * lanes, 1, lanes)]
                             )
-                    sums[T.ramp(0, 1, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
+                    sums[span(0, width)] = sum_each([total[r, T.ramp(0, 1, lanes)] for r in range(width)], lanes)
                     for c in T.serial(few):
                         for r in T.unroll(width):
                             sums[r] = sums[r] + x[c] * weight[base[r] * padded + c]

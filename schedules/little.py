@@ -18,12 +18,11 @@ from tvm.script import tirx as T
 
 from schedules.cpu import Isa
 from schedules.intrinsics import chunk, dot4, horizontal_max, magnitude_bits, span
+from schedules.knobs import LITTLE, LittleKnobs
 from schedules.quantize import quantize_rows, round_up
 
 #: Bytes of one lane of a dot product.
 QUAD = 4
-#: Loads per input and group of rows: with fewer accumulators the dot products would wait for each other.
-LOADS = 2
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,20 @@ def padded_inputs(k: int) -> int:
     return round_up(k, QUAD)
 
 
-def rows_per_group(isa: Isa, bits: int) -> int:
+def rows_per_group(isa: Isa, bits: int, knobs: LittleKnobs) -> int:
     """Return how many rows one group of interleaved vectors holds."""
-    return isa.lanes * LOADS * (8 // bits)
+    return isa.lanes * knobs.loads * (8 // bits)
 
 
-def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def packed_size(isa: Isa, n: int, k: int, bits: int, knobs: LittleKnobs = LITTLE) -> int:
+    """Return the bytes of the packed weights of `n` rows over `k` inputs."""
+    group = rows_per_group(isa, bits, knobs)
+    return -(-n // group) * (padded_inputs(k) // QUAD) * knobs.loads * isa.vector_bytes
+
+
+def pack_little(
+    isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int, knobs: LittleKnobs = LITTLE
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the operands ``(weight: i8[...], meta: f32[3, n padded])`` of `little_rows`.
 
     Parameters
@@ -57,9 +64,11 @@ def pack_little(isa: Isa, weight: np.ndarray, bias: np.ndarray, bits: int) -> tu
     bias : ndarray, float32, (n,)
     bits : int
         8, 4 or 2.
+    knobs : LittleKnobs
+        Of the kernel that will read them.
     """
     n, k = weight.shape
-    group, lanes, quads = rows_per_group(isa, bits), isa.lanes, padded_inputs(k) // QUAD
+    group, lanes, quads = rows_per_group(isa, bits, knobs), isa.lanes, padded_inputs(k) // QUAD
     padded = round_up(n, group)
     quantized = quantize_rows(weight, bits)
     values = np.zeros((padded, quads * QUAD), "int8")
@@ -130,16 +139,16 @@ def quantize_projection(isa: Isa, k: int, bits: int):
     return quantize
 
 
-def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
+def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int, knobs: LittleKnobs = LITTLE):
     """Return the kernel ``(q, affine, weight, meta) -> y: f32[n]``.
 
     ``q``, ``affine`` from `quantize_projection`; ``weight``, ``meta`` from `pack_little`.
     """
     step, lanes, quads = isa.vector_bytes, isa.lanes, padded_inputs(k) // QUAD
-    group = rows_per_group(isa, bits)
+    group, loads, unroll = rows_per_group(isa, bits, knobs), knobs.loads, knobs.unroll
     padded = round_up(n, group)
     groups, vectors, shared = padded // group, group // lanes, 8 // bits
-    size, length = groups * quads * LOADS * step, quads * QUAD
+    size, length = packed_size(isa, n, k, bits, knobs), quads * QUAD
     # The lowest code of each of the four bytes of a lane.
     mask = (2**bits - 1) * 0x01010101
 
@@ -151,6 +160,15 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
         if bits in CODES:
             return dot4(isa, total, codes(packed, part), spread)
         return dot4(isa, total, spread, packed)
+
+    @T.inline
+    def add_quad(q, weight, total, g, c):
+        four: T.let = T.reinterpret(q[T.ramp(c * QUAD, 1, QUAD)], dtype="int32")
+        spread: T.let = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
+        for v in T.unroll(vectors):
+            load: T.let = (g * quads + c) * loads + v // shared
+            packed: T.let = weight[T.ramp(load * step, 1, step)]
+            total[v, T.ramp(0, 1, lanes)] = product(total[v, T.ramp(0, 1, lanes)], spread, packed, v % shared)
 
     @T.prim_func(s_tir=True, private=True)
     def little(
@@ -171,15 +189,11 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int):
                     total = T.alloc_buffer((vectors, lanes), "int32", scope="local")
                     for v in T.unroll(vectors):
                         total[v, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
-                    for c in T.serial(quads):
-                        four: T.let = T.reinterpret(q[T.ramp(c * QUAD, 1, QUAD)], dtype="int32")
-                        spread: T.let = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
-                        for v in T.unroll(vectors):
-                            load: T.let = (g * quads + c) * LOADS + v // shared
-                            packed: T.let = weight[T.ramp(load * step, 1, step)]
-                            total[v, T.ramp(0, 1, lanes)] = product(
-                                total[v, T.ramp(0, 1, lanes)], spread, packed, v % shared
-                            )
+                    for c in T.serial(quads // unroll):
+                        for i in T.unroll(unroll):
+                            add_quad(q, weight, total, g, c * unroll + i)
+                    for i in T.serial(quads % unroll):
+                        add_quad(q, weight, total, g, quads // unroll * unroll + i)
                     for v in T.unroll(vectors):
                         sums[T.ramp(v * lanes, 1, lanes)] = total[v, T.ramp(0, 1, lanes)]
                     for i in T.serial(T.min(group, n - g * group)):

@@ -11,35 +11,40 @@ from tvm.script import tirx as T
 
 from schedules.cpu import Isa
 from schedules.intrinsics import dot4
-from schedules.panels import fetch_next, over_panels, panel_size, split_panels, store_vector
+from schedules.knobs import NEXT, PanelKnobs
+from schedules.panels import default_panels, fetch_next, over_panels, panel_size, split_panels, store_vector
 from schedules.quantize import quantize_rows, quantize_run, round_up
 
 #: Bytes of one lane of a dot product of bytes.
 _QUAD = 4
 
 
-def pack_matmul_fp32(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pack_matmul_fp32(
+    isa: Isa, weight: np.ndarray, bias: np.ndarray, knobs: PanelKnobs | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the operands ``(weight: f32[panels, k, panel], bias: f32[max(n, panel)])`` of `matmul_fp32`."""
-    n = len(weight)
-    missing = max(0, panel_size(isa, n) - n)
-    return np.stack([panel.T for panel in split_panels(isa, weight)]), np.append(bias, np.zeros(missing)).astype(
-        "float32"
-    )
+    vectors = (knobs or default_panels(isa)).vectors
+    missing = max(0, panel_size(isa, len(weight), vectors) - len(weight))
+    panels = np.stack([panel.T for panel in split_panels(isa, weight, vectors)])
+    return panels, np.append(bias, np.zeros(missing)).astype("float32")
 
 
-def pack_matmul_int8(isa: Isa, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pack_matmul_int8(
+    isa: Isa, weight: np.ndarray, bias: np.ndarray, knobs: PanelKnobs | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the operands ``(weight: i8[panels, k / 4, panel * 4], meta: f32[3, max(n, panel)])`` of `matmul_int8`.
 
     ``meta`` holds each output's scale, scale times sum of its bytes, and bias.
     """
-    n, k = weight.shape
+    (n, k), vectors = weight.shape, (knobs or default_panels(isa)).vectors
     quantized = quantize_rows(weight)
     values = np.zeros((n, round_up(k, _QUAD)), "int8")
     values[:, :k] = quantized.values
     quads = values.shape[1] // _QUAD
-    packed = [panel.reshape(-1, quads, _QUAD).swapaxes(0, 1).reshape(quads, -1) for panel in split_panels(isa, values)]
+    panels = split_panels(isa, values, vectors)
+    packed = [panel.reshape(-1, quads, _QUAD).swapaxes(0, 1).reshape(quads, -1) for panel in panels]
     sums = quantized.scale * quantized.values.sum(axis=1, dtype="int64")
-    meta = np.zeros((3, max(n, panel_size(isa, n))), "float32")
+    meta = np.zeros((3, max(n, panel_size(isa, n, vectors))), "float32")
     meta[:, :n] = quantized.scale, sums, bias
     return np.stack(packed), meta
 
@@ -76,12 +81,13 @@ def _four_bytes(quad, lanes: int):
     return T.reinterpret(T.broadcast(T.reinterpret(quad, dtype="int32"), lanes), dtype=f"int8x{lanes * _QUAD}")
 
 
-def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
+def matmul_fp32(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None = None):
     """Return the kernel ``(x: f32[m, k], weight, bias) -> y: f32[m, n]`` for any m.
 
     ``weight`` and ``bias`` are from `pack_matmul_fp32`. Threads share the panels.
     """
-    lanes, size = isa.lanes, panel_size(isa, n)
+    knobs = knobs or default_panels(isa)
+    lanes, size = isa.lanes, panel_size(isa, n, knobs.vectors)
     vectors, panels, columns, steps = size // lanes, -(-n // size), max(n, size), -(-k // _QUAD)
     store = store_vector(isa, n)
 
@@ -93,7 +99,8 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
             for r in T.unroll(height * vectors):
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
             for step in T.serial(steps):
-                fetch_next(weight, panel, number, step, steps, size)
+                if knobs.ahead == NEXT:
+                    fetch_next(weight, panel, number, step, steps, size)
                 for c in T.serial(step * _QUAD, T.min((step + 1) * _QUAD, k)):
                     for r in T.unroll(height):
                         for v in T.unroll(vectors):
@@ -112,7 +119,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
 
         return compute
 
-    all_panels = over_panels(isa, n, tile)
+    all_panels = over_panels(isa, n, tile, knobs)
 
     @T.prim_func(s_tir=True, private=True)
     def matmul(x_: T.handle, weight_: T.handle, bias_: T.handle, y_: T.handle):
@@ -132,12 +139,13 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int):
     return matmul
 
 
-def matmul_int8(isa: Isa, n: int, k: int, threads: int):
+def matmul_int8(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None = None):
     """Return the kernel ``(q: u8[m, k padded], affine: f32[m, 2], weight, meta) -> y: f32[m, n]`` for any m.
 
     ``q`` and ``affine`` are from `quantize_matrix`, ``weight`` and ``meta`` from `pack_matmul_int8`.
     """
-    lanes, size = isa.lanes, panel_size(isa, n)
+    knobs = knobs or default_panels(isa)
+    lanes, size = isa.lanes, panel_size(isa, n, knobs.vectors)
     vectors, panels, quads = size // lanes, -(-n // size), -(-k // _QUAD)
     padded, columns, store = round_up(k, isa.row_bytes), max(n, size), store_vector(isa, n)
 
@@ -149,7 +157,8 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int):
             for r in T.unroll(height * vectors):
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
             for c in T.serial(quads):
-                fetch_next(weight, panel, number, c, quads, size * _QUAD)
+                if knobs.ahead == NEXT:
+                    fetch_next(weight, panel, number, c, quads, size * _QUAD)
                 for r in T.unroll(height):
                     for v in T.unroll(vectors):
                         total[r * vectors + v, T.ramp(0, 1, lanes)] = dot4(
@@ -175,7 +184,7 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int):
 
         return compute
 
-    all_panels = over_panels(isa, n, tile)
+    all_panels = over_panels(isa, n, tile, knobs)
 
     @T.prim_func(s_tir=True, private=True)
     def matmul(q_: T.handle, affine_: T.handle, weight_: T.handle, meta_: T.handle, y_: T.handle):

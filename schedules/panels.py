@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 
 from schedules.cpu import Isa
 from schedules.intrinsics import prefetch
+from schedules.knobs import PanelKnobs
 
 #: Vectors of a panel: 3, with the rows of `tile_rows`, is what leaves the fewest loads per product.
 _PANEL_VECTORS = 3
@@ -76,13 +77,18 @@ def fetch_next(weight, panel, tile, step, steps: int, row: int):
     return prefetch(weight[panel + 1, 0, at])
 
 
-def over_panels(isa: Isa, n: int, tile):
+def default_panels(isa: Isa) -> PanelKnobs:
+    """Return the knobs of an untuned product."""
+    return PanelKnobs(rows=tile_rows(isa), vectors=_PANEL_VECTORS)
+
+
+def over_panels(isa: Isa, n: int, tile, knobs: PanelKnobs):
     """Return the macro ``(source, y, m, first, last)`` that computes the panels from `first` to `last`.
 
     ``tile(height)`` is the macro ``(source, y, panel, column, number, top)`` for `height` rows of a panel from the
     row `top` on; `number` counts the tiles of a panel, `source` are its operands.
     """
-    size, rows = panel_size(isa, n), tile_rows(isa)
+    size, rows = panel_size(isa, n, knobs.vectors), knobs.rows
     whole, single = tile(rows), tile(1)
 
     @T.inline

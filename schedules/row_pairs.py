@@ -11,7 +11,8 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.dense import SIDE_BY_SIDE, group_int8, list_length, pack_rows_int8, row_stride
+from schedules.dense import group_int8, list_length, listed_row, pack_rows_int8, row_stride
+from schedules.knobs import ROWS, RowKnobs
 from schedules.quantize import round_up
 
 
@@ -22,7 +23,7 @@ def pack_pairs_int8(isa: Isa, input_: tuple[np.ndarray, np.ndarray], state: tupl
     return {"weight": np.concatenate(halves, axis=1).reshape(-1)}
 
 
-def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
+def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int, knobs: RowKnobs = ROWS):
     """Return the kernel ``(q, affine, p, range, weight, rows, count, given, hidden) -> (y, z)``.
 
     Operands: ``q: u8[k padded]``, ``affine: f32[2]`` the quantized input, ``p: u8[h padded]``,
@@ -32,8 +33,8 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
     """
     padded, stride = round_up(k, isa.row_bytes), row_stride(isa, k)
     padded_h, both = round_up(h, isa.row_bytes), stride + row_stride(isa, h)
-    width, length = SIDE_BY_SIDE, list_length(n)
-    input_group, state_group = group_int8(isa, k, both), group_int8(isa, h, both, stride)
+    width, length = knobs.side_by_side, list_length(n)
+    input_group, state_group = group_int8(isa, k, both, knobs), group_int8(isa, h, both, knobs, stride)
 
     @T.prim_func(s_tir=True, private=True)
     def row_pairs(
@@ -69,8 +70,8 @@ def row_pairs_int8(isa: Isa, n: int, k: int, h: int, threads: int):
                     base = T.alloc_buffer((width,), "int32", scope="local")
                     following = T.alloc_buffer((width,), "int32", scope="local")
                     for r in T.unroll(width):
-                        base[r] = rows[g * width + r]
-                        following[r] = rows[T.min(g + 1, last - 1) * width + r]
+                        base[r] = listed_row(knobs, rows, count, g * width + r)
+                        following[r] = listed_row(knobs, rows, count, T.min(g + 1, last - 1) * width + r)
                     input_group(q, affine, weight, y, base, following)
                     state_group(p, range_, weight, z, base, following)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import dense
+from schedules.knobs import ROWS, RowKnobs
 from schedules.quantize import quantize_rows, quantize_vector, round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
 
@@ -48,7 +49,8 @@ def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     """Run the kernel with each gate and compare with the exact sums of the quantized values."""
     packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
     kernels = [
-        compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads, streamed), threads) for streamed in (False, True)
+        compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads, knobs), threads)
+        for knobs in (ROWS, RowKnobs(ahead=dense.STREAM_AHEAD))
     ]
     quantized = quantize_rows(weight)
     row_scale, (scale, zero) = quantized.scale.astype("float64"), affine.astype("float64")

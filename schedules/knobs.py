@@ -1,0 +1,89 @@
+"""Knobs: what a kernel's template leaves open, one frozen dataclass for each family.
+
+The defaults are what a build uses where no tuning record applies; the values worth trying are in
+`schedules.families`. Knobs change how a kernel runs, never what it computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: `RowKnobs.ahead` and `ColumnKnobs.ahead`: fetch what the next iteration of the outer loop will read.
+NEXT = -1
+
+
+@dataclass(frozen=True)
+class RowKnobs:
+    """Of rows times a vector (`schedules.dense`, `schedules.row_pairs`).
+
+    Attributes
+    ----------
+    side_by_side : int
+        Rows in flight, a power of two. Measured: 2, 4 and 8 are within 3 % of each other out of cache, 4 is best inside.
+    ahead : int
+        What is fetched meanwhile: `NEXT`, the rows of the next group; 0, nothing; more, so many bytes ahead, and the
+        rows of a group, which must be neighbours, are computed one after another.
+    unroll : int
+        Cache lines, for floats vectors, of a row for each turn of the inner loop.
+    """
+
+    side_by_side: int = 4
+    ahead: int = NEXT
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class ColumnKnobs:
+    """Of columns of nonzero inputs (`schedules.columns`).
+
+    Attributes
+    ----------
+    ahead : int
+        `NEXT` fetches the columns of the next four inputs; 0 nothing.
+    unroll : int
+        Blocks of outputs for each turn of the inner loop.
+    """
+
+    ahead: int = 0
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class LittleKnobs:
+    """Of little modules (`schedules.little`).
+
+    Attributes
+    ----------
+    loads : int
+        Loads per input and group of rows: with fewer accumulators the dot products would wait for each other.
+    unroll : int
+        Quads of inputs for each turn of the inner loop.
+    """
+
+    loads: int = 2
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class PanelKnobs:
+    """Of products of many vectors with one matrix (`schedules.matmul`).
+
+    Attributes
+    ----------
+    rows : int
+        Vectors of x in a register tile.
+    vectors : int
+        Registers of outputs in a panel.
+    ahead : int
+        `NEXT` fetches the next panel while tiles of one are computed; 0 nothing.
+    """
+
+    rows: int
+    vectors: int = 3
+    ahead: int = NEXT
+
+
+#: The defaults.
+ROWS, COLUMNS, LITTLE = RowKnobs(), ColumnKnobs(), LittleKnobs()
+
+Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs
