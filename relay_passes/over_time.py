@@ -82,7 +82,7 @@ def over_time(
     ]
     views = {one: _view(one, whole, index) for one, whole, index in places}
     body = [tirx.DeclBuffer(views[one], data=whole.data) for one, whole, _ in places]
-    body += [replaced(statement, views) for statement in _statements(step)]
+    body += [replaced(statement, views) for statement in statements(step)]
     body.append(_copy(news[0], lambda i: (y, [t, 0, s, i])))
     body += [_copy(new, lambda i, whole=whole: (whole, [0, s, i])) for new, whole in zip(news, ends, strict=True)]
     body += [_store(total, _load(total) + _load(count)) for total, count in zip(totals, counts, strict=True)]
@@ -93,33 +93,33 @@ def over_time(
     ]
     before = [tirx.For(first, 0, batch, tirx.ForKind.SERIAL, tirx.SeqStmt(begin) if len(begin) > 1 else begin[0])]
     before += [_store(total, tirx.const(0, "int32")) for total in totals]
-    allocated = [*_allocated(step), *news, *counts]
-    loop = tirx.For(s, 0, batch, tirx.ForKind.SERIAL, _block("step", body, allocated))
+    private = [*allocated(step), *news, *counts]
+    loop = tirx.For(s, 0, batch, tirx.ForKind.SERIAL, block("step", body, private))
     if stages:
-        loop = tirx.SeqStmt([_block("together", together), loop])
+        loop = tirx.SeqStmt([block("together", together), loop])
     loop = tirx.For(t, 0, steps, tirx.ForKind.SERIAL, loop)
     calls = tirx.Cast("int32", tirx.max(steps * batch, tirx.const(1, "int64")))
     after = [_store(total, tirx.floordiv(_load(total) + calls // 2, calls)) for total in totals]
     further = step.params[first_state + n_states : n_operands]
     parameters = [*sequences, *starts, *further, *weights, y, *ends, *totals]
-    function = tirx.PrimFunc(parameters, _block("root", [*before, loop, *after], results), step.ret_type, step.attrs)
+    function = tirx.PrimFunc(parameters, block("root", [*before, loop, *after], results), step.ret_type, step.attrs)
     return function.with_attr("tirx.is_scheduled", True).with_attr(SEQUENCE, True)
 
 
 def _together(stages: Sequence[BatchStage], state, batch) -> tuple[list[tirx.Stmt], list, list]:
     """Return the statements of `stages`, the weights they read, and the arrays they write."""
     first = tirx.decl_buffer((batch, state.shape[-1]), str(state.dtype), "samples", data=state.data)
-    statements, weights, results, read = [tirx.DeclBuffer(first, data=state.data)], [], [], [first]
+    body, weights, results, read = [tirx.DeclBuffer(first, data=state.data)], [], [], [first]
     for stage in stages:
         parameters, behind = stage.kernel.params, len(read) + stage.n_weights
         written = [tirx.decl_buffer((batch, *p.shape[1:]), str(p.dtype), f"{p.name}_all") for p in parameters[behind:]]
         by = dict(zip(parameters, [*read, *parameters[len(read) : behind], *written], strict=True))
         by[parameters[0].shape[0]] = batch
-        statements += [replaced(statement, by) for statement in _statements(stage.kernel)]
+        body += [replaced(statement, by) for statement in statements(stage.kernel)]
         weights += parameters[len(read) : behind]
         results += written
         read = written
-    return statements, weights, results
+    return body, weights, results
 
 
 def _view(vector, whole, index) -> tirx.Var:
@@ -128,18 +128,22 @@ def _view(vector, whole, index) -> tirx.Var:
     return tirx.decl_buffer((length,), str(vector.dtype), vector.name, data=whole.data, elem_offset=index * length)
 
 
-def _statements(step: tirx.PrimFunc) -> list[tirx.Stmt]:
+def statements(step: tirx.PrimFunc) -> list[tirx.Stmt]:
+    """Return the statements of a kernel's root block."""
     body = step.body.block.body
     return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
-def _allocated(step: tirx.PrimFunc) -> list[tirx.Var]:
+def allocated(step: tirx.PrimFunc) -> list[tirx.Var]:
+    """Return the buffers that a kernel's root block allocates."""
     return list(step.body.block.alloc_buffers)
 
 
-def _block(name: str, statements: list[tirx.Stmt], allocated=()) -> tirx.Stmt:
-    block = s_tir.SBlock([], [], [], name, tirx.SeqStmt(statements), alloc_buffers=list(allocated))
-    return s_tir.SBlockRealize([], True, block)
+def block(name: str, body: list[tirx.Stmt], buffers=()) -> tirx.Stmt:
+    """Return an opaque block of statements that allocates `buffers`."""
+    statement = tirx.SeqStmt(body) if len(body) > 1 else body[0]
+    made = s_tir.SBlock([], [], [], name, statement, alloc_buffers=list(buffers))
+    return s_tir.SBlockRealize([], True, made)
 
 
 def _copy(source, place: Callable, *at) -> tirx.Stmt:

@@ -50,13 +50,22 @@ def prepare_pipeline() -> tvm.transform.Pass:
     )
 
 
+def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
+    """From marked sites to stages of kernels, which are not joined yet: enough to see which kernels a plan needs."""
+    return tvm.transform.Sequential([plan, *_rewrites()])
+
+
+def _rewrites() -> list[tvm.transform.Pass]:
+    return [RewriteDense(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
+
+
 def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:
     """From marked sites to kernels, ready for TVM's own build."""
     phases = {
         # 1. Each site's function says how it is to be rewritten.
         "1_plan": [plan],
         # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
-        "2_rewrite": [RewriteDense(), RewriteConv2d(), RewriteGru(), RewriteLstm()],
+        "2_rewrite": _rewrites(),
         # 3. Sites agree on plain vectors; what was reshaped back and forth is not any more.
         "3_reshape": [relax.transform.CanonicalizeBindings(), relax.transform.RemoveRedundantReshape()],
         # 4. Layers left to TVM become kernels; a site's stages become one.

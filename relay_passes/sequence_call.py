@@ -38,12 +38,11 @@ class WholeSequence:
         self, precision: str, threads: int, part: str, weight: np.ndarray, bias: np.ndarray
     ) -> list[relax.Expr]:
         """Return ``x weight^T + bias``, ``f32 (steps, batch, n)``, for ``weight: f32 (n, k)``; `part` names it."""
-        n, k = weight.shape
         inputs = self._quantized() if precision == "int8" else [self._flat()]
         stage, packed = _product(self._isa, precision, threads, weight, bias)
         target = self._builder.add_func(stage, f"{self._name}_{part}")
         operands = [*inputs, *(relax.const(array) for array in packed)]
-        return [self._by_step(self._builder.emit(relax.call_tir(target, operands, _tensor((self._rows, n)))))]
+        return [self._by_step(self._builder.emit(relax.call_tir(target, operands, _tensor((self._rows, len(weight))))))]
 
     @property
     def _rows(self) -> int | tirx.Expr:

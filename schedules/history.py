@@ -23,6 +23,24 @@ class History(Protocol):
         """Return the knobs for a kernel that is about to be generated, None if the defaults should stay."""
 
 
+class Recorder:
+    """A history that knows nothing, and notes what it is asked for.
+
+    Attributes
+    ----------
+    workloads : dict of None
+        In order, each once.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing noted."""
+        self.workloads: dict[Workload, None] = {}
+
+    def knobs(self, workload: Workload) -> None:
+        """Note a workload."""
+        self.workloads[workload] = None
+
+
 _current: ContextVar[History | None] = ContextVar("history", default=None)
 
 

@@ -19,7 +19,7 @@ class RowKnobs:
     Attributes
     ----------
     side_by_side : int
-        Rows in flight, a power of two. Measured: 2, 4 and 8 are within 3 % of each other out of cache, 4 is best inside.
+        Rows in flight, a power of two. Out of cache 2, 4 and 8 were within 3 % of each other, inside 4 was best.
     ahead : int
         What is fetched meanwhile: `NEXT`, the rows of the next group; 0, nothing; more, so many bytes ahead, and the
         rows of a group, which must be neighbours, are computed one after another.

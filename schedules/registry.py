@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+from schedules.macros import quick_macros
+
 
 @lru_cache(maxsize=1024)
 def kernel(builder: Callable, *parameters):
@@ -12,4 +14,5 @@ def kernel(builder: Callable, *parameters):
 
     PrimFuncs are immutable, so sharing one between modules is safe.
     """
-    return builder(*parameters)
+    with quick_macros():
+        return builder(*parameters)

@@ -27,6 +27,7 @@ _HOMES = {
     "build": "tvm_dual.builder",
     "finetune": "tvm_dual.builder",
     "load": "tvm_dual.library",
+    "tune": "tvm_dual.tuning.api",
 }
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "build",
     "finetune",
     "load",
+    "tune",
 ]
 
 

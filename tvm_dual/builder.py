@@ -22,6 +22,7 @@ from tvm_dual.plan import Plan
 from tvm_dual.planner import apply_plan, make_plan
 from tvm_dual.quality import make_quality
 from tvm_dual.sites import Site, find_sites, same_layers
+from tvm_dual.tuning.lookup import read_logs
 from tvm_dual.variants import Model, exact_form
 from tvm_dual.versions import check_compiler, check_linker
 
@@ -44,6 +45,7 @@ def build(
     options: AdvancedOptions | None = None,
     progress: Progress | None = None,
     dump: str | Path | None = None,
+    logs: str | Path | None = None,
 ) -> DualLibrary:
     """Compile a model so that it computes only what matters for each input.
 
@@ -79,6 +81,8 @@ def build(
         Called with ``(phase, done, total)``.
     dump : path, optional
         Folder that receives the module after each phase of the final compilation.
+    logs : path, optional
+        Folder of tuning records (`tune`); those in ``tuning_logs``, and those that come with the project, without it.
 
     Returns
     -------
@@ -101,6 +105,7 @@ def build(
         threads=threads,
         progress=progress,
         dump=dump,
+        logs=logs,
     )
     return builder.build(precision, evaluate=evaluate, max_drop=max_drop, options=options)
 
@@ -161,6 +166,7 @@ class Builder:
         threads: int = 1,
         progress: Progress | None = None,
         dump: str | Path | None = None,
+        logs: str | Path | None = None,
         like: Builder | None = None,
     ) -> None:
         """Import and calibrate; parameters and errors as for `build`.
@@ -178,7 +184,12 @@ class Builder:
         module = prepare_pipeline()(imported)
         self._sites = {site.name: site for site in find_sites(module)}
         self._compiler = Compiler(
-            module, list(self._sites.values()), isa, threads, Watch(dump=made_folder(dump)) if dump else None
+            module,
+            list(self._sites.values()),
+            isa,
+            threads,
+            Watch(dump=made_folder(dump)) if dump else None,
+            read_logs(logs, isa),
         )
 
         # 2. Calibrate: run the exact model on the data, note what each layer reads.
@@ -196,6 +207,11 @@ class Builder:
         self._known = {} if like is None else like._known
         if like is not None and not same_layers(self._sites, like._sites):
             raise PlanError(f"like: a builder of {_listed(like._sites)}; accepted: one of {_listed(self._sites)}")
+
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set level."""
+        return self._compiler.isa
 
     def build(
         self,

@@ -14,10 +14,12 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.expose_inputs import ExposeInputs
-from relay_passes.pipeline import Watch, dual_pipeline
+from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa, tvm_target
+from schedules.families import Workload
+from schedules.history import Recorder, apply_history
 from tvm_dual.container import write_container
 from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.gates import every_gate_open
@@ -27,16 +29,29 @@ from tvm_dual.metadata import Metadata, Tensor, current_versions
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
 from tvm_dual.tile_gates import tile_limits
+from tvm_dual.tuning.lookup import Choices, Logs
 from tvm_dual.versions import check_compiler, check_linker
 
 
 class Compiler:
     """Compiles variants of one model."""
 
-    def __init__(self, module: IRModule, sites: list[Site], isa: str, threads: int, watch: Watch | None = None) -> None:
-        """Compile variants of `module`, whose sites are marked, for one level and number of threads."""
+    def __init__(
+        self,
+        module: IRModule,
+        sites: list[Site],
+        isa: str,
+        threads: int,
+        watch: Watch | None = None,
+        logs: Logs | None = None,
+    ) -> None:
+        """Compile variants of `module`, whose sites are marked, for one level and number of threads.
+
+        Kernels that `logs` know get their knobs from there, all others the defaults.
+        """
         check_compiler()
         check_linker()
+        self._logs = logs or Logs()
         self._module, self._sites = module, {site.name: site for site in sites}
         self._isa, self._threads, self._watch = ISAS[isa], threads, watch
 
@@ -91,10 +106,13 @@ class Compiler:
             With it the library is linked to a file, which the plan travels in; without it the code
             stays in memory, which is sooner done.
         """
-        modules = {name: fitted.module for name, fitted in (littles or {}).items()}
-        attach = AttachPlan(forms, modules, spreads or {}, means or {})
+        attach = _attach(forms, littles, spreads, means)
         module = ExposeInputs()(self._module) if observe else self._module
-        module = dual_pipeline(attach, self._watch)(module)
+        choices = Choices(self._logs)
+        with apply_history(choices):
+            module = dual_pipeline(attach, self._watch)(module)
+        if plan is not None:
+            plan = replace(plan, kernels=tuple(choices.made.values()))
         main = module["main"]
         weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
         for name in ("dual.weights", "dual.parameters", "dual.results"):
@@ -109,6 +127,18 @@ class Compiler:
         if plan is None:
             return DualLibrary(metadata, arrays, executable)
         return self._linked(executable, metadata, arrays)
+
+    def workloads(
+        self,
+        forms: dict[str, SiteForm],
+        littles: dict[str, FittedLittle] | None = None,
+        spreads: dict[str, np.ndarray] | None = None,
+    ) -> list[Workload]:
+        """Return the kernels with knobs that `compile` would generate for these sites, each once."""
+        recorder = Recorder()
+        with apply_history(recorder):
+            rewrite_pipeline(_attach(forms, littles, spreads, None))(self._module)
+        return list(recorder.workloads)
 
     def _linked(self, executable, metadata: Metadata, arrays: dict[str, np.ndarray]) -> DualLibrary:
         # A folder of its own: TVM deletes the parent folder of artifacts it manages.
@@ -166,6 +196,11 @@ class Compiler:
         if site.conv:
             return math.prod(gate_size(self._isa, site.conv, default_gated_tile(self._isa, site.conv)))
         return site.weight.shape[0]
+
+
+def _attach(forms, littles, spreads, means) -> AttachPlan:
+    modules = {name: fitted.module for name, fitted in (littles or {}).items()}
+    return AttachPlan(forms, modules, spreads or {}, means or {})
 
 
 def checked_target(target: str, threads: int) -> str:

@@ -117,6 +117,27 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
+class KernelChoice:
+    """Where a kernel's knobs come from.
+
+    Attributes
+    ----------
+    kernel : str
+        Family and extents.
+    origin : str
+        ``tuned``, ``transferred`` (from a kernel of a near shape, or another CPU), or ``default``.
+    knobs : dict of int
+    source : str
+        The log, and the kernel that the record is of if that is another; for defaults, why there is no record.
+    """
+
+    kernel: str
+    origin: str
+    knobs: dict
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole model's plan.
 
@@ -142,6 +163,8 @@ class Plan:
         Calls that calibration observed.
     finetuning : FineTuning or None
         None if nothing was trained.
+    kernels : tuple of KernelChoice
+        Of the library that the plan travels in.
     version : int
     """
 
@@ -160,6 +183,7 @@ class Plan:
     samples: int
     trials: tuple[Trial, ...] = field(default_factory=tuple)
     finetuning: FineTuning | None = None
+    kernels: tuple[KernelChoice, ...] = ()
     version: int = PLAN_VERSION
 
     def to_json(self) -> str:

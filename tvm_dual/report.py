@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tvm_dual.plan import FineTuning, Plan
+from tvm_dual.plan import FineTuning, KernelChoice, Plan
 
 _HEADER = ("site", "input", "state", "little module", "open rows", "bytes read", "why")
 
@@ -78,7 +79,7 @@ class Report:
                 f"rule {rule}: {trial.density:.1%} of the gated rows open, {trial.microseconds:.0f} us, "
                 f"quality {trial.quality:.4g}"
             )
-        return "\n".join([*lines, *_finetuning_lines(plan.finetuning)])
+        return "\n".join([*lines, *_finetuning_lines(plan.finetuning), *_kernel_lines(plan.kernels)])
 
 
 def _finetuning_lines(found: FineTuning | None) -> list[str]:
@@ -97,3 +98,15 @@ def _finetuning_lines(found: FineTuning | None) -> list[str]:
         )
         lines.append(f"within the budget: fine-tuned {tuned}; closed form {closed}")
     return lines
+
+
+def _kernel_lines(kernels: Sequence[KernelChoice]) -> list[str]:
+    """Say which kernels were tuned."""
+    if not kernels:
+        return []
+    origins = [kernel.origin for kernel in kernels]
+    counts = ", ".join(f"{origins.count(origin)} {origin}" for origin in dict.fromkeys(origins))
+    return [
+        f"kernels: {counts}",
+        *(f"  {kernel.kernel}: {kernel.origin}" + f", {kernel.source}" * bool(kernel.source) for kernel in kernels),
+    ]

@@ -1,0 +1,1 @@
+"""Autotuning: AutoTVM's templates, cost model and log, on today's TVM. `tvm_dual.tuning.tuner` is the way in."""

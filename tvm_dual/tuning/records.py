@@ -1,0 +1,132 @@
+"""The log of tuning: one line of JSON for each measured candidate and each verdict, appended as they come.
+
+Lines are appended whole under a lock, so that two tuners can share a folder, and an interrupt loses nothing. A line
+that cannot be read is skipped with a warning that names it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from schedules.families import FAMILIES, Workload
+from schedules.knobs import Knobs
+from tvm_dual.errors import DataError, PlanError
+from tvm_dual.plan import from_dict
+
+FILE = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A candidate that was measured, or a verdict: the finalist that won head to head against the default.
+
+    Attributes
+    ----------
+    workload : Workload
+    knobs : dict of int
+    density : float
+        Share of open rows or nonzero inputs that it was measured at.
+    vectors : int
+        Vectors of a call.
+    seconds : float
+        Typical time of a call; 0 if it failed.
+    default_seconds : float
+        That of the default knobs, measured in turns with it; 0 if that failed.
+    noise : float
+        How far its rounds differ, relative.
+    error : str
+        Why it failed, else "".
+    verdict : bool
+    seed : int
+    time : str
+        When, ISO 8601 in UTC.
+    """
+
+    workload: Workload
+    knobs: dict
+    density: float
+    vectors: int
+    seconds: float
+    default_seconds: float
+    noise: float
+    error: str
+    verdict: bool
+    seed: int
+    time: str
+
+    @property
+    def chosen(self) -> Knobs:
+        """The knobs as their family's dataclass."""
+        return FAMILIES[self.workload.family].knobs(**self.knobs)
+
+    @property
+    def ratio(self) -> float:
+        """Time relative to the default's; infinite for a candidate that failed."""
+        return self.seconds / self.default_seconds if self.seconds and self.default_seconds else float("inf")
+
+
+def append(folder: Path, records: list[Record]) -> None:
+    """Append records to a folder's log.
+
+    Raises
+    ------
+    DataError
+        If the log cannot be written, such as on a full disk; what it held stays.
+    """
+    path = folder / FILE
+    content = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+    try:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = os.fstat(file.fileno()).st_size
+            try:
+                # After a line that was cut short, on a line of its own.
+                file.write(content if not end or _ends_whole(path) else b"\n" + content)
+                file.flush()
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
+    except OSError as error:
+        raise DataError(
+            f"'{path}' cannot be written ({error.strerror}); accepted: a folder with room that is writable. "
+            "What was recorded before is kept; run the same command again to go on"
+        ) from error
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def read(folder: Path) -> list[Record]:
+    """Return the records of a folder's log, in order; lines that cannot be read are skipped with a warning.
+
+    Raises
+    ------
+    DataError
+        If the log is there but cannot be opened.
+    """
+    path = folder / FILE
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror}); accepted: a log of tvm-dual tune") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = from_dict(Record, json.loads(line))
+            # What names no template of today's, or other knobs, is as useless as half a line.
+            _ = record.chosen, record.workload.extents, record.workload.level
+        except (ValueError, KeyError, TypeError, PlanError) as error:
+            warnings.warn(f"{path}, line {number}: skipped, no record of this version ({error})", stacklevel=2)
+            continue
+        found.append(record)
+    return found

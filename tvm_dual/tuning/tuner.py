@@ -1,0 +1,180 @@
+"""The tuning of a list of kernels: MetaSchedule's scheduler and cost model over our spaces, with our log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tvm.s_tir import meta_schedule as ms
+
+from schedules.families import Workload, default_knobs, search_space
+from tvm_dual.errors import PlanError
+from tvm_dual.tuning import records
+from tvm_dual.tuning.features import KnobFeatures
+from tvm_dual.tuning.measuring import CandidateBuilder, CandidateRunner, Measurer, Result, measure_batch
+from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.records import Record
+from tvm_dual.tuning.strategy import RankedPoints
+from tvm_dual.tuning.task import Task
+
+#: Candidates that are measured in turns with each other.
+BATCH = 8
+#: Measurements before the cost model's word counts.
+WARM_UP = 8
+#: Rounds that a cost model of so few numbers goes on without getting better.
+_PATIENCE = 10
+#: Finalists beside the default, and turns of each.
+FINALISTS, FINAL_ROUNDS = 3, 31
+#: What a finalist must gain at least to replace the default, beside the noise.
+WORTH = 0.01
+#: Densities within this factor of each other count as the same.
+SAME_DENSITY = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Watcher:
+    """Who is told what happens.
+
+    Attributes
+    ----------
+    measured : callable
+        ``(task, its records so far, trials it is to have)``, after each batch.
+    failed : callable
+        ``(record)``, for each candidate that failed.
+    """
+
+    measured: Callable[[Task, Sequence[Record], int], None]
+    failed: Callable[[Record], None]
+
+
+class Tuner:
+    """Tunes kernels and writes what it finds to one folder."""
+
+    def __init__(self, folder: Path, measurer: Measurer, seed: int, watcher: Watcher) -> None:
+        """Measure with `measurer`, and append to the log in `folder`."""
+        self._folder, self._measurer, self._seed, self._watcher = folder, measurer, seed, watcher
+
+    def tune(self, workloads: dict[Workload, Usage], trials: int) -> None:
+        """Measure up to `trials` candidates of each kernel, those in the log included, and decide.
+
+        Raises
+        ------
+        PlanError
+            If all candidates of a kernel failed.
+        DataError
+            If the log cannot be written; what was measured before is kept.
+        """
+        known = {w: known_records(records.read(self._folder), w, usage) for w, usage in workloads.items()}
+        tasks = [
+            Task(index, workload, workloads[workload])
+            for index, workload in enumerate(
+                w for w in workloads if _measured(known[w]) < min(trials, len(search_space(w)))
+            )
+        ]
+        if tasks:
+            self._search(tasks, known, trials)
+        for index, (workload, usage) in enumerate(workloads.items()):
+            if trials:
+                self._decide(Task(index, workload, usage))
+
+    def _search(self, tasks: list[Task], known: dict[Workload, list[Record]], trials: int) -> None:
+        contexts, left = [], 0
+        for task in tasks:
+            results = {record.chosen: record.ratio for record in known[task.workload] if not record.verdict}
+            wanted = min(trials, len(search_space(task.workload))) - len(results)
+            left += wanted
+            contexts.append(task.context(RankedPoints(task, results, wanted, self._seed), self._seed))
+        cost_model = ms.cost_model.XGBModel(
+            extractor=KnobFeatures(tasks),
+            config=ms.cost_model.xgb_model.XGBConfig(nthread=1, seed=self._seed),
+            num_warmup_samples=WARM_UP,
+            early_stopping_rounds=_PATIENCE,
+        )
+
+        def found(task: Task, results: list[Result]) -> None:
+            self._note(task, results)
+            self._watcher.measured(task, self._known(task), min(trials, len(search_space(task.workload))))
+
+        ms.task_scheduler.GradientBased(seed=self._seed).tune(
+            tasks=contexts,
+            task_weights=[1.0] * len(tasks),
+            max_trials_global=left,
+            max_trials_per_task=trials,
+            num_trials_per_iter=BATCH,
+            builder=CandidateBuilder(tasks),
+            runner=CandidateRunner(tasks, self._measurer, self._seed, found),
+            measure_callbacks=[],
+            database=ms.database.MemoryDatabase(),
+            cost_model=cost_model,
+        )
+
+    def _known(self, task: Task) -> list[Record]:
+        return known_records(records.read(self._folder), task.workload, task.usage)
+
+    def _note(self, task: Task, results: list[Result], verdict: bool = False) -> None:
+        """Append results to the log."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        noted = [_record(task, result, verdict, self._seed, now) for result in results]
+        records.append(self._folder, noted)
+        for record in noted:
+            if record.error:
+                self._watcher.failed(record)
+
+    def _decide(self, task: Task) -> None:
+        """Measure the best candidates head to head with the default, unless that was done since the last trial."""
+        known = self._known(task)
+        if known and known[-1].verdict:
+            return
+        right = sorted((r for r in known if not r.verdict and math.isfinite(r.ratio)), key=lambda r: r.ratio)
+        if not right:
+            raise PlanError(
+                f"{task.workload}: all {len(known)} candidates failed, the last one with: "
+                f"{known[-1].error if known else 'none was measured'}. See the failures' log"
+            )
+        finalists = list(dict.fromkeys([default_knobs(task.workload), *(r.chosen for r in right[:FINALISTS])]))
+        results = measure_batch(self._measurer, task, self._seed, finalists, FINAL_ROUNDS)
+        self._note(task, [winner(results)], verdict=True)
+
+
+def winner(results: list[Result]) -> Result:
+    """Return the fastest of finalists, the first of which is the default, if that is beyond doubt, else the default."""
+    default, *others = results
+    right = [result for result in others if not result.timing.error]
+    best = min(right, key=lambda result: result.ratio, default=default)
+    doubt = max(WORTH, default.timing.noise / 2)
+    return best if best.ratio < 1 - doubt else default
+
+
+def known_records(found: list[Record], workload: Workload, usage: Usage) -> list[Record]:
+    """Return the records of a workload as it is used: at about the same density, with as many vectors."""
+    return [
+        record
+        for record in found
+        if record.workload == workload
+        and record.vectors == usage.vectors
+        and 1 / SAME_DENSITY <= record.density / usage.density <= SAME_DENSITY
+    ]
+
+
+def _measured(known: list[Record]) -> int:
+    return len({record.chosen for record in known if not record.verdict})
+
+
+def _record(task: Task, result: Result, verdict: bool, seed: int, now: str) -> Record:
+    timing = result.timing
+    return Record(
+        workload=task.workload,
+        knobs=asdict(result.knobs),
+        density=task.usage.density,
+        vectors=task.usage.vectors,
+        seconds=0.0 if timing.error else timing.typical,
+        default_seconds=result.default.typical,
+        noise=0.0 if timing.error else timing.noise,
+        error=timing.error,
+        verdict=verdict,
+        seed=seed,
+        time=now,
+    )

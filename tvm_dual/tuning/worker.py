@@ -1,0 +1,53 @@
+"""The process that candidates run in: it forks once after its imports, and again for each child that is lost.
+
+A candidate may crash, or never end. Then its child alone is gone, and the next one is there in milliseconds,
+where a new process would import TVM for seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+from tvm_dual.tuning.messages import Failed, Lost
+
+
+def main() -> None:
+    """Serve requests from the connection whose file descriptor is the first argument, until it closes."""
+    connection = Connection(int(sys.argv[1]))
+    # Imported before the fork, so that children have them.
+    from tvm_dual.tuning.candidates import Bench
+
+    while True:
+        child = os.fork()
+        if child == 0:
+            _serve(connection, Bench)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            return
+        connection.send(Lost(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
+
+
+def _serve(connection: Connection, make_bench) -> None:
+    """Answer requests; never returns."""
+    bench = make_bench()
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            os._exit(0)
+        # Unhandled, the alarm ends the process, whatever native code it is in.
+        signal.alarm(request.seconds)
+        try:
+            answer = getattr(bench, request.method)(*request.arguments)
+        except Exception:
+            answer = Failed(traceback.format_exc())
+        signal.alarm(0)
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The kernels of a model, each once, and how the model uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from schedules.families import Workload
+from tvm_dual.measure import open_share
+from tvm_dual.plan import Plan
+from tvm_dual.search import provisional_limit
+from tvm_dual.tuning.problems import Usage
+from tvm_dual.variants import Fits, Forms, Model, exact_form
+
+#: Families whose work depends on open rows, and on nonzero inputs.
+_GATED, _SKIPPING = ("rows_int8", "rows_fp32", "row_pairs_int8"), ("columns_int8", "columns_fp32")
+#: Shapes of `common_workloads`: rows and inputs of matrices.
+COMMON_EXTENTS = (256, 512, 1024, 2048)
+#: Density of gated and skipping kernels among them.
+COMMON_DENSITY = 0.1
+
+
+def model_workloads(
+    model: Model, plan: Plan | None, progress: Callable[[str, int, int], None]
+) -> dict[Workload, Usage]:
+    """Return the kernels that planning compares, or those of `plan` alone, and their use on the calibration data.
+
+    A kernel that several layers have in common has the mean of their densities.
+    """
+    fits = Fits(model)
+    choices = _plan_forms(model, plan) if plan else _all_forms(model)
+    opened = {site.name: site.density for site in plan.sites} if plan else _provisional_shares(model, fits, choices[-1])
+    found: dict[Workload, list[Usage]] = {}
+    for i, forms in enumerate(choices):
+        for name, form in forms.items():
+            progress("kernels of the model", i, len(choices))
+            for workload in _site_workloads(model, fits, name, form):
+                found.setdefault(workload, []).append(_usage(model, name, workload, opened.get(name, 1.0)))
+    progress("kernels of the model", len(choices), len(choices))
+    return {
+        workload: replace(uses[0], density=float(np.mean([use.density for use in uses])))
+        for workload, uses in found.items()
+    }
+
+
+def common_workloads(isa: str, threads: int) -> dict[Workload, Usage]:
+    """Return matrices of common shapes in every form: all rows, gated, zeros skipped, and many vectors at once."""
+    some, found = Usage(COMMON_DENSITY), {}
+    for n in COMMON_EXTENTS:
+        for k in COMMON_EXTENTS:
+            for precision in ("int8", "fp32"):
+                found[Workload(f"rows_{precision}", (n, k, 1), isa, threads)] = Usage()
+                found[Workload(f"rows_{precision}", (n, k, 0), isa, threads)] = some
+                found[Workload(f"columns_{precision}", (n, k), isa, threads)] = some
+                found[Workload(f"matmul_{precision}", (n, k), isa, threads)] = Usage(vectors=32)
+    return found
+
+
+def _all_forms(model: Model) -> list[Forms]:
+    """Return every form that planning compares for a site, gated ones last."""
+    sites = {name: site for name, site in model.sites.items() if site.kind != "conv2d"}
+    dense = {name: exact_form(site, False) for name, site in sites.items()}
+    skipping = {name: exact_form(site, True) for name, site in sites.items() if site.nonnegative}
+    gated = {
+        name: ("rows", "rows" if site.hidden else "")
+        for name, site in sites.items()
+        if site.can_gate and name not in model.options.keep_dense
+    }
+    # A recurrent layer whose inputs are mostly zero skips them, and gates its state alone.
+    half = {name: ("columns", "rows") for name in gated if sites[name].hidden and sites[name].nonnegative}
+    return [dense, skipping, half, gated]
+
+
+def _plan_forms(model: Model, plan: Plan) -> list[Forms]:
+    return [{site.name: (site.input, site.hidden) for site in plan.sites if site.name in model.sites}]
+
+
+def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, float]:
+    """Return the open rows of each gated site, relative, at the bound that planning compares forms at."""
+    if not gated:
+        return {}
+    exact = {name: exact_form(site, False) for name, site in model.sites.items()}
+    variant = fits.variant(exact | gated)
+    variant.set_limit(provisional_limit(model, variant))
+    return open_share(variant.library, model.data.streams)
+
+
+def _site_workloads(model: Model, fits: Fits, name: str, form: tuple[str, str]) -> list[Workload]:
+    """Return the kernels of one site in one form."""
+    littles, spreads = {}, {}
+    if {"rows", "little"} & set(form):
+        fit = fits.fit(name, form)
+        littles, spreads = {name: fit.little}, {name: fit.spread}
+    return model.compiler.workloads(model.site_forms({name: form}, "damage"), littles, spreads)
+
+
+def _usage(model: Model, name: str, workload: Workload, opened: float) -> Usage:
+    """Return how a site uses a kernel."""
+    if workload.family in _SKIPPING:
+        return Usage(max(1e-3, float((model.observations[name].inputs[0] != 0).mean())))
+    if workload.family in _GATED and not workload.extents.get("every"):
+        return Usage(max(1e-3, opened))
+    if workload.family.startswith("matmul"):
+        return Usage(vectors=model.data.vectors_per_call)
+    return Usage()
