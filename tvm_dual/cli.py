@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tvm_dual.errors import PlanError, TvmDualError
+from tvm_dual.tuning.command import add_tune
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
@@ -50,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         "--finetune", type=int, metavar="STEPS", help="train little modules of recurrent layers, e.g. 400 steps each"
     )
     build.add_argument("--dump", help="folder for the module after each phase")
+    build.add_argument("--logs", help="folder of tuning records, in place of tuning_logs and those that come along")
     build.set_defaults(run=_build)
+
+    add_tune(commands)
 
     demo = commands.add_parser("demo", help="build a speech denoiser, measure it, export and reload it")
     demo.add_argument("--short", action="store_true", help="less of everything")
@@ -95,6 +99,7 @@ def _build(options: argparse.Namespace) -> None:
             max_drop=options.max_drop,
             progress=progress,
             dump=options.dump,
+            logs=options.logs,
         )
     print(library.report)
     print(f"wrote {library.export_library(options.out)}")

@@ -49,10 +49,9 @@ class Timing:
 class Bench:
     """Compiles candidates of one workload at a time and times them on one device."""
 
-    def __init__(self, device=None, load=None) -> None:
-        """Time on `device`, on which ``load(executable)`` gives a module; on this machine without them."""
-        self._device = device or tvm.cpu()
-        self._load = load or (lambda executable: executable.jit())
+    def __init__(self) -> None:
+        """Time on this machine."""
+        self._device = tvm.cpu()
         self._key: tuple | None = None
         self._problem: Problem | None = None
         self._modules: dict[Knobs, object] = {}
@@ -63,7 +62,7 @@ class Bench:
     ) -> list[Timing]:
         """Check candidates, and time those that are right in `rounds` turns."""
         self._begin(workload, usage, seed)
-        use_threads(workload.threads)
+        self._use_threads(workload.threads)
         errors = {knobs: self._checked(knobs) for knobs in candidates}
         right = [knobs for knobs, error in errors.items() if not error]
         calls = {knobs: max(1, round(ROUND_SECONDS / self._time(knobs, 1) / self._problem.copies)) for knobs in right}
@@ -72,6 +71,13 @@ class Bench:
             for knobs, number in calls.items():
                 seconds[knobs].append(self._time(knobs, number))
         return [Timing(tuple(seconds.get(knobs, ())), errors[knobs]) for knobs in candidates]
+
+    def _loaded(self, executable: tvm.runtime.Executable):
+        """Return a compiled candidate as a module that can be called."""
+        return executable.jit()
+
+    def _use_threads(self, count: int) -> None:
+        use_threads(count)
 
     def _checked(self, knobs: Knobs) -> str:
         """Compile a candidate and run it; return what is wrong with it, "" if nothing is."""
@@ -86,7 +92,7 @@ class Bench:
             workload, problem = self._key[0], self._problem
             kernel = over_copies(template(workload, knobs), problem.copies, problem.vectors)
             target = tvm_target(workload.level, workload.threads)
-            self._modules[knobs] = self._load(tvm.compile(tvm.IRModule({"main": kernel}), target=target))
+            self._modules[knobs] = self._loaded(tvm.compile(tvm.IRModule({"main": kernel}), target=target))
 
     def _begin(self, workload: Workload, usage: Usage, seed: int) -> None:
         if self._key != (workload, usage, seed):

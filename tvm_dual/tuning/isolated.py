@@ -20,11 +20,14 @@ class CandidateError(TvmDualError):
 
 
 class IsolatedBench:
-    """A `tvm_dual.tuning.candidates.Bench` in a process of its own."""
+    """A `tvm_dual.tuning.candidates.Bench`, or with an address a `RemoteBench`, in a process of its own."""
 
-    def __init__(self, patience: int = PATIENCE) -> None:
-        """Start the process when it is first needed; give calls up after `patience` seconds."""
-        self._patience = patience
+    def __init__(self, patience: int = PATIENCE, address: tuple[str, ...] = ()) -> None:
+        """Start the process when it is first needed; give calls up after `patience` seconds.
+
+        `address` is a tracker's host and port, and the key of its servers.
+        """
+        self._patience, self._address = patience, address
         self._process: subprocess.Popen | None = None
         self._connection: Connection | None = None
 
@@ -71,7 +74,7 @@ class IsolatedBench:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
-        command = [sys.executable, "-m", "tvm_dual.tuning.worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tvm_dual.tuning.worker", str(theirs.fileno()), *self._address]
         # Not in the terminal's group: an interrupt is the tuner's to handle.
         self._process = subprocess.Popen(
             command,

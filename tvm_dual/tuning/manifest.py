@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import schedules
@@ -33,7 +34,7 @@ class Manifest:
     features : tuple of str
         CPU flags.
     caches : dict of int
-        Bytes by level, such as ``L2``.
+        Bytes by level, such as ``L2``; empty if measured over RPC.
     llvm : str
     versions : dict of str
         Of TVM and its ffi.
@@ -71,13 +72,28 @@ class Manifest:
             raise DataError(f"logs '{folder}': cannot be written ({error}); accepted: a writable folder") from error
 
 
-def this_machine(isa: str, date: str) -> Manifest:
-    """Return the manifest of records that are measured here for a level."""
+def make_manifest(isa: str, cpuinfo: str | None = None) -> Manifest:
+    """Return the manifest of records of a level, measured from today on.
+
+    Parameters
+    ----------
+    isa : str
+    cpuinfo : str, optional
+        The ``/proc/cpuinfo`` of the machine that measures, this one without it.
+    """
     import tvm
 
     versions = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
     llvm = str(tvm.support.libinfo().get("LLVM_VERSION", "unknown"))
-    return Manifest(isa, cpu_name(), tuple(sorted(cpu_flags())), _caches(), llvm, versions, date)
+    date = datetime.now(timezone.utc).date().isoformat()
+    if cpuinfo is None:
+        return Manifest(isa, cpu_name(), tuple(sorted(cpu_flags())), _caches(), llvm, versions, date)
+    features = tuple(sorted(_field(cpuinfo, "flags").split()))
+    return Manifest(isa, _field(cpuinfo, "model name"), features, {}, llvm, versions, date)
+
+
+def _field(cpuinfo: str, name: str) -> str:
+    return next((line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith(name)), "unknown")
 
 
 def read_manifest(folder: Path) -> Manifest:

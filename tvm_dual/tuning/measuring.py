@@ -1,68 +1,21 @@
-"""Measuring candidates for MetaSchedule: its builder and its runner, with everything dangerous in another process."""
+"""Measuring candidates for MetaSchedule: its builder and its runner, with everything dangerous in other processes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict
 
 import tvm
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from schedules.families import FAMILIES, default_knobs
-from schedules.knobs import Knobs
-from tvm_dual.errors import SetupError
-from tvm_dual.tuning.candidates import Timing
-from tvm_dual.tuning.isolated import CandidateError
+from schedules.families import FAMILIES
+from tvm_dual.tuning.benches import Benches, Result
 from tvm_dual.tuning.task import Task, knobs_in, task_index
 
 #: Turns of each candidate among those of its batch.
 ROUNDS = 9
-
-
-class Measurer(Protocol):
-    """Where candidates run: a `tvm_dual.tuning.isolated.IsolatedBench`, or a fleet of them."""
-
-    def call(self, method: str, *arguments):
-        """Return what a method of `tvm_dual.tuning.candidates.Bench` gives, or raise a CandidateError."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A candidate's timing, and that of the default in turns with it."""
-
-    knobs: Knobs
-    timing: Timing
-    default: Timing
-
-    @property
-    def ratio(self) -> float:
-        """Time relative to the default's."""
-        return self.timing.typical / self.default.typical
-
-
-def measure_batch(measurer: Measurer, task: Task, seed: int, candidates: Sequence[Knobs], rounds: int) -> list[Result]:
-    """Time candidates of a task in turns with its default."""
-    default = default_knobs(task.workload)
-    every = list(dict.fromkeys([default, *candidates]))
-    timings = dict(zip(every, _timings(measurer, task, seed, every, rounds), strict=True))
-    reference = timings[default]
-    if reference.error:
-        # Nothing can be compared: whoever runs this must see it, not find a log of failures.
-        raise SetupError(f"{task.workload}: the default kernel fails here: {reference.error}")
-    return [Result(knobs, timings[knobs], reference) for knobs in candidates]
-
-
-def _timings(measurer: Measurer, task: Task, seed: int, candidates: Sequence[Knobs], rounds: int) -> list[Timing]:
-    """Time candidates in turns; where one takes all down, each by itself."""
-    try:
-        return measurer.call("measure", task.workload, task.usage, seed, list(candidates), rounds)
-    except CandidateError as error:
-        if len(candidates) == 1:
-            return [Timing(error=str(error))]
-    return [_timings(measurer, task, seed, [knobs], rounds)[0] for knobs in candidates]
 
 
 @derived_object
@@ -88,18 +41,18 @@ class CandidateRunner(ms.runner.PyRunner):
     """Measures candidates in turns with the default of their kernel."""
 
     def __init__(
-        self, tasks: Sequence[Task], measurer: Measurer, seed: int, found: Callable[[Task, list[Result]], None]
+        self, tasks: Sequence[Task], benches: Benches, seed: int, found: Callable[[Task, list[Result]], None]
     ) -> None:
         """Measure candidates of `tasks`; ``found(task, results)`` is called as soon as results are there."""
         super().__init__()
-        self._tasks, self._measurer, self._seed, self._found = tasks, measurer, seed, found
+        self._tasks, self._benches, self._seed, self._found = tasks, benches, seed, found
 
     def run(self, runner_inputs: list[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
         """Return futures that are done: candidates are measured one batch at a time, on an otherwise idle machine."""
         named = [json.loads(candidate.artifact_path) for candidate in runner_inputs]
         task = self._tasks[named[0][0]]
         kind = FAMILIES[task.workload.family].knobs
-        results = measure_batch(self._measurer, task, self._seed, [kind(**knobs) for _, knobs in named], ROUNDS)
+        results = self._benches.measure(task, self._seed, [kind(**knobs) for _, knobs in named], ROUNDS)
         self._found(task, results)
         return [_Done(result) for result in results]
 

@@ -16,7 +16,7 @@ from tvm_dual.tuning.copies import stacked
 #: What is read of all copies takes at least these bytes together, if it can: more than second level caches hold.
 STALE_BYTES = 4 << 20
 #: Copies at most, and their bytes together.
-MOST_COPIES, MOST_BYTES = 64, 128 << 20
+MOST_COPIES, MOST_BYTES = 64, 32 << 20
 #: Largest difference from the reference, as a share of the largest value.
 TOLERANCE = 1e-4
 

@@ -19,6 +19,8 @@ from tvm_dual.errors import DataError, PlanError
 from tvm_dual.plan import from_dict
 
 FILE = "records.jsonl"
+#: What went wrong, for people.
+FAILURES = "failures.log"
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,21 @@ class Record:
 
 
 def append(folder: Path, records: list[Record]) -> None:
-    """Append records to a folder's log.
+    """Append records to a folder's log, and those of candidates that failed to `FAILURES` as well.
 
     Raises
     ------
     DataError
         If the log cannot be written, such as on a full disk; what it held stays.
     """
-    path = folder / FILE
-    content = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+    _append(folder / FILE, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+    failed = [f"{r.time} {r.workload} {r.knobs}\n{r.error}\n\n" for r in records if r.error]
+    if failed:
+        _append(folder / FAILURES, "".join(failed))
+
+
+def _append(path: Path, text: str) -> None:
+    content = text.encode()
     try:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

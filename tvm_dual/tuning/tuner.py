@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,15 +12,17 @@ from tvm.s_tir import meta_schedule as ms
 from schedules.families import Workload, default_knobs, search_space
 from tvm_dual.errors import PlanError
 from tvm_dual.tuning import records
+from tvm_dual.tuning.benches import Benches, Result
 from tvm_dual.tuning.features import KnobFeatures
-from tvm_dual.tuning.measuring import CandidateBuilder, CandidateRunner, Measurer, Result, measure_batch
+from tvm_dual.tuning.measuring import CandidateBuilder, CandidateRunner
 from tvm_dual.tuning.problems import Usage
 from tvm_dual.tuning.records import Record
 from tvm_dual.tuning.strategy import RankedPoints
 from tvm_dual.tuning.task import Task
+from tvm_dual.tuning.watcher import Watcher
 
-#: Candidates that are measured in turns with each other.
-BATCH = 8
+#: Candidates that are measured in turns with each other; each batch also makes the operands, and the default kernel.
+BATCH = 16
 #: Measurements before the cost model's word counts.
 WARM_UP = 8
 #: Rounds that a cost model of so few numbers goes on without getting better.
@@ -34,28 +35,12 @@ WORTH = 0.01
 SAME_DENSITY = 1.5
 
 
-@dataclass(frozen=True, eq=False)
-class Watcher:
-    """Who is told what happens.
-
-    Attributes
-    ----------
-    measured : callable
-        ``(task, its records so far, trials it is to have)``, after each batch.
-    failed : callable
-        ``(record)``, for each candidate that failed.
-    """
-
-    measured: Callable[[Task, Sequence[Record], int], None]
-    failed: Callable[[Record], None]
-
-
 class Tuner:
     """Tunes kernels and writes what it finds to one folder."""
 
-    def __init__(self, folder: Path, measurer: Measurer, seed: int, watcher: Watcher) -> None:
-        """Measure with `measurer`, and append to the log in `folder`."""
-        self._folder, self._measurer, self._seed, self._watcher = folder, measurer, seed, watcher
+    def __init__(self, folder: Path, benches: Benches, seed: int, watcher: Watcher) -> None:
+        """Measure on `benches`, and append to the log in `folder`."""
+        self._folder, self._benches, self._seed, self._watcher = folder, benches, seed, watcher
 
     def tune(self, workloads: dict[Workload, Usage], trials: int) -> None:
         """Measure up to `trials` candidates of each kernel, those in the log included, and decide.
@@ -94,18 +79,22 @@ class Tuner:
             early_stopping_rounds=_PATIENCE,
         )
 
-        def found(task: Task, results: list[Result]) -> None:
-            self._note(task, results)
-            self._watcher.measured(task, self._known(task), min(trials, len(search_space(task.workload))))
+        best = {task.index: min((r.ratio for r in known[task.workload]), default=math.inf) for task in tasks}
 
+        def found(task: Task, results: list[Result]) -> None:
+            batch = self._note(task, results)
+            best[task.index] = min(best[task.index], *(record.ratio for record in batch))
+            self._watcher.measured(task.workload, batch, best[task.index])
+
+        self._watcher.begin(len(tasks), left)
         ms.task_scheduler.GradientBased(seed=self._seed).tune(
             tasks=contexts,
             task_weights=[1.0] * len(tasks),
             max_trials_global=left,
             max_trials_per_task=trials,
-            num_trials_per_iter=BATCH,
+            num_trials_per_iter=BATCH * self._benches.count,
             builder=CandidateBuilder(tasks),
-            runner=CandidateRunner(tasks, self._measurer, self._seed, found),
+            runner=CandidateRunner(tasks, self._benches, self._seed, found),
             measure_callbacks=[],
             database=ms.database.MemoryDatabase(),
             cost_model=cost_model,
@@ -114,14 +103,12 @@ class Tuner:
     def _known(self, task: Task) -> list[Record]:
         return known_records(records.read(self._folder), task.workload, task.usage)
 
-    def _note(self, task: Task, results: list[Result], verdict: bool = False) -> None:
-        """Append results to the log."""
+    def _note(self, task: Task, results: list[Result], verdict: bool = False) -> list[Record]:
+        """Append results to the log, and failures to theirs."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         noted = [_record(task, result, verdict, self._seed, now) for result in results]
         records.append(self._folder, noted)
-        for record in noted:
-            if record.error:
-                self._watcher.failed(record)
+        return noted
 
     def _decide(self, task: Task) -> None:
         """Measure the best candidates head to head with the default, unless that was done since the last trial."""
@@ -135,8 +122,9 @@ class Tuner:
                 f"{known[-1].error if known else 'none was measured'}. See the failures' log"
             )
         finalists = list(dict.fromkeys([default_knobs(task.workload), *(r.chosen for r in right[:FINALISTS])]))
-        results = measure_batch(self._measurer, task, self._seed, finalists, FINAL_ROUNDS)
-        self._note(task, [winner(results)], verdict=True)
+        results = self._benches.measure(task, self._seed, finalists, FINAL_ROUNDS, together=True)
+        (verdict,) = self._note(task, [winner(results)], verdict=True)
+        self._watcher.decided(verdict)
 
 
 def winner(results: list[Result]) -> Result:
@@ -171,7 +159,7 @@ def _record(task: Task, result: Result, verdict: bool, seed: int, now: str) -> R
         density=task.usage.density,
         vectors=task.usage.vectors,
         seconds=0.0 if timing.error else timing.typical,
-        default_seconds=result.default.typical,
+        default_seconds=0.0 if timing.error else result.default.typical,
         noise=0.0 if timing.error else timing.noise,
         error=timing.error,
         verdict=verdict,

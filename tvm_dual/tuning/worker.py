@@ -10,30 +10,37 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 from tvm_dual.tuning.messages import Failed, Lost
 
 
 def main() -> None:
-    """Serve requests from the connection whose file descriptor is the first argument, until it closes."""
-    connection = Connection(int(sys.argv[1]))
+    """Serve requests from the connection whose file descriptor is the first argument, until it closes.
+
+    Further arguments are those of a `RemoteBench`.
+    """
+    connection, address = Connection(int(sys.argv[1])), sys.argv[2:]
     # Imported before the fork, so that children have them.
     from tvm_dual.tuning.candidates import Bench
 
+    if address:
+        from tvm_dual.tuning.fleet import RemoteBench as Bench
     while True:
         child = os.fork()
         if child == 0:
-            _serve(connection, Bench)
+            _serve(connection, partial(Bench, *address))
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
         connection.send(Lost(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
 
 
-def _serve(connection: Connection, make_bench) -> None:
+def _serve(connection: Connection, make_bench: Callable) -> None:
     """Answer requests; never returns."""
-    bench = make_bench()
+    bench = None
     while True:
         try:
             request = connection.recv()
@@ -42,6 +49,7 @@ def _serve(connection: Connection, make_bench) -> None:
         # Unhandled, the alarm ends the process, whatever native code it is in.
         signal.alarm(request.seconds)
         try:
+            bench = bench or make_bench()
             answer = getattr(bench, request.method)(*request.arguments)
         except Exception:
             answer = Failed(traceback.format_exc())
