@@ -96,7 +96,7 @@ _AHEAD = (1024, 2048, 4096, 8192, 16384)
 
 
 def _row_space(ahead: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    return {"side_by_side": (1, 2, 4, 8), "ahead": ahead, "unroll": (1, 2, 4)}
+    return {"side_by_side": (1, 2, 4, 8), "ahead": ahead, "unroll": (1, 2)}
 
 
 def _rows(builder: Callable, default: Callable[[Workload], RowKnobs], every_ahead: tuple[int, ...] = ()) -> Family:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import tvm
 
-from schedules.cpu import tvm_target, use_threads
+from schedules.cpu import available_cores, tvm_target, use_threads
 from schedules.families import Workload, template
 from schedules.knobs import Knobs
 from tvm_dual.tuning.copies import over_copies, stacked, unstacked
@@ -63,7 +64,8 @@ class Bench:
         """Check candidates, and time those that are right in `rounds` turns."""
         self._begin(workload, usage, seed)
         self._use_threads(workload.threads)
-        errors = {knobs: self._checked(knobs) for knobs in candidates}
+        failures = self._compile([knobs for knobs in candidates if knobs not in self._modules])
+        errors = {knobs: failures.get(knobs) or self._checked(knobs) for knobs in candidates}
         right = [knobs for knobs, error in errors.items() if not error]
         calls = {knobs: max(1, round(ROUND_SECONDS / self._time(knobs, 1) / self._problem.copies)) for knobs in right}
         seconds: dict[Knobs, list[float]] = {knobs: [] for knobs in right}
@@ -73,26 +75,44 @@ class Bench:
         return [Timing(tuple(seconds.get(knobs, ())), errors[knobs]) for knobs in candidates]
 
     def _loaded(self, executable: tvm.runtime.Executable):
-        """Return a compiled candidate as a module that can be called."""
-        return executable.jit()
+        """Return a compiled candidate as a module that can be called at once."""
+        module = executable.jit()
+        module.get_function("main")  # what LLVM leaves for the first use
+        return module
 
     def _use_threads(self, count: int) -> None:
         use_threads(count)
 
-    def _checked(self, knobs: Knobs) -> str:
-        """Compile a candidate and run it; return what is wrong with it, "" if nothing is."""
-        try:
-            self._compile(knobs)
-            return self._wrong(knobs)
-        except Exception:  # a candidate may fail in any way
-            return traceback.format_exc()
+    def _compile(self, candidates: Sequence[Knobs]) -> dict[Knobs, str]:
+        """Compile candidates; return why some cannot be.
 
-    def _compile(self, knobs: Knobs) -> None:
-        if knobs not in self._modules:
-            workload, problem = self._key[0], self._problem
-            kernel = over_copies(template(workload, knobs), problem.copies, problem.vectors)
-            target = tvm_target(workload.level, workload.threads)
-            self._modules[knobs] = self._loaded(tvm.compile(tvm.IRModule({"main": kernel}), target=target))
+        LLVM works on one candidate, without Python's lock, while the next one is parsed.
+        """
+        workload, problem, waiting, failures = self._key[0], self._problem, {}, {}
+        target = tvm_target(workload.level, workload.threads)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for knobs in candidates:
+                try:
+                    kernel = over_copies(template(workload, knobs), problem.copies, problem.vectors)
+                    waiting[knobs] = pool.submit(self._generate, tvm.IRModule({"main": kernel}), target)
+                except Exception:  # a candidate may fail in any way
+                    failures[knobs] = traceback.format_exc()
+            for knobs, future in waiting.items():
+                try:
+                    self._modules[knobs] = future.result()
+                except Exception:
+                    failures[knobs] = traceback.format_exc()
+        return failures
+
+    def _generate(self, module: tvm.IRModule, target: tvm.target.Target):
+        return self._loaded(tvm.compile(module, target=target))
+
+    def _checked(self, knobs: Knobs) -> str:
+        """Run a candidate; return what is wrong with it, "" if nothing is."""
+        try:
+            return self._wrong(knobs)
+        except Exception:
+            return traceback.format_exc()
 
     def _begin(self, workload: Workload, usage: Usage, seed: int) -> None:
         if self._key != (workload, usage, seed):
