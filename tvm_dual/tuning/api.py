@@ -160,7 +160,7 @@ def tune_kernels(
 ) -> Path:
     """Measure what the log lacks of `kernels`, for the level `isa`; other parameters and errors as for `tune`."""
     tracker = None if runner == "local" else Tracker.parse(runner, key)
-    manifest = make_manifest(isa, tracker.cpuinfo() if tracker else None)
+    manifest = make_manifest(isa, tracker.session() if tracker else None)
     folder = manifest.folder(Path(logs))
     if not (folder / FILE).exists():
         manifest.write(folder)

@@ -74,12 +74,6 @@ class Bench:
                 seconds[knobs].append(self._time(knobs, number))
         return [Timing(tuple(seconds.get(knobs, ())), errors[knobs]) for knobs in candidates]
 
-    def _loaded(self, executable: tvm.runtime.Executable):
-        """Return a compiled candidate as a module that can be called at once."""
-        module = executable.jit()
-        module.get_function("main")  # what LLVM leaves for the first use
-        return module
-
     def _use_threads(self, count: int) -> None:
         use_threads(count)
 
@@ -99,13 +93,20 @@ class Bench:
                     failures[knobs] = traceback.format_exc()
             for knobs, future in waiting.items():
                 try:
-                    self._modules[knobs] = future.result()
+                    self._modules[knobs] = self._loaded(future.result())
                 except Exception:
                     failures[knobs] = traceback.format_exc()
         return failures
 
     def _generate(self, module: tvm.IRModule, target: tvm.target.Target):
-        return self._loaded(tvm.compile(module, target=target))
+        """Return code for a candidate; several threads do this at once."""
+        code = tvm.compile(module, target=target).jit()
+        code.get_function("main")  # what LLVM leaves for the first use
+        return code
+
+    def _loaded(self, code) -> tvm.runtime.Module:
+        """Return what `_generate` gave as a module on the device."""
+        return code
 
     def _checked(self, knobs: Knobs) -> str:
         """Run a candidate; return what is wrong with it, "" if nothing is."""

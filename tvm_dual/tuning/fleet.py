@@ -84,8 +84,8 @@ class Tracker:
                 f"python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port {self.port}"
             ) from error
 
-    def cpuinfo(self) -> str:
-        """Return the ``/proc/cpuinfo`` of a server; those of one key must be alike.
+    def session(self) -> rpc.RPCSession:
+        """Return a session with a server, once one is free.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class Tracker:
             If there is no tracker, or it has no such server.
         """
         self.servers()
-        return bytes(self.connect().request(self.key).download("/proc/cpuinfo")).decode()
+        return self.connect().request(self.key)
 
 
 def fleet(tracker: Tracker) -> Benches:
@@ -108,16 +108,21 @@ class RemoteBench(Bench):
     def __init__(self, host: str, port: str, key: str) -> None:
         """Ask the tracker for a server, and wait for one that is free."""
         super().__init__()
-        self._session = Tracker(host, int(port), key).connect().request(key)
+        self._session = Tracker(host, int(port), key).session()
         self._device = self._session.cpu()
+        self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
 
-    def _loaded(self, executable: tvm.runtime.Executable):
-        with tempfile.TemporaryDirectory() as folder:
-            # A file's name is its name on the server, where another one may still be in use.
-            path = Path(folder) / f"candidate-{os.getpid()}-{len(self._modules)}.so"
-            executable.export_library(str(path))
-            self._session.upload(str(path))
-        return self._session.load_module(path.name)
+    def _generate(self, module: tvm.IRModule, target: tvm.target.Target) -> Path:
+        # A file's name is its name on the server, too, where others of this session are in use.
+        file, path = tempfile.mkstemp(suffix=".so", prefix="candidate-", dir=self._folder.name)
+        os.close(file)
+        tvm.compile(module, target=target).export_library(path)
+        return Path(path)
+
+    def _loaded(self, code: Path) -> tvm.runtime.Module:
+        self._session.upload(str(code))
+        code.unlink()
+        return self._session.load_module(code.name)
 
     def _use_threads(self, count: int) -> None:
         self._session.get_function("runtime.config_threadpool")(1, count)

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from schedules.cpu import cpu_name
 from schedules.families import FAMILIES, Workload, default_knobs
 from schedules.knobs import Knobs
 from tvm_dual.errors import DataError
 from tvm_dual.plan import KernelChoice
 from tvm_dual.tuning import records
-from tvm_dual.tuning.manifest import SHIPPED, Manifest, read_manifest
+from tvm_dual.tuning.manifest import SHIPPED, Manifest, read_manifest, this_cpu
 from tvm_dual.tuning.records import Record
 from tvm_dual.versions import FFI_VERSION, TVM_VERSION
 
@@ -51,12 +50,14 @@ class Logs:
     Attributes
     ----------
     logs : tuple of Log
-        Those of this CPU first.
     refused : tuple of str
+    cpu : str
+        LLVM's name of this machine's.
     """
 
     logs: tuple[Log, ...] = ()
     refused: tuple[str, ...] = ()
+    cpu: str = ""
 
     def choose(self, workload: Workload) -> KernelChoice:
         """Return what is known of a kernel: its own record if there is one, else the nearest there is."""
@@ -65,7 +66,7 @@ class Logs:
         ]
         # Another CPU is farther than any near shape.
         ranked = sorted(
-            ((log.cpu != cpu_name(), distance, log, record) for log, record, distance in found if distance is not None),
+            ((log.cpu != self.cpu, distance, log, record) for log, record, distance in found if distance is not None),
             key=lambda each: each[:2],
         )
         if not ranked:
@@ -132,7 +133,7 @@ def _sorted(isa: str, folders: Iterable[Path]) -> Logs:
             continue
         verdicts = {record.workload: record for record in records.read(folder) if record.verdict}
         accepted.append(Log(folder.name, manifest.cpu, verdicts))
-    return Logs(tuple(accepted), tuple(refused))
+    return Logs(tuple(accepted), tuple(refused), this_cpu())
 
 
 def _named(manifest: Manifest) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import tvm
+from tvm import rpc
+
 import schedules
-from schedules.cpu import cpu_flags, cpu_name
+from schedules.cpu import ISAS, cpu_flags, cpu_name
 from tvm_dual.container import atomic_write
 from tvm_dual.errors import DataError, LibraryError, PlanError
 from tvm_dual.plan import from_dict
@@ -17,6 +19,8 @@ from tvm_dual.versions import FFI_VERSION, TVM_VERSION
 
 FILE = "manifest.json"
 MANIFEST_VERSION = 1
+#: TVM's function that names a machine's CPU, on servers as well.
+_SYSTEM_CPU = "target.llvm_get_system_cpu"
 #: The logs that come with the project.
 SHIPPED = Path(schedules.__file__).parent.parent / "tuning_logs"
 
@@ -30,9 +34,11 @@ class Manifest:
     isa : str
         A key of `schedules.cpu.ISAS`.
     cpu : str
-        Model name.
+        LLVM's name of it: what is of the same name counts as the same CPU.
+    model : str
+        The vendor's name of it, LLVM's again if measured over RPC.
     features : tuple of str
-        CPU flags.
+        CPU flags; over RPC those that the level needs.
     caches : dict of int
         Bytes by level, such as ``L2``; empty if measured over RPC.
     llvm : str
@@ -45,6 +51,7 @@ class Manifest:
 
     isa: str
     cpu: str
+    model: str
     features: tuple[str, ...]
     caches: dict
     llvm: str
@@ -54,8 +61,7 @@ class Manifest:
 
     def folder(self, logs: Path) -> Path:
         """Return the folder of these records among `logs`."""
-        cpu = re.sub(r"[^a-z0-9]+", "-", self.cpu.lower()).strip("-")
-        return logs / f"{self.isa}-{cpu}-tvm-{self.versions['apache-tvm']}"
+        return logs / f"{self.isa}-{self.cpu}-tvm-{self.versions['apache-tvm']}"
 
     def write(self, folder: Path) -> None:
         """Write it to a folder, made if it is not there.
@@ -72,28 +78,20 @@ class Manifest:
             raise DataError(f"logs '{folder}': cannot be written ({error}); accepted: a writable folder") from error
 
 
-def make_manifest(isa: str, cpuinfo: str | None = None) -> Manifest:
-    """Return the manifest of records of a level, measured from today on.
-
-    Parameters
-    ----------
-    isa : str
-    cpuinfo : str, optional
-        The ``/proc/cpuinfo`` of the machine that measures, this one without it.
-    """
-    import tvm
-
+def make_manifest(isa: str, server: rpc.RPCSession | None = None) -> Manifest:
+    """Return the manifest of records of a level, measured from today on, here or on a server."""
     versions = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
-    llvm = str(tvm.support.libinfo().get("LLVM_VERSION", "unknown"))
+    llvm = str(tvm.get_global_func("target.llvm_version_major")())
     date = datetime.now(timezone.utc).date().isoformat()
-    if cpuinfo is None:
-        return Manifest(isa, cpu_name(), tuple(sorted(cpu_flags())), _caches(), llvm, versions, date)
-    features = tuple(sorted(_field(cpuinfo, "flags").split()))
-    return Manifest(isa, _field(cpuinfo, "model name"), features, {}, llvm, versions, date)
+    if server is None:
+        return Manifest(isa, this_cpu(), cpu_name(), tuple(sorted(cpu_flags())), _caches(), llvm, versions, date)
+    cpu = str(server.get_function(_SYSTEM_CPU)())
+    return Manifest(isa, cpu, cpu, ISAS[isa].requires, {}, llvm, versions, date)
 
 
-def _field(cpuinfo: str, name: str) -> str:
-    return next((line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith(name)), "unknown")
+def this_cpu() -> str:
+    """Return LLVM's name of this machine's CPU."""
+    return str(tvm.get_global_func(_SYSTEM_CPU)())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -38,7 +38,13 @@ class CandidateBuilder(ms.builder.PyBuilder):
 
 @derived_object
 class CandidateRunner(ms.runner.PyRunner):
-    """Measures candidates in turns with the default of their kernel."""
+    """Measures candidates in turns with the default of their kernel.
+
+    Attributes
+    ----------
+    failure : BaseException or None
+        What ended the last call of `run`, an interrupt included.
+    """
 
     def __init__(
         self, tasks: Sequence[Task], benches: Benches, seed: int, found: Callable[[Task, list[Result]], None]
@@ -46,9 +52,18 @@ class CandidateRunner(ms.runner.PyRunner):
         """Measure candidates of `tasks`; ``found(task, results)`` is called as soon as results are there."""
         super().__init__()
         self._tasks, self._benches, self._seed, self._found = tasks, benches, seed, found
+        self.failure: BaseException | None = None
 
     def run(self, runner_inputs: list[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
         """Return futures that are done: candidates are measured one batch at a time, on an otherwise idle machine."""
+        try:
+            return self._run(runner_inputs)
+        except BaseException as error:
+            # TVM passes on a message and no type.
+            self.failure = error
+            raise
+
+    def _run(self, runner_inputs: list[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
         named = [json.loads(candidate.artifact_path) for candidate in runner_inputs]
         task = self._tasks[named[0][0]]
         kind = FAMILIES[task.workload.family].knobs

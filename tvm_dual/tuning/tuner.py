@@ -87,18 +87,24 @@ class Tuner:
             self._watcher.measured(task.workload, batch, best[task.index])
 
         self._watcher.begin(len(tasks), left)
-        ms.task_scheduler.GradientBased(seed=self._seed).tune(
-            tasks=contexts,
-            task_weights=[1.0] * len(tasks),
-            max_trials_global=left,
-            max_trials_per_task=trials,
-            num_trials_per_iter=BATCH * self._benches.count,
-            builder=CandidateBuilder(tasks),
-            runner=CandidateRunner(tasks, self._benches, self._seed, found),
-            measure_callbacks=[],
-            database=ms.database.MemoryDatabase(),
-            cost_model=cost_model,
-        )
+        runner = CandidateRunner(tasks, self._benches, self._seed, found)
+        try:
+            ms.task_scheduler.GradientBased(seed=self._seed).tune(
+                tasks=contexts,
+                task_weights=[1.0] * len(tasks),
+                max_trials_global=left,
+                max_trials_per_task=trials,
+                num_trials_per_iter=BATCH * self._benches.count,
+                builder=CandidateBuilder(tasks),
+                runner=runner,
+                measure_callbacks=[],
+                database=ms.database.MemoryDatabase(),
+                cost_model=cost_model,
+            )
+        except Exception:
+            if runner.failure is not None:
+                raise runner.failure from None
+            raise
 
     def _known(self, task: Task) -> list[Record]:
         return known_records(records.read(self._folder), task.workload, task.usage)
