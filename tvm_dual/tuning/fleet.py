@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import traceback
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.tuning.benches import Benches
 from tvm_dual.tuning.candidates import Bench
 from tvm_dual.tuning.isolated import IsolatedBench
+
+#: In which a tracker must answer.
+_ANSWER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Tracker:
             If there is none.
         """
         try:
+            # TVM would try again for a minute.
+            socket.create_connection((self.host, self.port), timeout=_ANSWER_SECONDS).close()
             return rpc.connect_tracker(self.host, self.port)
         except (OSError, RuntimeError) as error:
             raise SetupError(

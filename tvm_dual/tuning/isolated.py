@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 
 from tvm_dual.errors import TvmDualError
@@ -40,8 +41,11 @@ class IsolatedBench:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._connection.close()
+            # Its children with it, whatever they are at.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._connection.close()
             self._process = None
 
     def call(self, method: str, *arguments):

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def _append(path: Path, text: str) -> None:
                 file.write(content if not end or _ends_whole(path) else b"\n" + content)
                 file.flush()
             except OSError:
-                os.ftruncate(file.fileno(), end)
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), end)
                 raise
     except OSError as error:
         raise DataError(
