@@ -74,7 +74,8 @@ def _all_forms(model: Model) -> list[Forms]:
 
 
 def _plan_forms(model: Model, plan: Plan) -> list[Forms]:
-    return [{site.name: (site.input, site.hidden) for site in plan.sites if site.name in model.sites}]
+    matrices = [site for site in plan.sites if site.name in model.sites and site.kind != "conv2d"]
+    return [{site.name: (site.input, site.hidden) for site in matrices}]
 
 
 def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, float]:
