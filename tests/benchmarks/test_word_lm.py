@@ -11,8 +11,16 @@ from schedules.cpu import available_cores
 from tvm_dual.cli import main
 from tvm_dual.options import AdvancedOptions
 
+# Bytes alone move the perplexity of a few words by 0.4 %.
 TINY = Size(
-    1, 8, (4, 80), (4, 20), (4, 21), exact_peers=True, options=AdvancedOptions("dual", "damage", search_steps=0)
+    1,
+    8,
+    (4, 80),
+    (4, 20),
+    (4, 21),
+    exact_peers=True,
+    max_drop=5,
+    options=AdvancedOptions("dual", "damage", search_steps=0),
 )
 
 
