@@ -1,9 +1,8 @@
 """Convolution: register tiles of pixels times output channels.
 
 A value of the input is only ever broadcast, so the pixels of a tile may lie anywhere. The output is computed
-in bands of rows. What a band reads is first copied into a scratch of its own, with its padding, so that no tile
-has an edge; the scratch stays in L2 while all panels of output channels pass. Without padding, the input is read
-where it is. What is left over at the edges is covered by a last tile, panel or band that overlaps the one before it.
+in bands of rows (`schedules.conv2d_bands`), whose input stays in L2 while all panels of output channels pass. What
+is left over at the edges is covered by a last tile or panel that overlaps the one before it.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
+from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows
 from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.dense import NONLINEARITIES
 from schedules.panels import panel_size
 
-#: Bytes of padded input that a band may read: with a panel of weights it has to stay in L2.
-_BAND_BYTES = 192 << 10
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -52,7 +50,7 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
         """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
         bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
         of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
-        weights = bands * _L3_CYCLES if conv.outputs * conv.taps * 4 > _BAND_BYTES else 0
+        weights = bands * _L3_CYCLES if conv.outputs * conv.taps * 4 > BAND_BYTES else 0
         return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
     most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
@@ -64,43 +62,12 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     return min(choices, key=cycles)
 
 
-def band_rows(conv: Conv2d) -> int:
-    """Return the most output rows of a band that stays in L2; one at least."""
-    most = (_BAND_BYTES // (conv.padded_width * conv.inputs * 4) - conv.reach[0]) // conv.strides[0] + 1
-    return max(1, min(most, conv.out_height))
-
-
 def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the operands ``(weight: f32[panels, taps, panel], bias: f32[max(outputs, panel)])`` of `conv2d`.
 
     `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``.
     """
     return pack_panels(isa, weight, bias, tile.vectors)
-
-
-def copy_band(conv: Conv2d, rows: int):
-    """Return the macro ``(x, scratch, origin, image, top)`` that copies `rows` padded rows from the row `top` on."""
-    _, left, _, right = conv.padding
-    before, inside, after = (columns * conv.inputs for columns in (left, conv.width, right))
-    row_values = before + inside + after
-
-    @T.inline
-    def copy(x, scratch, origin, image, top):
-        for row in T.serial(rows):
-            to: T.let = origin + row * row_values
-            y: T.let = top + row
-            if (y >= 0) and (y < conv.height):
-                for i in T.serial(before):
-                    scratch[to + i] = T.float32(0)
-                for i in T.serial(inside):
-                    scratch[to + before + i] = x[(image * conv.height + y) * inside + i]
-                for i in T.serial(after):
-                    scratch[to + before + inside + i] = T.float32(0)
-            else:
-                for i in T.serial(row_values):
-                    scratch[to + i] = T.float32(0)
-
-    return copy
 
 
 def store_pixel(isa: Isa, conv: Conv2d):
@@ -181,43 +148,31 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     ``weight`` and ``bias`` are from `pack_conv2d`. Threads share the bands, or the panels of each band if that
     leaves less waiting.
     """
-    panels = panel_count(conv.outputs, panel_size(isa, conv.outputs, tile.vectors))
     size = panel_size(isa, conv.outputs, tile.vectors)
-    bands = -(-conv.out_height // tile.rows)
-    pixels = tile.rows * conv.out_width
-    tall = min(tile.pixels, pixels)
-    in_rows = (tile.rows - 1) * conv.strides[0] + conv.reach[0]
-    padded = any(conv.padding)
-    scratch_size = in_rows * conv.padded_width * conv.inputs if padded else 1
-    by_bands = _waiting(conv.batch * bands, threads) <= _waiting(panels, threads)
-    copy, compute = copy_band(conv, in_rows), register_tile(isa, conv, tile.vectors, tall)
-    columns = max(conv.outputs, size)
+    panels, bands = panel_count(conv.outputs, size), Bands(conv, tile.rows)
+    tall, columns = min(tile.pixels, bands.pixels), max(conv.outputs, size)
+    by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
+    compute = register_tile(isa, conv, tile.vectors, tall)
 
     def neighbours(first):
         return lambda p: first + p
 
     @T.inline
-    def over_tiles(image, origin, operands, y, to, first_panel, last_panel):
+    def over_tiles(image, origin, context, to):
+        operands, y, first_panel, last_panel = context
         for panel in T.serial(first_panel, last_panel):
-            for t in T.serial(-(-pixels // tall)):
-                compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, pixels - tall)))
+            for t in T.serial(-(-bands.pixels // tall)):
+                compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, bands.pixels - tall)))
+
+    each_band = bands.each(over_tiles)
 
     @T.inline
     def over_bands(x, scratch, operands, y, task):
-        first_band: T.let = task * (conv.batch * bands) // threads if by_bands else 0
-        last_band: T.let = (task + 1) * (conv.batch * bands) // threads if by_bands else conv.batch * bands
+        first_band: T.let = task * bands.count // threads if by_bands else 0
+        last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count
         first_panel: T.let = 0 if by_bands else task * panels // threads
         last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
-        for band in T.serial(first_band, last_band):
-            number: T.let = band // bands
-            row: T.let = T.min(band % bands * tile.rows, conv.out_height - tile.rows)
-            to: T.let = (number * conv.out_height + row) * conv.out_width
-            if padded:
-                copy(x, scratch, task * scratch_size, number, row * conv.strides[0] - conv.padding[0])
-                over_tiles(scratch, task * scratch_size, operands, y, to, first_panel, last_panel)
-            else:
-                origin: T.let = (number * conv.height + row * conv.strides[0]) * (conv.width * conv.inputs)
-                over_tiles(x, origin, operands, y, to, first_panel, last_panel)
+        each_band(x, scratch, (operands, y, first_panel, last_panel), task, first_band, last_band)
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(
@@ -228,7 +183,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
         y: T.Buffer((conv.output_size,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        scratch = T.sblock_alloc_buffer((threads * scratch_size,), "float32")
+        scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
         for task in T.parallel(threads):
             with T.sblock("bands"):
                 vt = T.axis.spatial(threads, task)
@@ -238,7 +193,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     bias[0:columns],
                     residual[0 : conv.residual_size],
                 )
-                T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size])
+                T.writes(y[0 : conv.output_size], scratch[0 : threads * bands.scratch_size])
                 over_bands(x, scratch, (weight, bias, residual), y, vt)
 
     return convolved

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from tvm.script import tirx as T
 
-from schedules.conv2d import ConvTile, band_rows, copy_band, default_tile, register_tile, store_pixel
+from schedules.conv2d import ConvTile, default_tile, register_tile, store_pixel
+from schedules.conv2d_bands import Bands, band_rows
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -24,7 +25,7 @@ def default_gated_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     Bands are as high as stay in L2, since lists are filled up to whole tiles, and evenly so, since the last band
     overlaps the one before it.
     """
-    bands = -(-conv.out_height // band_rows(conv))
+    bands = Bands(conv, band_rows(conv)).per_image
     return replace(default_tile(isa, conv), rows=-(-conv.out_height // bands))
 
 
@@ -42,13 +43,11 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     """
     lanes, outputs, size = isa.lanes, conv.outputs, panel_size(isa, conv.outputs, tile.vectors)
     (panels, all_pixels), columns = gate_size(isa, conv, tile), max(conv.outputs, size)
-    bands, tall, pixels = -(-conv.out_height // tile.rows), tile.pixels, tile.rows * conv.out_width
-    in_rows = (tile.rows - 1) * conv.strides[0] + conv.reach[0]
-    padded = any(conv.padding)
-    scratch_size = in_rows * conv.padded_width * conv.inputs if padded else 1
+    bands, tall = Bands(conv, tile.rows), tile.pixels
+    pixels = bands.pixels
     # A list is filled up to whole tiles.
     room = -(-pixels // tall) * tall
-    copy, compute = copy_band(conv, in_rows), register_tile(isa, conv, tile.vectors, tall)
+    compute = register_tile(isa, conv, tile.vectors, tall)
     store, vectors = store_pixel(isa, conv), -(-outputs // lanes)
 
     def listed(chosen, first):
@@ -62,8 +61,8 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                 store(y, residual, at, closed[T.ramp(at, 1, lanes)])
 
     @T.inline
-    def over_tiles(image, origin, operands, gate, y, to, task):
-        opened, closed, chosen = gate
+    def over_tiles(image, origin, context, to):
+        operands, (opened, closed, chosen), y, task = context
         keep_closed(closed, operands[2], y, to)
         count = T.alloc_buffer((1,), "int32", scope="local")
         for panel in T.serial(panels):
@@ -76,18 +75,7 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
             for t in T.serial((count[0] + tall - 1) // tall):
                 compute(image, origin, operands, y, to, panel, listed(chosen, task * room + t * tall))
 
-    @T.inline
-    def over_bands(x, scratch, operands, gate, y, task):
-        for band in T.serial(task * (conv.batch * bands) // threads, (task + 1) * (conv.batch * bands) // threads):
-            number: T.let = band // bands
-            row: T.let = T.min(band % bands * tile.rows, conv.out_height - tile.rows)
-            to: T.let = (number * conv.out_height + row) * conv.out_width
-            if padded:
-                copy(x, scratch, task * scratch_size, number, row * conv.strides[0] - conv.padding[0])
-                over_tiles(scratch, task * scratch_size, operands, gate, y, to, task)
-            else:
-                origin: T.let = (number * conv.height + row * conv.strides[0]) * (conv.width * conv.inputs)
-                over_tiles(x, origin, operands, gate, y, to, task)
+    each_band = bands.each(over_tiles)
 
     @T.prim_func(s_tir=True, private=True)
     def gated(
@@ -100,7 +88,7 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
         y: T.Buffer((conv.output_size,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        scratch = T.sblock_alloc_buffer((threads * scratch_size,), "float32")
+        scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
         chosen = T.sblock_alloc_buffer((threads * room + 1,), "int32")
         for task in T.parallel(threads):
             with T.sblock("bands"):
@@ -113,7 +101,16 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     opened[0:panels, 0:all_pixels],
                     closed[0 : conv.output_size],
                 )
-                T.writes(y[0 : conv.output_size], scratch[0 : threads * scratch_size], chosen[0 : threads * room + 1])
-                over_bands(x, scratch, (weight, bias, residual), (opened, closed, chosen), y, vt)
+                T.writes(
+                    y[0 : conv.output_size], scratch[0 : threads * bands.scratch_size], chosen[0 : threads * room + 1]
+                )
+                each_band(
+                    x,
+                    scratch,
+                    ((weight, bias, residual), (opened, closed, chosen), y, vt),
+                    vt,
+                    vt * bands.count // threads,
+                    (vt + 1) * bands.count // threads,
+                )
 
     return gated
