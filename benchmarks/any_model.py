@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import EngineSpec, Harness
+from benchmarks.ours import our_spec
 from benchmarks.peers import peer_specs
 from benchmarks.tables import print_result
 from tvm_dual.builder import Builder
@@ -73,11 +74,10 @@ def run(threads: int, size: Size, progress: Progress, model: Path, calibration: 
     for mode, precision in FORMS:
         libraries[mode, precision] = builder.build(precision, options=AdvancedOptions(mode=mode))
     with tempfile.TemporaryDirectory(prefix="any-model-") as folder:
-        specs = []
-        for (mode, precision), library in libraries.items():
-            path = library.export_library(Path(folder) / f"{mode}_{precision}.so")
-            arguments = {"model_path": str(path), "precision": precision, "threads": threads}
-            specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:deployed", arguments))
+        specs = [
+            our_spec(library, Path(folder) / f"{mode}_{precision}.so", mode)
+            for (mode, precision), library in libraries.items()
+        ]
         specs += peer_specs(str(model), threads)
         rows = measure(specs, threads, size, unseen, progress)
     return Result(rows, libraries["dual", "int8"])

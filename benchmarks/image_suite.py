@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import EngineSpec, Harness
+from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
 from tvm_dual.builder import Builder
@@ -117,9 +118,7 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
             library = builder.build("fp32", options=network.options, **judged)
         else:
             library = builder.build("fp32", options=AdvancedOptions(mode=mode))
-        path = library.export_library(folder / f"{network.name}_{mode}.so")
-        arguments = {"model_path": str(path), "precision": "fp32", "threads": threads}
-        specs.append(EngineSpec("tvm_dual", mode, "fp32", "benchmarks.ours:deployed", arguments))
+        specs.append(our_spec(library, folder / f"{network.name}_{mode}.so", mode))
     return specs, str(library.report)
 
 

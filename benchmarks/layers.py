@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.image_suite import Progress, Turns
+from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs
 from benchmarks.tables import fastest
 from tvm_dual.builder import Builder
@@ -131,9 +132,7 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
 
 def _ours(path: Path, images, options: AdvancedOptions, folder: Path, threads: int, progress: Progress) -> EngineSpec:
     library = Builder(path, [images], threads=threads, progress=progress).build("fp32", options=options)
-    target = library.export_library(folder / f"{len(list(folder.iterdir()))}.so")
-    arguments = {"model_path": str(target), "precision": "fp32", "threads": threads}
-    return EngineSpec("tvm_dual", options.mode, "fp32", "benchmarks.ours:deployed", arguments)
+    return our_spec(library, folder / f"{len(list(folder.iterdir()))}.so", options.mode)
 
 
 def _rows(layer: Layer, images, specs, sweeps: list[dict], threads: int, size: Size, progress: Progress) -> list[dict]:

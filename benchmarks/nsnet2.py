@@ -14,6 +14,7 @@ from benchmarks.audio.mixing import NoisyClip, calibration_clips, evaluation_cli
 from benchmarks.denoising import SameSpeech, Speech
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
+from benchmarks.ours import our_spec
 from benchmarks.peers import peer_specs
 from benchmarks.tables import print_result
 from tvm_dual.builder import Builder
@@ -116,11 +117,10 @@ def run(threads: int, size: Size, progress: Progress, folder: Path | None = None
     with tempfile.TemporaryDirectory(prefix="nsnet2-") as scratch:
         folder = folder or Path(scratch)
         libraries = build_forms(threads, size, progress)
-        specs = []
-        for (mode, precision), library in libraries.items():
-            path = library.export_library(folder / f"nsnet2_{mode}_{precision}.so")
-            arguments = {"model_path": str(path), "precision": precision, "threads": threads}
-            specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:deployed", arguments))
+        specs = [
+            our_spec(library, folder / f"nsnet2_{mode}_{precision}.so", mode)
+            for (mode, precision), library in libraries.items()
+        ]
         specs += peer_specs(str(model_path()), threads)
         speech = Speech(_some(evaluation_clips(), size.evaluation))
         rows, gains = _measure(specs, threads, size, speech, progress)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import tvm_dual
+from benchmarks.harness import EngineSpec
 from benchmarks.peers.base import Engine
+from tvm_dual.library import DualLibrary
 
 
 class DualEngine(Engine):
@@ -51,6 +54,29 @@ class DualEngine(Engine):
             "weight_bytes_read": round(report.bytes_read),
             "weight_bytes": sum(site["weight_bytes"] for site in report.rows()),
         }
+
+
+def our_spec(
+    library: DualLibrary, path: Path, mode: str, sequence: int = 1, own_threads: int | None = None
+) -> EngineSpec:
+    """Export a library to `path` and return it as an engine of the harness.
+
+    Parameters
+    ----------
+    library : DualLibrary
+        As `tvm_dual.build` returns it.
+    path : Path
+    mode : str
+        What the row calls it.
+    sequence : int
+        Calls that the library takes at once.
+    own_threads : int, optional
+        The library's, if they are not those of the harness.
+    """
+    precision, threads = library.report.plan.precision, library.metadata.threads
+    arguments = {"model_path": str(library.export_library(path)), "precision": precision, "threads": threads}
+    arguments["sequence"] = sequence
+    return EngineSpec("tvm_dual", mode, precision, f"{__name__}:deployed", arguments, sequence, own_threads)
 
 
 def deployed(**arguments) -> DualEngine:

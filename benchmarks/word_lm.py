@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ import onnx
 from benchmarks.corpus import Corpus, read_corpus
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.loading import measure_loading
+from benchmarks.ours import our_spec
 from benchmarks.peers import peer_specs
 from benchmarks.reading import Reading, SamePerplexity, in_sequences
 from benchmarks.tables import fastest, print_result
@@ -32,13 +34,19 @@ FILES = ("checkpoint", "corpus")
 #: Words per call where peers read whole sequences.
 SEQUENCE = 35
 Progress = Callable[[str, int, int], None]
-#: Of one of our libraries: mode, precision, words per call, and threads if they are not the suite's.
-Form = tuple[str, str, int, int | None]
-
 
 #: Little modules: for a layer of 1500 units 375 directions at 4 bits. At 0.45 % higher perplexity (LSTM, closed form)
 #: 5 % of the rows are open, with half as many directions 15 %, with 375 at 8 bits 7 %.
 LITTLE = AdvancedOptions(rule="damage", dimension_share=1 / 8, little_bits=4, search_steps=4)
+
+
+class Form(NamedTuple):
+    """One of our libraries: `sequence` words a call, on `threads` if they are not the suite's."""
+
+    mode: str
+    precision: str
+    sequence: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ FULL = Size(
     calibration=(40, 400),
     judging=(64, 115),
     evaluation=(64, 115),
-    exact_peers=False,
+    exact_peers=True,
     options=replace(LITTLE, finetune_steps=250),
 )
 SHORT = Size(2, 70, (20, 300), (16, 60), (16, 60), exact_peers=False, options=replace(LITTLE, search_steps=0))
@@ -115,13 +123,13 @@ def run(
     with tempfile.TemporaryDirectory(prefix="word-lm-") as scratch:
         folder = Path(scratch)
         libraries = build_forms(model, text, threads, size, progress)
-        specs = our_specs(libraries, threads, folder) + all_peers(model, threads, folder)
+        specs = our_specs(libraries, folder) + all_peers(model, threads, folder)
         reading = Reading(model, text.test, *size.evaluation)
         rows = measure(specs, threads, size, reading, progress)
         for row, spec in zip(rows, specs, strict=True):
             if spec.mode == "dual" and "error" not in row:
                 row.update(measure_loading(Path(spec.arguments["model_path"])))
-        return Result(rows, libraries["dual", "int8", 1, None])
+        return Result(rows, libraries[Form("dual", "int8")])
 
 
 def show(result: Result, path: Path) -> None:
@@ -187,25 +195,24 @@ def build_forms(
         evaluate = SamePerplexity(Reading(model, text.valid, *size.judging), sequence)
         for precision in ("int8", "fp32"):
             dual = builder.build(precision, evaluate=evaluate, max_drop=size.max_drop, options=size.options)
-            found["dual", precision, sequence, None] = dual
+            found[Form("dual", precision, sequence)] = dual
             if sequence == 1 and 2 * threads <= available_cores():
                 twice = builder.with_threads(2 * threads)
                 same = twice.build(precision, options=size.options, plan=dual.report.plan)
-                found["dual", precision, sequence, 2 * threads] = same
+                found[Form("dual", precision, sequence, 2 * threads)] = same
         for mode, precision in (("dense", "fp32"), ("dense", "int8"), ("little", "int8")):
             progress(f"building {mode} {precision}", len(found), 12)
-            found[mode, precision, sequence, None] = builder.build(precision, options=replace(size.options, mode=mode))
+            options = replace(size.options, mode=mode)
+            found[Form(mode, precision, sequence)] = builder.build(precision, options=options)
     return found
 
 
-def our_specs(libraries: dict[Form, DualLibrary], threads: int, folder: Path) -> list[EngineSpec]:
+def our_specs(libraries: dict[Form, DualLibrary], folder: Path) -> list[EngineSpec]:
     """Return our libraries as engines, exported to `folder`."""
-    specs = []
-    for (mode, precision, sequence, own), library in libraries.items():
-        path = library.export_library(folder / f"word_lm_{mode}_{precision}_{sequence}_{own or threads}.so")
-        arguments = {"model_path": str(path), "precision": precision, "threads": own or threads, "sequence": sequence}
-        specs.append(EngineSpec("tvm_dual", mode, precision, "benchmarks.ours:deployed", arguments, sequence, own))
-    return specs
+    return [
+        our_spec(library, folder / f"word_lm_{i}.so", form.mode, form.sequence, form.threads)
+        for i, (form, library) in enumerate(libraries.items())
+    ]
 
 
 def all_peers(model: WordModel, threads: int, folder: Path) -> list[EngineSpec]:

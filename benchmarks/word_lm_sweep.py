@@ -15,10 +15,11 @@ import numpy as np
 
 from benchmarks import word_lm
 from benchmarks.harness import EngineSpec
+from benchmarks.ours import our_spec
 from benchmarks.plots import tradeoff
 from benchmarks.reading import Reading
 from benchmarks.tables import print_points, print_rows
-from benchmarks.word_lm import FILES, Progress, Size, all_peers, load, make_builder, measure, our_specs
+from benchmarks.word_lm import FILES, Form, Progress, Size, all_peers, load, make_builder, measure, our_specs
 from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
@@ -33,7 +34,7 @@ __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 
 NAME = "word-lm-sweep"
 # Half a hundred engines: less of each than in the suite that measures a dozen.
-FULL = replace(word_lm.FULL, rounds=4, steps=70, exact_peers=True, evaluation=(32, 60))
+FULL = replace(word_lm.FULL, rounds=6, steps=70, evaluation=(32, 115))
 SHORT = replace(word_lm.SHORT, exact_peers=True, evaluation=(32, 60))
 #: Shares of closed rows: the paper's, and little modules alone.
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -78,18 +79,18 @@ def run(
         folder = Path(scratch)
         builder = make_builder(model, text, threads, size, progress)
         exact = {
-            (mode, precision, 1, None): builder.build(precision, options=replace(size.options, mode=mode))
+            Form(mode, precision): builder.build(precision, options=replace(size.options, mode=mode))
             for mode, precision in (("dense", "fp32"), ("dense", "int8"))
         }
-        specs, facts = our_specs(exact, threads, folder), [{} for _ in exact]
-        plan = exact["dense", "int8", 1, None].report.plan
+        specs, facts = our_specs(exact, folder), [{} for _ in exact]
+        plan = exact[Form("dense", "int8")].report.plan
         all_curves = curves(size.options)
         for done, curve in enumerate(all_curves):
             progress("curves", done, len(all_curves))
             for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}"):
                 specs.append(spec)
                 facts.append(found)
-        for spec, found in little_alone(builder, size.options, threads, folder):
+        for spec, found in little_alone(builder, size.options, folder):
             specs.append(spec)
             facts.append(found)
         specs += [spec for spec in all_peers(model, threads, folder) if spec.sequence == 1]
@@ -179,15 +180,11 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
         yield EngineSpec("tvm_dual", "dual", curve.precision, "benchmarks.ours:deployed", arguments), facts
 
 
-def little_alone(
-    builder: Builder, options: AdvancedOptions, threads: int, folder: Path
-) -> Iterator[tuple[EngineSpec, dict]]:
+def little_alone(builder: Builder, options: AdvancedOptions, folder: Path) -> Iterator[tuple[EngineSpec, dict]]:
     """Build little modules of several sizes without gates; yield what `points` does."""
     for share in SIZES:
         library = builder.build("int8", options=replace(options, mode="little", dimension_share=share))
         (site,) = library.report.plan.sites
-        path = library.export_library(folder / f"little{share}.so")
-        arguments = {"model_path": str(path), "precision": "int8", "threads": threads}
         facts = {
             "curve": "little alone",
             "closed": 1.0,
@@ -195,4 +192,4 @@ def little_alone(
             "dimensions": site.dimensions,
             "little_bits": site.little_bits,
         }
-        yield EngineSpec("tvm_dual", "little", "int8", "benchmarks.ours:deployed", arguments), facts
+        yield our_spec(library, folder / f"little{share}.so", "little"), facts

@@ -1,1 +1,1 @@
-"""Autotuning: AutoTVM's templates, cost model and log, on today's TVM. `tvm_dual.tuning.tuner` is the way in."""
+"""Autotuning: AutoTVM's templates, cost model and log, on today's TVM. `tvm_dual.tuning.api` is the way in."""

@@ -89,12 +89,13 @@ class Bench:
                 try:
                     kernel = over_copies(template(workload, knobs), problem.copies, problem.vectors)
                     waiting[knobs] = pool.submit(self._generate, tvm.IRModule({"main": kernel}), target)
-                except Exception:  # a candidate may fail in any way
+                # A candidate may fail in any way; what it says goes into the log. Where it is the default, tuning ends.
+                except Exception:
                     failures[knobs] = traceback.format_exc()
             for knobs, future in waiting.items():
                 try:
                     self._modules[knobs] = self._loaded(future.result())
-                except Exception:
+                except Exception:  # as above: LLVM, or a server
                     failures[knobs] = traceback.format_exc()
         return failures
 
@@ -112,7 +113,7 @@ class Bench:
         """Run a candidate; return what is wrong with it, "" if nothing is."""
         try:
             return self._wrong(knobs)
-        except Exception:
+        except Exception:  # as in `_compile`
             return traceback.format_exc()
 
     def _begin(self, workload: Workload, usage: Usage, seed: int) -> None:

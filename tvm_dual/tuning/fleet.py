@@ -119,7 +119,7 @@ class RemoteBench(Bench):
         self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
 
     def _generate(self, module: tvm.IRModule, target: tvm.target.Target) -> Path:
-        # A file's name is its name on the server, too, where others of this session are in use.
+        # A file's name is its name on the server, too, where earlier ones are still in use.
         file, path = tempfile.mkstemp(suffix=".so", prefix="candidate-", dir=self._folder.name)
         os.close(file)
         tvm.compile(module, target=target).export_library(path)
@@ -143,7 +143,7 @@ class RemoteBench(Bench):
     def _alive(self) -> bool:
         try:
             self._session.get_function("runtime.config_threadpool")
-        except Exception:
+        except (RuntimeError, OSError):  # TVM's errors of a connection are of the first kind
             traceback.print_exc()
             return False
         return True
