@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,15 +20,26 @@ SUITES = ("nsnet2", "dnsmos", "fashion-vgg", "fashion-resnet", "layers", "word-l
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status, 2 for a mistake that a message explains."""
-    options = _parser().parse_args(arguments)
+    options, interrupts = _parser().parse_args(arguments), []
+
+    def interrupt(number, _frame):
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         options.run(options)
-    except TvmDualError as error:
-        print(f"tvm-dual: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tvm-dual: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        # Within a pass TVM makes another error of an interrupt, which a message would then be about.
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print("tvm-dual: interrupted; nothing half-written is left", file=sys.stderr)
+            return 130
+        if isinstance(error, TvmDualError):
+            print(f"tvm-dual: {error}", file=sys.stderr)
+            return 2
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import onnx
 import pytest
+import tvm
 
 import tvm_dual
 from tvm_dual.cli import main
@@ -92,6 +95,19 @@ def test_an_interrupt_leaves_nothing(files, capsys, monkeypatch):
     assert main(arguments(files)) == 130
     assert capsys.readouterr().err.splitlines() == ["tvm-dual: interrupted; nothing half-written is left"]
     assert sorted(path.name for path in files.iterdir()) == ["data.npz", "tiny.onnx"]
+
+
+def test_an_interrupt_within_a_pass(files, capsys, monkeypatch):
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(module, _context):
+        os.kill(os.getpid(), signal.SIGINT)
+        return module
+
+    monkeypatch.setattr("tvm_dual.builder.build", lambda *_, **__: interrupted(tvm.IRModule()))
+    before = signal.getsignal(signal.SIGINT)
+    assert main(arguments(files)) == 130
+    assert capsys.readouterr().err.splitlines() == ["tvm-dual: interrupted; nothing half-written is left"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_inspect_of_another_format(tmp_path, capsys):

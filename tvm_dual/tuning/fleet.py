@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 import traceback
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,19 +117,19 @@ class RemoteBench(Bench):
         super().__init__()
         self._session = Tracker(host, int(port), key).session()
         self._device = self._session.cpu()
-        self._folder = tempfile.TemporaryDirectory(prefix="tvm_dual-")
 
-    def _generate(self, module: tvm.IRModule, target: tvm.target.Target) -> Path:
-        # A file's name is its name on the server, too, where earlier ones are still in use.
-        file, path = tempfile.mkstemp(suffix=".so", prefix="candidate-", dir=self._folder.name)
-        os.close(file)
-        tvm.compile(module, target=target).export_library(path)
-        return Path(path)
+    def _generate(self, module: tvm.IRModule, target: tvm.target.Target) -> bytes:
+        # A folder for each, gone at once: what ends this process may leave it no time to tidy up.
+        with tempfile.TemporaryDirectory(prefix="tvm_dual-") as folder:
+            path = Path(folder) / "candidate.so"
+            tvm.compile(module, target=target).export_library(str(path))
+            return path.read_bytes()
 
-    def _loaded(self, code: Path) -> tvm.runtime.Module:
-        self._session.upload(str(code))
-        code.unlink()
-        return self._session.load_module(code.name)
+    def _loaded(self, code: bytes) -> tvm.runtime.Module:
+        # Earlier ones are still in use on the server.
+        name = f"candidate-{uuid.uuid4().hex}.so"
+        self._session.upload(bytearray(code), name)
+        return self._session.load_module(name)
 
     def _use_threads(self, count: int) -> None:
         self._session.get_function("runtime.config_threadpool")(1, count)
