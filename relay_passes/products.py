@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from relay_passes.step import StepBuilder
-from schedules import columns, dense, little, quantize, row_pairs
+from schedules import columns, dense, epilogue, little, nonzeros, quantize, row_pairs
 from schedules.cpu import Isa
 from schedules.history import chosen_knobs
 from schedules.registry import kernel
@@ -138,11 +138,11 @@ class Products:
         (n, k), isa = weight.shape, self._isa
         if self._precision == "int8":
             q, affine = self._bytes(x, True)
-            listed = self._step.call("nonzeros", kernel(columns.nonzero_bytes, isa, k), q)
+            listed = self._step.call("nonzeros", kernel(nonzeros.nonzero_bytes, isa, k), q)
             packed, meta = columns.pack_columns_int8(isa, weight, bias)
             family, builder, operands = "columns_int8", columns.columns_int8, [*listed, affine]
         else:
-            listed = self._step.call("nonzeros", kernel(columns.nonzero_floats, isa, k), x)
+            listed = self._step.call("nonzeros", kernel(nonzeros.nonzero_floats, isa, k), x)
             packed, meta = columns.pack_columns_fp32(isa, weight, bias)
             family, builder, operands = "columns_fp32", columns.columns_fp32, list(listed)
         operands += [self._step.operand(f"{name}_weight", packed), self._step.operand(f"{name}_meta", meta)]
@@ -171,7 +171,7 @@ class Products:
                 f"projection{i}", x, projection, bias, nonnegative=nonnegative, precision=module.projection_precision
             )
             k = projection.shape[0]
-            projected = part if projected is None else self._step.call("add", kernel(dense.add, k), projected, part)
+            projected = part if projected is None else self._step.call("add", kernel(epilogue.add, k), projected, part)
         if module.bits == 32:
             return self.dense("little", projected, module.weight, module.bias, precision="fp32")
         n, k = module.weight.shape

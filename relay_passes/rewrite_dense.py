@@ -15,7 +15,7 @@ from relay_passes.products import Products
 from relay_passes.site_plan import planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
-from schedules.dense import activation
+from schedules.epilogue import activation
 from schedules.gate import band_gate
 from schedules.registry import kernel
 

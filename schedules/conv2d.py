@@ -16,7 +16,7 @@ from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows
 from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
-from schedules.dense import NONLINEARITIES
+from schedules.epilogue import NONLINEARITIES
 from schedules.panels import panel_size
 
 #: Cycles that a vector of weights takes to come from L3.

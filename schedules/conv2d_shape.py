@@ -20,7 +20,7 @@ class Conv2d:
     padding : tuple of int
         Pixels of zeros at the top, left, bottom and right.
     activation : str or None
-        A key of `schedules.dense.NONLINEARITIES`.
+        A key of `schedules.epilogue.NONLINEARITIES`.
     residual : bool
         Whether an image of the output's shape is added before the nonlinearity.
     """

@@ -11,7 +11,7 @@ from tvm import tirx
 from relay_passes.over_time import SEQUENCE, BatchStage, over_time
 from relay_passes.step import StepBuilder
 from schedules import gate, recurrent
-from schedules.dense import add
+from schedules.epilogue import add
 from schedules.lstm import lstm_pointwise
 from schedules.matmul import matmul_fp32, matmul_int8, pack_matmul_fp32, pack_matmul_int8, quantize_matrix
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel

@@ -11,7 +11,7 @@ from relay_passes import products
 from relay_passes.products import LittleModule
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules import columns, dense, gate, little, quantize
+from schedules import columns, dense, epilogue, gate, little, nonzeros, quantize
 from schedules.cpu import ISAS
 
 ISA = ISAS["avx2"]
@@ -85,7 +85,7 @@ def test_exact_form_with_every_row(tools):
     reads = ["x", "big_weight", "big_bias", "every_row_6", "count_6", "nothing_6"]
     stages = [
         ("gated_rows", dense.gated_rows_fp32(ISA, 6, 4, 1), reads, ["y"], [tensor(6)]),
-        ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
+        ("epilogue", epilogue.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     tvm.ir.assert_structural_equal(RewriteDense()(before), expected({"x": tensor(4)}, operands, stages, ["result"]))
 
@@ -103,13 +103,13 @@ def test_exact_form_over_nonzero_inputs(tools):
     weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
     before = planned(tools, weight, bias, SiteForm("fp32", "columns", "", "", 1, "avx2"))
     packed, meta = columns.pack_columns_fp32(ISA, weight, bias)
-    listing, product = columns.nonzero_floats(ISA, 4), columns.columns_fp32(ISA, 6, 4, 1)
+    listing, product = nonzeros.nonzero_floats(ISA, 4), columns.columns_fp32(ISA, 6, 4, 1)
     listed = [tensor(*map(int, b.shape), dtype=str(b.dtype)) for b in listing.params[1:]]
     found = [f"listed{i}" for i in range(len(listed))]
     stages = [
         ("nonzeros", listing, ["x"], found, listed),
         ("columns", product, [*found, "big_weight", "big_meta"], ["y"], [tensor(6)]),
-        ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
+        ("epilogue", epilogue.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     operands = {"big_weight": packed, "big_meta": meta}
     tvm.ir.assert_structural_equal(RewriteDense()(before), expected({"x": tensor(4)}, operands, stages, ["result"]))
@@ -154,7 +154,7 @@ def test_dual_form(tools):
             ["y"],
             [tensor(6)],
         ),
-        ("epilogue", dense.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
+        ("epilogue", epilogue.activation(6, "relu"), ["y"], ["result"], [tensor(6)]),
     ]
     wanted = expected({"x": tensor(4), "band": tensor(2, 6)}, operands, stages, ["result", "count"], (2, 6))
     tvm.ir.assert_structural_equal(RewriteDense()(before), wanted)

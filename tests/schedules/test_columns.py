@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules import columns
+from schedules import columns, nonzeros
 from schedules.quantize import quantize_rows, quantize_vector, round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
 
@@ -23,7 +23,7 @@ def sparse(k, density, seed=0):
 
 
 def list_outputs(k, dtype):
-    length = columns.list_length(k)
+    length = nonzeros.list_length(k)
     return Output((length,), "int32"), Output((length,), dtype), Output((1,), "int32")
 
 
@@ -31,7 +31,7 @@ def check_list(isa, *sources):
     """Run the list kernel of the sources' type on each of them, all of one length."""
     k, dtype = len(sources[0]), str(sources[0].dtype)
     as_bytes = dtype == "uint8"
-    kernel = compile_kernel(isa, (columns.nonzero_bytes if as_bytes else columns.nonzero_floats)(isa, k))
+    kernel = compile_kernel(isa, (nonzeros.nonzero_bytes if as_bytes else nonzeros.nonzero_floats)(isa, k))
     for source in sources:
         # Nonzero padding must not be listed.
         padded = np.full(round_up(k, isa.row_bytes) if as_bytes else k, 255, dtype)
@@ -42,7 +42,7 @@ def check_list(isa, *sources):
         np.testing.assert_array_equal(listed[: len(expected)], expected)
         np.testing.assert_array_equal(values[: len(expected)], source[expected])
         # A last quad that is not full reads on behind the list.
-        tail = slice(len(expected), len(expected) + columns.QUAD)
+        tail = slice(len(expected), len(expected) + nonzeros.QUAD)
         assert not listed[tail].any() and not values[tail].any()
 
 
@@ -67,7 +67,7 @@ def test_lists_are_right_at_any_length_and_density(isa, k, seed, density):
 
 def nonzero_operands(source, dtype):
     """Return ``columns``, ``values``, ``count`` as the list kernels make them."""
-    length, found = columns.list_length(len(source)), np.flatnonzero(source)
+    length, found = nonzeros.list_length(len(source)), np.flatnonzero(source)
     listed, values = np.zeros(length, "int32"), np.zeros(length, dtype)
     listed[: len(found)], values[: len(found)] = found, source[found]
     return listed, values, np.array([len(found)], "int32")
@@ -141,15 +141,15 @@ def test_quantize_list_and_product_joined_in_one_kernel_equal_the_three_apart(is
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")
     x = sparse(k, 0.3)
     packed, meta = columns.pack_columns_int8(isa, weight, bias)
-    quantize, nonzeros = quantize_vector(isa, k, nonnegative=True), columns.nonzero_bytes(isa, k)
+    quantize, listing = quantize_vector(isa, k, nonnegative=True), nonzeros.nonzero_bytes(isa, k)
     product = columns.columns_int8(isa, n, k, 2)
     q, affine = run(isa, quantize, x, Output((round_up(k, isa.row_bytes),), "uint8"), Output((2,), "float32"))
-    listed = run(isa, nonzeros, q, *list_outputs(k, "uint8"))
+    listed = run(isa, listing, q, *list_outputs(k, "uint8"))
     (apart,) = run(isa, product, *listed, affine, packed, meta, Output((n,), "float32"), threads=2)
     operands = {"x": x, "weight": packed, "meta": meta}
     stages = [
         (quantize, ["x"], ["q", "affine"]),
-        (nonzeros, ["q"], ["columns", "values", "count"]),
+        (listing, ["q"], ["columns", "values", "count"]),
         (product, ["columns", "values", "count", "affine", "weight", "meta"], ["y"]),
     ]
     joined = join(operands, stages, "y")

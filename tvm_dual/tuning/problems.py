@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schedules import columns, dense, little, matmul, row_pairs
+from schedules import columns, dense, little, matmul, nonzeros, row_pairs
 from schedules.families import Workload
 from schedules.knobs import Knobs
 from schedules.quantize import quantize_rows, round_up
@@ -181,7 +181,7 @@ def _columns(workload: Workload, usage: Usage, rng: np.random.Generator) -> Prob
     packed = (columns.pack_columns_int8 if int8 else columns.pack_columns_fp32)(level, weight, bias)
     copies = _copies(packed[0].nbytes, usage.density)
     affine = np.array([0.02, 0], "float32")
-    listed = np.zeros((copies, columns.list_length(k)), "int32")
+    listed = np.zeros((copies, nonzeros.list_length(k)), "int32")
     values = np.zeros(listed.shape, "uint8" if int8 else "float32")
     counts, results = [], []
     for copy, nonzero in enumerate(_lists(rng, copies, k, usage.density, False)):
