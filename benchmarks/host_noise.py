@@ -31,8 +31,8 @@ class Noise:
     def __str__(self) -> str:
         """Return it in one sentence for people."""
         return (
-            f"arithmetic of {self.median:.0f} us: p95 / median {self.p95 / self.median:.2f}; {self.disturbed_share:.1%} of "
-            f"the pieces take {self.median_extra:.0f} us longer, every {self.median_distance:.0f} us"
+            f"arithmetic of {self.median:.0f} us: p95 / median {self.p95 / self.median:.2f}; {self.disturbed_share:.1%} "
+            f"of the pieces take {self.median_extra:.0f} us longer, every {self.median_distance:.0f} us"
         )
 
 
