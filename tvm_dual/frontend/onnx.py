@@ -114,7 +114,8 @@ def import_onnx(
             module = _Importer(shapes, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
     except OpNotImplemented as error:
         raise ModelError(
-            f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them"
+            f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them. "
+            "Export the model without them"
         ) from error
     except IMPORTER_ERRORS as error:
         raise ModelError(f"model: TVM cannot import it: {first_line(error)}") from error
