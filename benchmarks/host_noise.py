@@ -32,8 +32,8 @@ class Noise:
         """Return it in one sentence for people."""
         spread = self.p95 / self.median
         return (
-            f"arithmetic of {self.median:.0f} us: p95 / median {spread:.2f}; {self.disturbed_share:.1%} of the pieces take "
-            f"{self.median_extra:.0f} us longer, every {self.median_distance:.0f} us"
+            f"arithmetic of {self.median:.0f} us: p95 / median {spread:.2f}; {self.disturbed_share:.1%} of "
+            f"the pieces take {self.median_extra:.0f} us longer, every {self.median_distance:.0f} us"
         )
 
 
