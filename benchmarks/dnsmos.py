@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.audio.mixing import calibration_clips, evaluation_clips, judging_clips
 from benchmarks.audio.mos import RATE, SCORES, scores, spectrogram
 from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks, show, spread
-from tvm_dual.errors import SetupError
+from benchmarks.packages import package_file
 from tvm_dual.options import AdvancedOptions
 
 __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
@@ -45,20 +43,6 @@ FULL = Size(Turns(10, 6), calibration=12, judging=6, clips=6)
 SHORT = Size(Turns(3, 2), calibration=4, judging=2, clips=2)
 
 
-def model_path(network: str) -> Path:
-    """Return a network's file in the package ``speechmos``.
-
-    Raises
-    ------
-    SetupError
-        If the package is not installed.
-    """
-    found = importlib.util.find_spec("speechmos")
-    if found is None:
-        raise SetupError("package speechmos: not installed; run: pip install speechmos==0.0.1.1")
-    return Path(found.submodule_search_locations[0]) / "dnsmos_models" / f"{network}.onnx"
-
-
 def run(threads: int, size: Size, progress: Progress) -> Result:
     """Build each network in all forms, and measure it with the peers.
 
@@ -68,6 +52,11 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     size : Size
     progress : callable
         Called with ``(phase, done, total)``.
+
+    Raises
+    ------
+    SetupError
+        If the package with the networks is not installed.
     """
     data, judging = (
         np.stack([spectrogram(clip.noisy) for clip in spread(clips(RATE), count)])
@@ -78,7 +67,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     networks = [
         Network(
             name,
-            model_path(name),
+            package_file("speechmos", "dnsmos_models", f"{name}.onnx"),
             data,
             speech,
             partial(_quality, name),

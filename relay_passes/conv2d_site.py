@@ -84,7 +84,9 @@ def _is_conv2d(context: relax.transform.PatternCheckContext) -> bool:
         return False
     if "residual" in found:
         other = found["residual"]
-        if isinstance(other, GenericConst) or not _static(other.ty) or _extents(other) != _extents(conv):
+        # The first constant that is added is a bias.
+        first = isinstance(other, GenericConst) and "bias" not in found
+        if first or not _static(other.ty) or _extents(other) != _extents(conv):
             return False
     if "limit" in found and (found["limit"].value.numpy() != _SIX).any():
         return False
@@ -122,7 +124,7 @@ def read_conv2d(function: relax.Function, call: relax.Call, activation: str | No
         calls[value.op.name] = value
         if value.op.name == "relax.add":
             (other,) = [given[operand] for operand in value.args if operand in given]
-            if isinstance(other, GenericConst):
+            if isinstance(other, GenericConst) and bias is None:
                 bias = other.value.numpy().reshape(-1)
             else:
                 residual = other

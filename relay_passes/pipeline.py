@@ -11,6 +11,7 @@ from tvm import relax
 
 from relay_passes.channels_last import ChannelsLast
 from relay_passes.fold_batch_norm import FoldBatchNorm
+from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
 from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
@@ -44,6 +45,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
         [
             relax.transform.FoldConstant(),
             FoldBatchNorm(),
+            FoldBatchNormForward(),
             ChannelsLast(),
             MarkSites(),
         ]

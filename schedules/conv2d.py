@@ -2,7 +2,8 @@
 
 A value of the input is only ever broadcast, so the pixels of a tile may lie anywhere. The output is computed
 in bands of rows (`schedules.conv2d_bands`), whose input stays in L2 while all panels of output channels pass. What
-is left over at the edges is covered by a last tile or panel that overlaps the one before it.
+is left over at the edges is covered by a last tile or panel that overlaps the one before it. A panel that does not stay
+in L2 while all tiles of a band pass is taken a few kernel rows at a time, and sums wait in memory in between.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows
+from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows, heavy
 from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -50,7 +51,7 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
         """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
         bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
         of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
-        weights = bands * _L3_CYCLES if conv.outputs * conv.taps * 4 > BAND_BYTES else 0
+        weights = bands * _L3_CYCLES if heavy(conv) else 0
         return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
     most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
@@ -100,46 +101,127 @@ def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
     It takes `pixels` pixels and one panel of outputs; ``pixel(p)`` is the place of the p-th in the band. `image` holds
     the band's padded input from `origin` on; `to` is the band's first pixel in the output.
     """
-    lanes, size = isa.lanes, panel_size(isa, conv.outputs, vectors)
-    vectors, (runs, run) = size // lanes, conv.runs
-    row_values, store = conv.padded_width * conv.inputs, store_pixel(isa, conv)
+    parts = _TileParts(isa, conv, vectors, pixels)
+    begin, add, finish = parts.begin(), parts.add(), parts.finish()
 
     @T.inline
     def compute(image, origin, operands, y, to, panel, pixel):
-        weight, bias, residual = operands
-        total = T.alloc_buffer((pixels * vectors, lanes), "float32", scope="local")
+        total = T.alloc_buffer(parts.sums, "float32", scope="local")
         base = T.alloc_buffer((pixels,), "int32", scope="local")
-        column: T.let = panel_column(panel, conv.outputs, size)
-        for p in T.unroll(pixels):
-            base[p] = (
-                origin
-                + pixel(p) // conv.out_width * (conv.strides[0] * row_values)
-                + pixel(p) % conv.out_width * (conv.strides[1] * conv.inputs)
-            )
-            for v in T.unroll(vectors):
-                total[p * vectors + v, T.ramp(0, 1, lanes)] = bias[T.ramp(column + v * lanes, 1, lanes)]
-        for down in T.serial(conv.kernel[0]):
-            for across in T.serial(runs):
-                skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
-                tap: T.let = (down * runs + across) * run
-                for c in T.serial(run):
-                    for p in T.unroll(pixels):
-                        for v in T.unroll(vectors):
-                            total[p * vectors + v, T.ramp(0, 1, lanes)] = (
-                                total[p * vectors + v, T.ramp(0, 1, lanes)]
-                                + T.broadcast(image[base[p] + skip + c], lanes)
-                                * weight[panel, tap + c, T.ramp(v * lanes, 1, lanes)]
-                            )
-        for p in T.unroll(pixels):
-            for v in T.unroll(vectors):
-                store(
-                    y,
-                    residual,
-                    (to + pixel(p)) * conv.outputs + column + v * lanes,
-                    total[p * vectors + v, T.ramp(0, 1, lanes)],
-                )
+        begin(origin, operands, panel, pixel, total, base)
+        add(image, operands, panel, total, base, 0, conv.kernel[0])
+        finish(operands, y, to, panel, pixel, total)
 
     return compute
+
+
+def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
+    """Return the macro of `register_tile` for some rows of the kernel.
+
+    It is ``(image, origin, operands, y, to, panel, pixel, start, stop, waiting, at)``: rows from `start` to `stop`; the
+    sums before and after them lie in ``waiting: f32`` from the vector `at` on.
+    """
+    parts = _TileParts(isa, conv, vectors, pixels)
+    begin, add, finish = parts.begin(), parts.add(), parts.finish()
+    count, lanes = parts.sums
+
+    @T.inline
+    def compute(image, origin, operands, y, to, panel, pixel, start, stop, waiting, at):
+        total = T.alloc_buffer(parts.sums, "float32", scope="local")
+        base = T.alloc_buffer((pixels,), "int32", scope="local")
+        begin(origin, operands, panel, pixel, total, base)
+        if start > 0:
+            for i in T.unroll(count):
+                total[i, T.ramp(0, 1, lanes)] = waiting[T.ramp((at + i) * lanes, 1, lanes)]
+        add(image, operands, panel, total, base, start, stop)
+        if stop == conv.kernel[0]:
+            finish(operands, y, to, panel, pixel, total)
+        else:
+            for i in T.unroll(count):
+                waiting[T.ramp((at + i) * lanes, 1, lanes)] = total[i, T.ramp(0, 1, lanes)]
+
+    return compute
+
+
+class _TileParts:
+    """Macros that a register tile of one convolution consists of."""
+
+    def __init__(self, isa: Isa, conv: Conv2d, vectors: int, pixels: int) -> None:
+        self._isa, self._conv, self._pixels = isa, conv, pixels
+        self._size = panel_size(isa, conv.outputs, vectors)
+        self._vectors = self._size // isa.lanes
+        #: Vectors of sums, and lanes of each.
+        self.sums = (pixels * self._vectors, isa.lanes)
+
+    def begin(self):
+        """Return ``(origin, operands, panel, pixel, total, base)``: sums start at the bias, pixels at their place."""
+        conv, size, lanes, pixels, vectors = self._conv, self._size, self._isa.lanes, self._pixels, self._vectors
+        row_values = conv.padded_width * conv.inputs
+
+        @T.inline
+        def begun(origin, operands, panel, pixel, total, base):
+            column: T.let = panel_column(panel, conv.outputs, size)
+            for p in T.unroll(pixels):
+                base[p] = (
+                    origin
+                    + pixel(p) // conv.out_width * (conv.strides[0] * row_values)
+                    + pixel(p) % conv.out_width * (conv.strides[1] * conv.inputs)
+                )
+                for v in T.unroll(vectors):
+                    total[p * vectors + v, T.ramp(0, 1, lanes)] = operands[1][T.ramp(column + v * lanes, 1, lanes)]
+
+        return begun
+
+    def add(self):
+        """Return ``(image, operands, panel, total, base, start, stop)``: the products of some rows of the kernel."""
+        conv, lanes, pixels, vectors = self._conv, self._isa.lanes, self._pixels, self._vectors
+        runs, run = conv.runs
+        row_values = conv.padded_width * conv.inputs
+
+        @T.inline
+        def added(image, operands, panel, total, base, start, stop):
+            for down in T.serial(start, stop):
+                for across in T.serial(runs):
+                    skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
+                    tap: T.let = (down * runs + across) * run
+                    for c in T.serial(run):
+                        for p in T.unroll(pixels):
+                            for v in T.unroll(vectors):
+                                total[p * vectors + v, T.ramp(0, 1, lanes)] = (
+                                    total[p * vectors + v, T.ramp(0, 1, lanes)]
+                                    + T.broadcast(image[base[p] + skip + c], lanes)
+                                    * operands[0][panel, tap + c, T.ramp(v * lanes, 1, lanes)]
+                                )
+
+        return added
+
+    def finish(self):
+        """Return ``(operands, y, to, panel, pixel, total)``: what follows the sums, and where it is written."""
+        conv, size, lanes, pixels, vectors = self._conv, self._size, self._isa.lanes, self._pixels, self._vectors
+        store = store_pixel(self._isa, conv)
+
+        @T.inline
+        def finished(operands, y, to, panel, pixel, total):
+            column: T.let = panel_column(panel, conv.outputs, size)
+            for p in T.unroll(pixels):
+                for v in T.unroll(vectors):
+                    store(
+                        y,
+                        operands[2],
+                        (to + pixel(p)) * conv.outputs + column + v * lanes,
+                        total[p * vectors + v, T.ramp(0, 1, lanes)],
+                    )
+
+        return finished
+
+
+def rows_at_once(conv: Conv2d, size: int, tiles: int) -> int:
+    """Return the kernel rows of a panel of `size` outputs that stay in L2 while `tiles` tiles pass."""
+    row_bytes = conv.taps // conv.kernel[0] * size * 4
+    if tiles == 1 or conv.kernel[0] * row_bytes <= BAND_BYTES:
+        return conv.kernel[0]
+    blocks = -(-conv.kernel[0] // max(1, BAND_BYTES // row_bytes))
+    return -(-conv.kernel[0] // blocks)
 
 
 def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
@@ -152,27 +234,53 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     panels, bands = panel_count(conv.outputs, size), Bands(conv, tile.rows)
     tall, columns = min(tile.pixels, bands.pixels), max(conv.outputs, size)
     by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
-    compute = register_tile(isa, conv, tile.vectors, tall)
+    tiles, vectors, kernel_rows = -(-bands.pixels // tall), size // isa.lanes, conv.kernel[0]
+    rows = rows_at_once(conv, size, tiles)
+    whole = rows == kernel_rows
+    # One vector, which nobody reads, where no sums wait.
+    sums = 1 if whole else tiles * tall * vectors
+    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall)
 
     def neighbours(first):
         return lambda p: first + p
 
     @T.inline
     def over_tiles(image, origin, context, to):
-        operands, y, first_panel, last_panel = context
+        operands, y, (waiting, task), first_panel, last_panel = context
+        # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
+        waiting[task * (sums * isa.lanes)] = T.float32(0)
         for panel in T.serial(first_panel, last_panel):
-            for t in T.serial(-(-bands.pixels // tall)):
-                compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, bands.pixels - tall)))
+            if whole:
+                for t in T.serial(tiles):
+                    compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, bands.pixels - tall)))
+            else:
+                for block in T.serial(-(-kernel_rows // rows)):
+                    start: T.let = block * rows
+                    stop: T.let = T.min(start + rows, kernel_rows)
+                    for t in T.serial(tiles):
+                        part(
+                            image,
+                            origin,
+                            operands,
+                            y,
+                            to,
+                            panel,
+                            neighbours(T.min(t * tall, bands.pixels - tall)),
+                            start,
+                            stop,
+                            waiting,
+                            task * sums + t * (tall * vectors),
+                        )
 
     each_band = bands.each(over_tiles)
 
     @T.inline
-    def over_bands(x, scratch, operands, y, task):
+    def over_bands(x, scratch, waiting, operands, y, task):
         first_band: T.let = task * bands.count // threads if by_bands else 0
         last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count
         first_panel: T.let = 0 if by_bands else task * panels // threads
         last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
-        each_band(x, scratch, (operands, y, first_panel, last_panel), task, first_band, last_band)
+        each_band(x, scratch, (operands, y, (waiting, task), first_panel, last_panel), task, first_band, last_band)
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(
@@ -184,6 +292,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
+        waiting = T.sblock_alloc_buffer((threads * sums * isa.lanes,), "float32")
         for task in T.parallel(threads):
             with T.sblock("bands"):
                 vt = T.axis.spatial(threads, task)
@@ -193,8 +302,12 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     bias[0:columns],
                     residual[0 : conv.residual_size],
                 )
-                T.writes(y[0 : conv.output_size], scratch[0 : threads * bands.scratch_size])
-                over_bands(x, scratch, (weight, bias, residual), y, vt)
+                T.writes(
+                    y[0 : conv.output_size],
+                    scratch[0 : threads * bands.scratch_size],
+                    waiting[0 : threads * sums * isa.lanes],
+                )
+                over_bands(x, scratch, waiting, (weight, bias, residual), y, vt)
 
     return convolved
 

@@ -16,9 +16,20 @@ from schedules.conv2d_shape import Conv2d
 BAND_BYTES = 192 << 10
 
 
+#: How much more that may be where weights come from further away, since each band reads all of them: what a band reads
+#: is then better taken from L3 once for every panel.
+_HEAVY = 4
+
+
+def heavy(conv: Conv2d) -> bool:
+    """Whether the weights do not stay in L2 beside a band."""
+    return conv.outputs * conv.taps * 4 > BAND_BYTES
+
+
 def band_rows(conv: Conv2d) -> int:
-    """Return the most output rows of a band that stays in L2; one at least."""
-    most = (BAND_BYTES // (conv.padded_width * conv.inputs * 4) - conv.reach[0]) // conv.strides[0] + 1
+    """Return the most output rows of a band; one at least."""
+    room = BAND_BYTES * _HEAVY if heavy(conv) else BAND_BYTES
+    most = (room // (conv.padded_width * conv.inputs * 4) - conv.reach[0]) // conv.strides[0] + 1
     return max(1, min(most, conv.out_height))
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tvm.script import tirx as T
 
-from schedules.conv2d import ConvTile, default_tile, register_tile, store_pixel
+from schedules.conv2d import ConvTile, default_tile, partial_tile, register_tile, rows_at_once, store_pixel
 from schedules.conv2d_bands import Bands, band_rows
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_shape import Conv2d
@@ -47,7 +47,12 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     pixels = bands.pixels
     # A list is filled up to whole tiles.
     room = -(-pixels // tall) * tall
-    compute = register_tile(isa, conv, tile.vectors, tall)
+    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall)
+    kernel_rows, tile_sums = conv.kernel[0], tall * (size // lanes)
+    rows = rows_at_once(conv, size, room // tall)
+    whole = rows == kernel_rows
+    # One vector, which nobody reads, where no sums wait.
+    sums = 1 if whole else room // tall * tile_sums
     store, vectors = store_pixel(isa, conv), -(-outputs // lanes)
 
     def listed(chosen, first):
@@ -62,8 +67,10 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
 
     @T.inline
     def over_tiles(image, origin, context, to):
-        operands, (opened, closed, chosen), y, task = context
+        operands, (opened, closed, chosen, waiting), y, task = context
         keep_closed(closed, operands[2], y, to)
+        # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
+        waiting[task * (sums * lanes)] = T.float32(0)
         count = T.alloc_buffer((1,), "int32", scope="local")
         for panel in T.serial(panels):
             count[0] = 0
@@ -72,8 +79,27 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                 count[0] = count[0] + T.Cast("int32", opened[panel, to + p])
             for p in T.serial((tall - count[0] % tall) % tall):
                 chosen[task * room + count[0] + p] = chosen[task * room + count[0] - 1]
-            for t in T.serial((count[0] + tall - 1) // tall):
-                compute(image, origin, operands, y, to, panel, listed(chosen, task * room + t * tall))
+            if whole:
+                for t in T.serial((count[0] + tall - 1) // tall):
+                    compute(image, origin, operands, y, to, panel, listed(chosen, task * room + t * tall))
+            else:
+                for block in T.serial(-(-kernel_rows // rows)):
+                    start: T.let = block * rows
+                    stop: T.let = T.min(start + rows, kernel_rows)
+                    for t in T.serial((count[0] + tall - 1) // tall):
+                        part(
+                            image,
+                            origin,
+                            operands,
+                            y,
+                            to,
+                            panel,
+                            listed(chosen, task * room + t * tall),
+                            start,
+                            stop,
+                            waiting,
+                            task * sums + t * tile_sums,
+                        )
 
     each_band = bands.each(over_tiles)
 
@@ -90,6 +116,7 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
         chosen = T.sblock_alloc_buffer((threads * room + 1,), "int32")
+        waiting = T.sblock_alloc_buffer((threads * sums * lanes,), "float32")
         for task in T.parallel(threads):
             with T.sblock("bands"):
                 vt = T.axis.spatial(threads, task)
@@ -102,12 +129,15 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     closed[0 : conv.output_size],
                 )
                 T.writes(
-                    y[0 : conv.output_size], scratch[0 : threads * bands.scratch_size], chosen[0 : threads * room + 1]
+                    y[0 : conv.output_size],
+                    scratch[0 : threads * bands.scratch_size],
+                    chosen[0 : threads * room + 1],
+                    waiting[0 : threads * sums * lanes],
                 )
                 each_band(
                     x,
                     scratch,
-                    ((weight, bias, residual), (opened, closed, chosen), y, vt),
+                    ((weight, bias, residual), (opened, closed, chosen, waiting), y, vt),
                     vt,
                     vt * bands.count // threads,
                     (vt + 1) * bands.count // threads,

@@ -15,7 +15,7 @@ from tvm_dual.tuning.command import add_tune
 from tvm_dual.versions import VERSION
 
 #: Suites of `benchmarks`, each a module with ``run``.
-SUITES = ("nsnet2", "dnsmos", "fashion-vgg", "fashion-resnet", "layers", "word-lm", "word-lm-sweep")
+SUITES = ("nsnet2", "dnsmos", "crepe", "ffdnet", "fashion-vgg", "fashion-resnet", "layers", "word-lm", "word-lm-sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -172,7 +172,11 @@ class _Graph(nn.Module):
         self._source, self._result, self._layout = graph.input[0].name, graph.output[0].name, layout
         self._weights = {}
         for tensor in graph.initializer:
-            value = torch.tensor(numpy_helper.to_array(tensor))
+            array = numpy_helper.to_array(tensor)
+            if array.dtype == np.int64:  # axes and shapes, which are no tensors to PyTorch
+                self._weights[tensor.name] = array.tolist()
+                continue
+            value = torch.tensor(array)
             self._weights[tensor.name] = value.contiguous(memory_format=layout) if value.dim() == 4 else value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,13 +197,25 @@ def _attributes(node: onnx.NodeProto) -> dict:
 def _conv(x, weight, bias, *, pads, strides, dilations, group, **_):
     half = len(pads) // 2
     if pads[:half] != pads[half:]:
-        raise ModelError(f"Conv with the padding {pads} has no counterpart in the PyTorch peer; accepted: even ones")
+        top, left, bottom, right = pads
+        x, pads = nn.functional.pad(x, (left, right, top, bottom)), [0] * len(pads)
     return torch.conv2d(x, weight, bias, strides, pads[:half], dilations, group)
+
+
+def _batch_norm(x, gamma, beta, mean, variance, *, epsilon=1e-5, **_):
+    return nn.functional.batch_norm(x, mean, variance, gamma, beta, eps=epsilon)
+
+
+def _unsqueeze(x, given=None, *, axes=None):
+    for axis in axes if given is None else given:
+        x = x.unsqueeze(axis)
+    return x
 
 
 #: By ONNX operator: from operands and attributes to the result.
 _OPERATORS = {
     "Add": torch.add,
+    "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "Flatten": lambda x, *, axis=1: x.flatten(axis),
     "Gemm": lambda x, weight, bias, **given: torch.addmm(bias, x, weight.t() if given.get("transB") else weight),
@@ -209,6 +225,8 @@ _OPERATORS = {
     "MaxPool": lambda x, *, kernel_shape, strides, **_: nn.functional.max_pool2d(x, kernel_shape, strides),
     "ReduceMax": lambda x, *, axes, keepdims: x.amax(axes, bool(keepdims)),
     "Relu": torch.relu,
+    "Reshape": torch.reshape,
+    "Sigmoid": torch.sigmoid,
     "Transpose": lambda x, *, perm: x.permute(perm),
-    "Unsqueeze": lambda x, *, axes: x.unsqueeze(axes[0]),
+    "Unsqueeze": _unsqueeze,
 }

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import cpu
-from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d
+from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d, rows_at_once
+from schedules.conv2d_bands import band_rows
 from schedules.conv2d_shape import Conv2d
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
@@ -35,6 +36,31 @@ def test_convolutions_match_numpy(isa, conv, threads):
 @pytest.mark.parametrize("tile", [ConvTile(1, 1, 1), ConvTile(4, 3, 5), ConvTile(7, 1, 2)], ids=str)
 def test_any_tile_gives_the_same(isa, tile, threads):
     check(isa, replace(SHAPES[1], outputs=57), tile, threads)
+
+
+#: Weights that do not stay in any L2 for all tiles of a band; the last block of kernel rows is a shorter one.
+HEAVY = [
+    Conv2d(1, 40, 1, 3, 37, (17, 1), (1, 1), (8, 0, 8, 0), activation="relu", residual=True),
+    Conv2d(2, 9, 7, 5, 21, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), "relu", True),
+]
+
+
+@pytest.mark.parametrize("conv", HEAVY, ids=str)
+def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, conv, threads, monkeypatch):
+    monkeypatch.setattr("schedules.conv2d.BAND_BYTES", 2 * conv.taps // conv.kernel[0] * isa.vector_bytes)
+    tile = ConvTile(4, 1, conv.out_height // 2)
+    assert rows_at_once(conv, isa.lanes, 2) == 2
+    check(isa, conv, tile, threads)
+
+
+def test_panels_that_one_tile_reads_are_taken_whole():
+    conv = Conv2d(1, 8, 1, 256, 512, (64, 1), padding=(31, 0, 32, 0))
+    assert rows_at_once(conv, 32, 1) == 64 and rows_at_once(conv, 32, 2) < 64
+
+
+def test_heavy_weights_are_read_for_many_rows_at_once():
+    conv = Conv2d(1, 128, 1, 1024, 128, (64, 1), padding=(31, 0, 32, 0))
+    assert band_rows(conv) == 128 and band_rows(replace(conv, outputs=16, kernel=(1, 1), padding=(0,) * 4)) < 128
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

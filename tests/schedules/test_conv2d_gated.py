@@ -52,6 +52,12 @@ def test_any_tile_gives_the_same(isa, tile, threads):
     check(isa, replace(SHAPES[1], outputs=57), tile, threads)
 
 
+def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, threads, monkeypatch):
+    conv = Conv2d(1, 40, 1, 3, 37, (17, 1), (1, 1), (8, 0, 8, 0), activation="relu", residual=True)
+    monkeypatch.setattr("schedules.conv2d.BAND_BYTES", 2 * 3 * isa.vector_bytes)
+    check(isa, conv, ConvTile(4, 1, 20), threads, (0.0, 0.1, 1.0))
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), conv=convolutions(), threads=st.integers(1, 2), share=st.floats(0, 1))
 def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, share):

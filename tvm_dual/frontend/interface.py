@@ -73,7 +73,7 @@ def _refuse_empty(main: relax.Function, inputs: Sequence[str]) -> None:
         if 0 in extents:
             raise ModelError(
                 f"input '{name}': shape {tuple(extents)}; accepted: extents from 1 on, or open. "
-                "Export the model with a sequence of one or more steps"
+                "Export the model with a sequence of one step or more, or an image of one pixel or more"
             )
 
 

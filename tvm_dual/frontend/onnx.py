@@ -19,6 +19,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tvm_dual.errors import ModelError
+from tvm_dual.frontend.images import refuse_images
 from tvm_dual.frontend.interface import IMPORTER_ERRORS, first_line, with_interface
 from tvm_dual.frontend.onnx_refusals import ACTIVATIONS, REVERSE, graph_inputs, refuse_unsupported
 from tvm_dual.frontend.recurrent import emit_layer, join, make_cell
@@ -104,6 +105,7 @@ def import_onnx(
     """
     model = load_onnx(source)
     refuse_unsupported(model.graph)
+    refuse_images(model)
     shapes = dict(shapes or {})
     if streaming:
         shapes = _one_step(model.graph) | shapes

@@ -18,12 +18,22 @@ from tvm import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 
 from tvm_dual.errors import ModelError
+from tvm_dual.frontend.images import FIXED
 from tvm_dual.frontend.interface import IMPORTER_ERRORS, first_line, with_interface
 from tvm_dual.frontend.torch_layers import RecurrentLayers, layer_label
 from tvm_dual.frontend.torch_ops import ACCEPTED, PACKED, KeepRecurrent, whole_operators
 from tvm_dual.frontend.torch_step import one_step
 
 _INPUT_TYPES = (torch.float32, torch.int64, torch.int32)
+#: Modes of padding whose import is right.
+_PADDING = ("constant", "reflect")
+#: Layers of images.
+_CONVOLUTIONS = (
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv2d.padding,
+    torch.ops.aten.conv_transpose2d.input,
+    torch.ops.aten.max_pool2d.default,
+)
 
 
 def import_torch_module(
@@ -207,8 +217,23 @@ def _refuse_nodes(program: ExportedProgram) -> None:
                 raise ModelError(f"input '{node.name}': {found}; accepted: tensors of float32, int64 or int32")
         if node.target in (aten.lstm.data, aten.gru.data, aten._pack_padded_sequence.default):
             raise ModelError(f"{layer_label(node, 'packed')}: {PACKED}")
+        if node.target == aten.pad.default and "mode" in (given := _arguments(node)) and given["mode"] not in _PADDING:
+            raise ModelError(
+                f"{layer_label(node, 'pad')}: mode {given['mode']!r}; accepted: {', '.join(_PADDING)}. "
+                "Train the model with zeros around its images, or pad them before the model"
+            )
+        if node.target in _CONVOLUTIONS:
+            image = node.args[0].meta["val"].shape
+            if not all(isinstance(extent, int) for extent in image[2:]):
+                raise ModelError(f"{layer_label(node, 'conv')}: reads an image of the shape {tuple(image)}; {FIXED}")
         if node.target in (aten.rnn_tanh.input, aten.rnn_relu.input):
             raise ModelError(f"{layer_label(node, 'rnn')}: not supported; accepted recurrent layers: {ACCEPTED}")
+
+
+def _arguments(node: torch.fx.Node) -> dict:
+    """Return a node's arguments by name, as far as they are given."""
+    names = [argument.name for argument in node.target._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _refuse_changes(program: ExportedProgram) -> None:

