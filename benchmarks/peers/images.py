@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from benchmarks.harness import EngineSpec
-from benchmarks.peers.base import Engine
+from benchmarks.peers.base import Engine, EngineError
 from schedules.cpu import native_isa
 from tvm_dual.errors import ModelError
 
@@ -23,17 +23,20 @@ QUANTIZATION_CALLS = 200
 
 
 def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
-    """Every fp32 peer for one model without states; PyTorch in both layouts of images."""
+    """Every peer that runs one model without states as it is: PyTorch in both layouts of images, OpenVINO in bf16, too."""
     peers = (
-        ("torch", "TorchImageEngine", {"channels_last": False}),
-        ("torch", "TorchImageEngine", {"channels_last": True}),
-        ("onnxruntime", "OnnxRuntimeImageEngine", {}),
-        ("openvino", "OpenVinoImageEngine", {}),
+        ("torch", "fp32", "TorchImageEngine", {"channels_last": False}),
+        ("torch", "fp32", "TorchImageEngine", {"channels_last": True}),
+        ("onnxruntime", "fp32", "OnnxRuntimeImageEngine", {}),
+        ("openvino", "fp32", "OpenVinoImageEngine", {}),
+        ("openvino", "bf16", "OpenVinoImageEngine", {}),
     )
-    arguments = {"model_path": str(model_path), "precision": "fp32", "threads": threads}
+    arguments = {"model_path": str(model_path), "threads": threads}
     return tuple(
-        EngineSpec(engine, "dense", "fp32", f"benchmarks.peers.images:{name}", arguments | extra)
-        for engine, name, extra in peers
+        EngineSpec(
+            engine, "dense", precision, f"benchmarks.peers.images:{name}", arguments | {"precision": precision} | extra
+        )
+        for engine, precision, name, extra in peers
     )
 
 
@@ -105,18 +108,25 @@ class OnnxRuntimeImageEngine(_ImageEngine):
 
 
 class OpenVinoImageEngine(_ImageEngine):
-    """OpenVINO with the latency hint; in int8 of a model that ONNX Runtime quantized."""
+    """OpenVINO with the latency hint; in int8 of a model that ONNX Runtime quantized.
+
+    bf16 is refused on a CPU without bf16 instructions: OpenVINO would emulate them.
+    """
+
+    precisions = ("fp32", "bf16", "int8")
 
     def __init__(self, model_path: str, precision: str, threads: int):
         super().__init__(model_path, precision, threads)
         core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError("this CPU has no bf16 instructions (avx512_bf16 or amx_bf16)")
         model = core.read_model(model_path)
         model.reshape([extent.get_length() if extent.is_static else 1 for extent in model.input(0).partial_shape])
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
 

@@ -84,6 +84,31 @@ def test_an_input_that_is_added_to_the_output_is_read_twice():
     assert site.x.same_as(site.residual)
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_an_image_of_constants_is_added_behind_the_bias(with_bias):
+    _, weight, bias, residual = operands(CONV)
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType([1, 6, 5, 3], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.nn.conv2d(x, relax.const(weight), padding=CONV.padding, **LAYOUT))
+            if with_bias:
+                y = builder.emit(relax.op.add(y, relax.const(bias.reshape(1, 1, 1, -1))))
+            y = builder.emit(relax.op.add(y, relax.const(residual)))
+            output = builder.emit_output(builder.emit(relax.op.nn.relu(y)))
+        builder.emit_func_output(output)
+    module = MarkSites()(builder.get())
+    calls = [b.value for b in module["main"].body.blocks[0].bindings if isinstance(b.value, relax.Call)]
+    function = module[calls[0].op]
+    site = read_conv2d(function, calls[0], layer_activation(function))
+    if not with_bias:
+        # A constant alone could be a bias: it stays behind the site.
+        assert site.residual is None and site.conv.activation is None and len(calls) == 3
+        return
+    assert len(calls) == 1 and site.conv.residual and site.conv.activation == "relu"
+    np.testing.assert_array_equal(site.bias, bias)
+    np.testing.assert_array_equal(site.residual.value.numpy(), residual)
+
+
 @pytest.mark.parametrize(
     "image, weight, attributes",
     [
