@@ -23,7 +23,7 @@ QUANTIZATION_CALLS = 200
 
 
 def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
-    """Every peer that runs one model without states as it is: PyTorch in both layouts of images, OpenVINO in bf16, too."""
+    """Every peer for one model without states, unquantized; PyTorch in both layouts of images."""
     peers = (
         ("torch", "fp32", "TorchImageEngine", {"channels_last": False}),
         ("torch", "fp32", "TorchImageEngine", {"channels_last": True}),
