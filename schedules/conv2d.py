@@ -13,13 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows, heavy
+from schedules.conv2d_bands import Bands, band_rows, heavy
 from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
+from schedules.intrinsics import prefetch
 from schedules.panels import panel_size
 
+#: Bytes of a cache line.
+_LINE = 64
+#: Bytes of weights of each output of a panel that stay in L2 while the tiles of a band pass: 640 kB of a panel of 32,
+#: 320 of one of 16. Those that do not are taken in parts of a quarter of that. Measured with 2 MB of L2: 14 x 14,
+#: 256 -> 256 at 9 kB an output does 106 GMAC/s whole and 75 in two parts; 64 rows of 1024 values, 256 kB an output, do
+#: 103 a row at a time, 94 four rows at a time and 81 eight.
+_OUTPUT_BYTES = 20 << 10
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -54,9 +62,13 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
         weights = bands * _L3_CYCLES if heavy(conv) else 0
         return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
+    def even(rows: int, most: int) -> int:
+        """Pixels of a tile, `most` of them at most, of which a band has whole ones, or nearly so."""
+        return -(-rows * conv.out_width // -(-rows * conv.out_width // most))
+
     most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
     choices = (
-        ConvTile(min(sums // vectors, rows * conv.out_width), vectors, rows)
+        ConvTile(even(rows, sums // vectors), vectors, rows)
         for vectors in range(most, 0, -1)
         for rows in range(band_rows(conv), 0, -1)
     )
@@ -109,31 +121,34 @@ def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
         total = T.alloc_buffer(parts.sums, "float32", scope="local")
         base = T.alloc_buffer((pixels,), "int32", scope="local")
         begin(origin, operands, panel, pixel, total, base)
-        add(image, operands, panel, total, base, 0, conv.kernel[0])
+        add(image, operands, panel, total, base, 0, conv.kernel[0], 0)
         finish(operands, y, to, panel, pixel, total)
 
     return compute
 
 
-def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
+def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int):
     """Return the macro of `register_tile` for some rows of the kernel.
 
-    It is ``(image, origin, operands, y, to, panel, pixel, start, stop, waiting, at)``: rows from `start` to `stop`; the
-    sums before and after them lie in ``waiting: f32`` from the vector `at` on.
+    It is ``(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number)``: rows from `start` to
+    `stop`; the sums before and after them lie in ``waiting: f32``, those of the first tile from the vector `first` on.
+    `number` counts the tiles that read these weights. Meanwhile the weights behind them are fetched, as in
+    `schedules.panels`: as many as `rows` rows of the kernel have.
     """
     parts = _TileParts(isa, conv, vectors, pixels)
-    begin, add, finish = parts.begin(), parts.add(), parts.finish()
+    begin, add, finish = parts.begin(), parts.add(rows), parts.finish()
     count, lanes = parts.sums
 
     @T.inline
-    def compute(image, origin, operands, y, to, panel, pixel, start, stop, waiting, at):
+    def compute(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number):
+        at: T.let = first + number * count
         total = T.alloc_buffer(parts.sums, "float32", scope="local")
         base = T.alloc_buffer((pixels,), "int32", scope="local")
         begin(origin, operands, panel, pixel, total, base)
         if start > 0:
             for i in T.unroll(count):
                 total[i, T.ramp(0, 1, lanes)] = waiting[T.ramp((at + i) * lanes, 1, lanes)]
-        add(image, operands, panel, total, base, start, stop)
+        add(image, operands, panel, total, base, start, stop, number)
         if stop == conv.kernel[0]:
             finish(operands, y, to, panel, pixel, total)
         else:
@@ -172,19 +187,28 @@ class _TileParts:
 
         return begun
 
-    def add(self):
-        """Return ``(image, operands, panel, total, base, start, stop)``: the products of some rows of the kernel."""
+    def add(self, ahead: int = 0):
+        """Return ``(image, operands, panel, total, base, start, stop, number)``: products of some rows of the kernel.
+
+        With `ahead`, as many rows behind them are fetched, a line a step, through the tiles with a `number`.
+        """
         conv, lanes, pixels, vectors = self._conv, self._isa.lanes, self._pixels, self._vectors
         runs, run = conv.runs
         row_values = conv.padded_width * conv.inputs
+        per_line = _LINE // 4
+        lines = ahead * runs * run * self._size // per_line
 
         @T.inline
-        def added(image, operands, panel, total, base, start, stop):
+        def added(image, operands, panel, total, base, start, stop, number):
             for down in T.serial(start, stop):
                 for across in T.serial(runs):
                     skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
                     tap: T.let = (down * runs + across) * run
                     for c in T.serial(run):
+                        if ahead > 0:
+                            step: T.let = number * ((stop - start) * (runs * run)) + tap - start * (runs * run) + c
+                            line: T.let = T.min(step, lines - 1) * per_line
+                            prefetch(operands[0][panel, stop * (runs * run), line])
                         for p in T.unroll(pixels):
                             for v in T.unroll(vectors):
                                 total[p * vectors + v, T.ramp(0, 1, lanes)] = (
@@ -217,10 +241,10 @@ class _TileParts:
 
 def rows_at_once(conv: Conv2d, size: int, tiles: int) -> int:
     """Return the kernel rows of a panel of `size` outputs that stay in L2 while `tiles` tiles pass."""
-    row_bytes = conv.taps // conv.kernel[0] * size * 4
-    if tiles == 1 or conv.kernel[0] * row_bytes <= BAND_BYTES:
+    row_bytes, room = conv.taps // conv.kernel[0] * size * 4, size * _OUTPUT_BYTES
+    if tiles == 1 or conv.kernel[0] * row_bytes <= room:
         return conv.kernel[0]
-    blocks = -(-conv.kernel[0] // max(1, BAND_BYTES // row_bytes))
+    blocks = -(-conv.kernel[0] // max(1, room // 4 // row_bytes))
     return -(-conv.kernel[0] // blocks)
 
 
@@ -236,10 +260,10 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
     tiles, vectors, kernel_rows = -(-bands.pixels // tall), size // isa.lanes, conv.kernel[0]
     rows = rows_at_once(conv, size, tiles)
-    whole = rows == kernel_rows
+    whole = not heavy(conv)
     # One vector, which nobody reads, where no sums wait.
-    sums = 1 if whole else tiles * tall * vectors
-    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall)
+    sums = 1 if rows == kernel_rows else tiles * tall * vectors
+    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall, rows)
 
     def neighbours(first):
         return lambda p: first + p
@@ -269,7 +293,8 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                             start,
                             stop,
                             waiting,
-                            task * sums + t * (tall * vectors),
+                            task * sums,
+                            t,
                         )
 
     each_band = bands.each(over_tiles)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tvm.script import tirx as T
 
 from schedules.conv2d import ConvTile, default_tile, partial_tile, register_tile, rows_at_once, store_pixel
-from schedules.conv2d_bands import Bands, band_rows
+from schedules.conv2d_bands import Bands, band_rows, heavy
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -47,12 +47,12 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     pixels = bands.pixels
     # A list is filled up to whole tiles.
     room = -(-pixels // tall) * tall
-    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall)
-    kernel_rows, tile_sums = conv.kernel[0], tall * (size // lanes)
+    kernel_rows = conv.kernel[0]
     rows = rows_at_once(conv, size, room // tall)
-    whole = rows == kernel_rows
+    whole = not heavy(conv)
     # One vector, which nobody reads, where no sums wait.
-    sums = 1 if whole else room // tall * tile_sums
+    sums = 1 if rows == kernel_rows else room * (size // lanes)
+    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall, rows)
     store, vectors = store_pixel(isa, conv), -(-outputs // lanes)
 
     def listed(chosen, first):
@@ -98,7 +98,8 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                             start,
                             stop,
                             waiting,
-                            task * sums + t * tile_sums,
+                            task * sums,
+                            t,
                         )
 
     each_band = bands.each(over_tiles)

@@ -41,13 +41,15 @@ def test_any_tile_gives_the_same(isa, tile, threads):
 #: Weights that do not stay in any L2 for all tiles of a band; the last block of kernel rows is a shorter one.
 HEAVY = [
     Conv2d(1, 40, 1, 3, 37, (17, 1), (1, 1), (8, 0, 8, 0), activation="relu", residual=True),
-    Conv2d(2, 9, 7, 5, 21, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), "relu", True),
+    Conv2d(2, 14, 7, 5, 21, (9, 2), (2, 1), (5, 0, 4, 1), (1, 2), "relu", True),
 ]
 
 
 @pytest.mark.parametrize("conv", HEAVY, ids=str)
 def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, conv, threads, monkeypatch):
-    monkeypatch.setattr("schedules.conv2d.BAND_BYTES", 2 * conv.taps // conv.kernel[0] * isa.vector_bytes)
+    # Of eight rows a quarter is taken at a time.
+    monkeypatch.setattr("schedules.conv2d._OUTPUT_BYTES", 8 * 4 * conv.taps // conv.kernel[0])
+    monkeypatch.setattr("schedules.conv2d.heavy", lambda conv: True)
     tile = ConvTile(4, 1, conv.out_height // 2)
     assert rows_at_once(conv, isa.lanes, 2) == 2
     check(isa, conv, tile, threads)
@@ -56,6 +58,12 @@ def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, conv, threads, monkey
 def test_panels_that_one_tile_reads_are_taken_whole():
     conv = Conv2d(1, 8, 1, 256, 512, (64, 1), padding=(31, 0, 32, 0))
     assert rows_at_once(conv, 32, 1) == 64 and rows_at_once(conv, 32, 2) < 64
+
+
+def test_tiles_fill_a_band_evenly():
+    conv = Conv2d(1, 7, 7, 512, 512, (3, 3), padding=(1, 1, 1, 1))
+    tile = default_tile(cpu.ISAS["avx512"], conv)
+    assert (tile.pixels, tile.rows) == (10, 7), "49 pixels in five tiles"
 
 
 def test_heavy_weights_are_read_for_many_rows_at_once():
