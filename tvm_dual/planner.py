@@ -208,4 +208,6 @@ def _reason(model: Model, site: Site, forms: tuple[str, str]) -> str:
             else "exact was fastest, or no gate met the budget"
         )
         parts.append(why if site.can_gate else "this form of layer has no gated kernel")
+        if site.nonnegative and model.options.mode == "dual":
+            parts.append(f"{zeros:.0%} of the inputs are zero, and skipping them was slower")
     return "; ".join(parts)

@@ -176,3 +176,16 @@ def test_a_torch_module_with_residuals_groups_and_transposed_convolutions(blocks
     with torch.inference_mode():
         wanted = blocks(torch.from_numpy(images[:1])).numpy()
     np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dense_layer_behind_a_relu_says_that_skipping_was_slower(monkeypatch, spectrograms):
+    # Zero skipping takes longer here than computing everything, whatever the machine.
+    monkeypatch.setattr(
+        "tvm_dual.search.median_microseconds", lambda libraries, stream: [1.0 + (i == 0) for i in range(len(libraries))]
+    )
+    model, _ = chain_model()
+    options = AdvancedOptions(keep_dense=("conv2d0", "conv2d1", "conv2d2", "dense0"))
+    report = Builder(model, [spectrograms], streaming=True).build("fp32", options=options).report
+    reasons = {site.name: site.reason for site in report.plan.sites}
+    assert "zero" not in reasons["conv2d0"]
+    assert "of the inputs are zero, and skipping them was slower" in reasons["conv2d1"]
