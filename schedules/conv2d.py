@@ -14,20 +14,12 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.conv2d_bands import Bands, band_rows, heavy
-from schedules.conv2d_panels import pack_panels, panel_column, panel_count
+from schedules.conv2d_panels import pack_panels, panel_count
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
 from schedules.cpu import Isa
-from schedules.epilogue import NONLINEARITIES
-from schedules.intrinsics import prefetch
 from schedules.panels import panel_size
 
-#: Bytes of a cache line.
-_LINE = 64
-#: Bytes of weights of each output of a panel that stay in L2 while the tiles of a band pass: 640 kB of a panel of 32,
-#: 320 of one of 16. Those that do not are taken in parts of a quarter of that. Measured with 2 MB of L2: 14 x 14,
-#: 256 -> 256 at 9 kB an output does 106 GMAC/s whole and 75 in two parts; 64 rows of 1024 values, 256 kB an output, do
-#: 103 a row at a time, 94 four rows at a time and 81 eight.
-_OUTPUT_BYTES = 20 << 10
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -81,171 +73,6 @@ def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) 
     `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``.
     """
     return pack_panels(isa, weight, bias, tile.vectors)
-
-
-def store_pixel(isa: Isa, conv: Conv2d):
-    """Return the macro ``(y, residual, at, values)`` that finishes a vector of sums and writes it.
-
-    `residual` is the image to be added if there is one; of fewer outputs than lanes only those that there are get
-    written.
-    """
-    lanes, outputs, nonlinearity = isa.lanes, conv.outputs, NONLINEARITIES[conv.activation]
-
-    def finished(residual, at, values):
-        return nonlinearity(values + residual[at] if conv.residual else values)
-
-    @T.inline
-    def store(y, residual, at, values):
-        if outputs >= lanes:
-            y[T.ramp(at, 1, lanes)] = finished(residual, T.ramp(at, 1, lanes), values)
-        else:
-            few = T.alloc_buffer((lanes,), "float32", scope="local")
-            few[T.ramp(0, 1, lanes)] = values
-            for i in T.serial(outputs):
-                y[at + i] = finished(residual, at + i, few[i])
-
-    return store
-
-
-def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
-    """Return the macro ``(image, origin, operands, y, to, panel, pixel)`` that computes one register tile.
-
-    It takes `pixels` pixels and one panel of outputs; ``pixel(p)`` is the place of the p-th in the band. `image` holds
-    the band's padded input from `origin` on; `to` is the band's first pixel in the output.
-    """
-    parts = _TileParts(isa, conv, vectors, pixels)
-    begin, add, finish = parts.begin(), parts.add(), parts.finish()
-
-    @T.inline
-    def compute(image, origin, operands, y, to, panel, pixel):
-        total = T.alloc_buffer(parts.sums, "float32", scope="local")
-        base = T.alloc_buffer((pixels,), "int32", scope="local")
-        begin(origin, operands, panel, pixel, total, base)
-        add(image, operands, panel, total, base, 0, conv.kernel[0], 0)
-        finish(operands, y, to, panel, pixel, total)
-
-    return compute
-
-
-def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int):
-    """Return the macro of `register_tile` for some rows of the kernel.
-
-    It is ``(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number)``: rows from `start` to
-    `stop`; the sums before and after them lie in ``waiting: f32``, those of the first tile from the vector `first` on.
-    `number` counts the tiles that read these weights. Meanwhile the weights behind them are fetched, as in
-    `schedules.panels`: as many as `rows` rows of the kernel have.
-    """
-    parts = _TileParts(isa, conv, vectors, pixels)
-    begin, add, finish = parts.begin(), parts.add(rows), parts.finish()
-    count, lanes = parts.sums
-
-    @T.inline
-    def compute(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number):
-        at: T.let = first + number * count
-        total = T.alloc_buffer(parts.sums, "float32", scope="local")
-        base = T.alloc_buffer((pixels,), "int32", scope="local")
-        begin(origin, operands, panel, pixel, total, base)
-        if start > 0:
-            for i in T.unroll(count):
-                total[i, T.ramp(0, 1, lanes)] = waiting[T.ramp((at + i) * lanes, 1, lanes)]
-        add(image, operands, panel, total, base, start, stop, number)
-        if stop == conv.kernel[0]:
-            finish(operands, y, to, panel, pixel, total)
-        else:
-            for i in T.unroll(count):
-                waiting[T.ramp((at + i) * lanes, 1, lanes)] = total[i, T.ramp(0, 1, lanes)]
-
-    return compute
-
-
-class _TileParts:
-    """Macros that a register tile of one convolution consists of."""
-
-    def __init__(self, isa: Isa, conv: Conv2d, vectors: int, pixels: int) -> None:
-        self._isa, self._conv, self._pixels = isa, conv, pixels
-        self._size = panel_size(isa, conv.outputs, vectors)
-        self._vectors = self._size // isa.lanes
-        #: Vectors of sums, and lanes of each.
-        self.sums = (pixels * self._vectors, isa.lanes)
-
-    def begin(self):
-        """Return ``(origin, operands, panel, pixel, total, base)``: sums start at the bias, pixels at their place."""
-        conv, size, lanes, pixels, vectors = self._conv, self._size, self._isa.lanes, self._pixels, self._vectors
-        row_values = conv.padded_width * conv.inputs
-
-        @T.inline
-        def begun(origin, operands, panel, pixel, total, base):
-            column: T.let = panel_column(panel, conv.outputs, size)
-            for p in T.unroll(pixels):
-                base[p] = (
-                    origin
-                    + pixel(p) // conv.out_width * (conv.strides[0] * row_values)
-                    + pixel(p) % conv.out_width * (conv.strides[1] * conv.inputs)
-                )
-                for v in T.unroll(vectors):
-                    total[p * vectors + v, T.ramp(0, 1, lanes)] = operands[1][T.ramp(column + v * lanes, 1, lanes)]
-
-        return begun
-
-    def add(self, ahead: int = 0):
-        """Return ``(image, operands, panel, total, base, start, stop, number)``: products of some rows of the kernel.
-
-        With `ahead`, as many rows behind them are fetched, a line a step, through the tiles with a `number`.
-        """
-        conv, lanes, pixels, vectors = self._conv, self._isa.lanes, self._pixels, self._vectors
-        runs, run = conv.runs
-        row_values = conv.padded_width * conv.inputs
-        per_line = _LINE // 4
-        lines = ahead * runs * run * self._size // per_line
-
-        @T.inline
-        def added(image, operands, panel, total, base, start, stop, number):
-            for down in T.serial(start, stop):
-                for across in T.serial(runs):
-                    skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
-                    tap: T.let = (down * runs + across) * run
-                    for c in T.serial(run):
-                        if ahead > 0:
-                            step: T.let = number * ((stop - start) * (runs * run)) + tap - start * (runs * run) + c
-                            line: T.let = T.min(step, lines - 1) * per_line
-                            prefetch(operands[0][panel, stop * (runs * run), line])
-                        for p in T.unroll(pixels):
-                            for v in T.unroll(vectors):
-                                total[p * vectors + v, T.ramp(0, 1, lanes)] = (
-                                    total[p * vectors + v, T.ramp(0, 1, lanes)]
-                                    + T.broadcast(image[base[p] + skip + c], lanes)
-                                    * operands[0][panel, tap + c, T.ramp(v * lanes, 1, lanes)]
-                                )
-
-        return added
-
-    def finish(self):
-        """Return ``(operands, y, to, panel, pixel, total)``: what follows the sums, and where it is written."""
-        conv, size, lanes, pixels, vectors = self._conv, self._size, self._isa.lanes, self._pixels, self._vectors
-        store = store_pixel(self._isa, conv)
-
-        @T.inline
-        def finished(operands, y, to, panel, pixel, total):
-            column: T.let = panel_column(panel, conv.outputs, size)
-            for p in T.unroll(pixels):
-                for v in T.unroll(vectors):
-                    store(
-                        y,
-                        operands[2],
-                        (to + pixel(p)) * conv.outputs + column + v * lanes,
-                        total[p * vectors + v, T.ramp(0, 1, lanes)],
-                    )
-
-        return finished
-
-
-def rows_at_once(conv: Conv2d, size: int, tiles: int) -> int:
-    """Return the kernel rows of a panel of `size` outputs that stay in L2 while `tiles` tiles pass."""
-    row_bytes, room = conv.taps // conv.kernel[0] * size * 4, size * _OUTPUT_BYTES
-    if tiles == 1 or conv.kernel[0] * row_bytes <= room:
-        return conv.kernel[0]
-    blocks = -(-conv.kernel[0] // max(1, room // 4 // row_bytes))
-    return -(-conv.kernel[0] // blocks)
 
 
 def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):

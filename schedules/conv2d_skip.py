@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.conv2d import store_pixel
 from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_tile import store_pixel
 from schedules.cpu import Isa
 from schedules.nonzero_rows import list_room, list_row, positions
 from schedules.panels import panel_size

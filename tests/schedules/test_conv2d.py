@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import cpu
-from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d, rows_at_once
+from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d
 from schedules.conv2d_bands import band_rows
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_tile import rows_at_once
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
@@ -48,7 +49,7 @@ HEAVY = [
 @pytest.mark.parametrize("conv", HEAVY, ids=str)
 def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, conv, threads, monkeypatch):
     # Of eight rows a quarter is taken at a time.
-    monkeypatch.setattr("schedules.conv2d._OUTPUT_BYTES", 8 * 4 * conv.taps // conv.kernel[0])
+    monkeypatch.setattr("schedules.conv2d_tile._OUTPUT_BYTES", 8 * 4 * conv.taps // conv.kernel[0])
     monkeypatch.setattr("schedules.conv2d.heavy", lambda conv: True)
     tile = ConvTile(4, 1, conv.out_height // 2)
     assert rows_at_once(conv, isa.lanes, 2) == 2

@@ -55,7 +55,7 @@ def test_any_tile_gives_the_same(isa, tile, threads):
 def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, threads, monkeypatch):
     conv = Conv2d(1, 40, 1, 3, 37, (17, 1), (1, 1), (8, 0, 8, 0), activation="relu", residual=True)
     # Of eight rows a quarter is taken at a time.
-    monkeypatch.setattr("schedules.conv2d._OUTPUT_BYTES", 8 * 4 * 3)
+    monkeypatch.setattr("schedules.conv2d_tile._OUTPUT_BYTES", 8 * 4 * 3)
     monkeypatch.setattr("schedules.conv2d_gated.heavy", lambda conv: True)
     check(isa, conv, ConvTile(4, 1, 20), threads, (0.0, 0.1, 1.0))
 
