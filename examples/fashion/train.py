@@ -3,8 +3,8 @@
     apt-get install dataset-fashion-mnist
     python examples/fashion/train.py --network vgg --out vgg.onnx     # half an hour on one core
 
-The result is what `tvm-dual bench fashion-vgg --checkpoint` takes. All epochs but the last see the images at half the
-size, which takes a quarter of the time.
+The result is what `tvm-dual bench fashion-vgg --checkpoint` takes. All steps but the last (`--full-steps`) see the images
+at half the size, which takes a quarter of the time.
 """
 
 import argparse
@@ -26,12 +26,25 @@ from tvm_dual.errors import TvmDualError
 REPORT = 50
 
 
-def train(network: nn.Module, data: Fashion, epochs: int, batch: int, rate: float, decay: float) -> None:
-    """Train with SGD, the step size going up and then down over all steps (Smith and Topin, 2018)."""
+def train(
+    network: nn.Module,
+    data: Fashion,
+    epochs: int,
+    batch: int,
+    rate: float,
+    decay: float,
+    full_steps: int | None = None,
+    bf16: bool = False,
+) -> None:
+    """Train with SGD, the step size going up and then down over all steps (Smith and Topin, 2018).
+
+    The last `full_steps`, one epoch if absent, see images at their full size; with `bf16` products are in bfloat16.
+    """
     images, labels = (torch.from_numpy(values[:-HELD_BACK]) for values in (data.images, data.labels))
     steps = len(labels) // batch
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.25)
+    small = epochs * steps - (steps if full_steps is None else full_steps)
     start, loss_mean = time.monotonic(), float("nan")
     for epoch in range(epochs):
         order = torch.randperm(len(labels))
@@ -40,11 +53,11 @@ def train(network: nn.Module, data: Fashion, epochs: int, batch: int, rate: floa
             x = images[some]
             if torch.rand(()) < 0.5:
                 x = x.flip(3)
-            if epoch + 1 < epochs:
+            if epoch * steps + step < small:
                 x = nn.functional.avg_pool2d(x, 2)
-            loss = nn.functional.cross_entropy(
-                network(x.contiguous(memory_format=torch.channels_last)), labels[some], label_smoothing=0.05
-            )
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                found = network(x.contiguous(memory_format=torch.channels_last))
+            loss = nn.functional.cross_entropy(found.float(), labels[some], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -91,18 +104,30 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.1, help="highest step size")
     parser.add_argument("--decay", type=float, default=5e-4, help="weight decay")
+    parser.add_argument("--full-steps", type=int, help="last steps, at full image size; an epoch, if absent")
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16: faster where the CPU has AMX")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="as many as cores, if absent")
     options = parser.parse_args()
-    if min(options.epochs, options.batch) < 1 or min(options.rate, options.decay) < 0:
-        parser.error("accepted are one epoch and image a step or more, and rates that are not negative")
+    if min(options.epochs, options.batch) < 1 or min(options.rate, options.decay, options.full_steps or 0) < 0:
+        parser.error("accepted are one epoch and image a step or more, and steps and rates that are not negative")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
         refuse_unwritable(options.out, "--out")
         torch.manual_seed(options.seed)
         network = NETWORKS[options.network]().to(memory_format=torch.channels_last)
-        train(network, read_fashion("train", options.data), options.epochs, options.batch, options.rate, options.decay)
+        data = read_fashion("train", options.data)
+        train(
+            network,
+            data,
+            options.epochs,
+            options.batch,
+            options.rate,
+            options.decay,
+            options.full_steps,
+            options.bf16,
+        )
         options.out.write_bytes(onnx_bytes(network))
         print(f"accuracy on the test images: {accuracy(network, read_fashion('t10k', options.data)):.4f}")
     except TvmDualError as error:
