@@ -102,6 +102,8 @@ def show(result: Result, path: Path) -> None:
             ("fastest peer of any precision / dual", peer, dual),
         ):
             print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
+        if dual:
+            print(f"operations dense / dual: {dual['dense_operations'] / dual['operations']:.2f}")
 
 
 def spread(items: list, count: int) -> list:

@@ -47,12 +47,14 @@ class DualEngine(Engine):
         self._stream.reset()
 
     def facts(self) -> dict:
-        """Return density and bytes of weights: read per frame, on the calibration data, and in all."""
+        """Return density, bytes of weights and multiply-adds: per frame, on the calibration data, and in all."""
         report = self._library.report
         return {
             "density": report.density,
             "weight_bytes_read": round(report.bytes_read),
             "weight_bytes": sum(site["weight_bytes"] for site in report.rows()),
+            "operations": round(report.operations),
+            "dense_operations": round(report.all_operations),
         }
 
 

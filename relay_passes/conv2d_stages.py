@@ -44,12 +44,14 @@ class Conv2dStages:
         """Return the little module's result in place of the convolution's."""
         return self._little(form, module, x, self._conv, residual)
 
-    def gate(self, sums: relax.Var, limits: relax.Var) -> tuple[relax.Var, relax.Var]:
+    def gate(self, sums: relax.Var, residual: relax.Var | None, limits: relax.Var) -> tuple[relax.Var, relax.Var]:
         """Return which tiles are open, and how many; `limits` are what `schedules.conv2d_gate` describes."""
-        isa, tile = self._isa, default_gated_tile(self._isa, self._conv)
-        size = panel_size(isa, self._conv.outputs, tile.vectors)
-        gate = kernel(tile_gate, isa, *gate_size(isa, self._conv, tile), self._conv.outputs, size, self._threads)
-        return self._step.call("tile_gate", gate, sums, limits)
+        isa, conv, tile = self._isa, self._conv, default_gated_tile(self._isa, self._conv)
+        size = panel_size(isa, conv.outputs, tile.vectors)
+        gate = kernel(
+            tile_gate, isa, *gate_size(isa, conv, tile), conv.outputs, size, self._threads, residual is not None
+        )
+        return self._step.call("tile_gate", gate, sums, self._added("gate_", residual), limits)
 
     def gated(self, weight, bias, x, residual: relax.Var | None, opened: relax.Var, sums: relax.Var) -> relax.Var:
         """Return the convolution in open tiles, what `sums` come to in closed ones."""
@@ -79,6 +81,8 @@ class Conv2dStages:
 
     def _operands(self, name: str, packed: tuple[np.ndarray, np.ndarray], residual) -> list[relax.Var]:
         operands = [self._step.operand(f"{name}{part}", v) for part, v in zip(("weight", "bias"), packed, strict=True)]
-        if residual is None:
-            residual = self._step.operand(f"{name}no_residual", np.zeros(1, "float32"))
-        return [*operands, residual]
+        return [*operands, self._added(name, residual)]
+
+    def _added(self, name: str, residual: relax.Var | None) -> relax.Var:
+        """Return `residual`, or what kernels take where there is none."""
+        return self._step.operand(f"{name}no_residual", np.zeros(1, "float32")) if residual is None else residual

@@ -43,7 +43,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         if form.gated:
             threshold = (3, conv.outputs)
             sums = stages.little_sums(form.hidden, read_little(function), x)
-            opened, count = stages.gate(sums, step.input("limits", threshold))
+            opened, count = stages.gate(sums, residual, step.input("limits", threshold))
             y = stages.gated(site.weight, site.bias, x, residual, opened, sums)
             counts.append(count)
         elif form.needs_little:

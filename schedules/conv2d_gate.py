@@ -17,38 +17,39 @@ from schedules.cpu import Isa
 from schedules.intrinsics import chunk, sum_each
 
 
-def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threads: int):
-    """Return the kernel ``(sums: f32[pixels * outputs], limits: f32[3, outputs]) -> (open, count)``.
+def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threads: int, residual: bool = False):
+    """Return the kernel ``(sums: f32[pixels * outputs], residual, limits: f32[3, outputs]) -> (open, count)``.
 
     ``open: u8[panels, pixels]`` says which tiles are, ``count: i32[1]`` how many. With the rows a, b and d of
     ``limits``, a tile is open if the sum of ``(d * min(max(a * sum + b, 0), 1)) ** 2`` over its channels exceeds 1.
-    Panels are of `size` channels, which are at least one vector. Threads share the pixels.
+    Panels are of `size` channels, which are at least one vector. With `residual` the sums are those of ``sums`` and
+    ``residual``, which is of the same size, and otherwise one value that nobody reads. Threads share the pixels.
     """
     lanes, group = isa.lanes, chunk(isa, pixels)
     groups, vectors = -(-pixels // group), size // lanes
 
-    def harm(sums, limits, pixel, column):
+    def harm(sums, added, limits, pixel, column):
         """Sum of all vectors of a panel at one pixel."""
         total = None
         for v in range(vectors):
-            at = T.ramp(column + v * lanes, 1, lanes)
-            slope = limits[0, at] * sums[T.ramp(pixel * outputs + column + v * lanes, 1, lanes)] + limits[1, at]
+            at, place = T.ramp(column + v * lanes, 1, lanes), T.ramp(pixel * outputs + column + v * lanes, 1, lanes)
+            value = sums[place] + added[place] if residual else sums[place]
+            slope = limits[0, at] * value + limits[1, at]
             one = limits[2, at] * T.max(
                 T.min(slope, T.broadcast(T.float32(1), lanes)), T.broadcast(T.float32(0), lanes)
             )
             total = one * one if total is None else total + one * one
         return total
 
-    def harms(sums, limits, first, column):
-        """One vector: the sums over all channels of `group` pixels."""
-        return sum_each([harm(sums, limits, first + p, column) for p in range(group)], lanes)
-
-    def is_open(sums, limits, first, column):
-        return harms(sums, limits, first, column) > (T.broadcast(T.float32(1), group) if group > 1 else T.float32(1))
+    def is_open(sums, added, limits, first, column):
+        """One vector: whether the sums over all channels of `group` pixels exceed one."""
+        harms = sum_each([harm(sums, added, limits, first + p, column) for p in range(group)], lanes)
+        return harms > (T.broadcast(T.float32(1), group) if group > 1 else T.float32(1))
 
     @T.prim_func(s_tir=True, private=True)
     def gate(
         sums: T.Buffer((pixels * outputs,), "float32"),
+        added: T.Buffer((pixels * outputs if residual else 1,), "float32"),
         limits: T.Buffer((3, outputs), "float32"),
         opened: T.Buffer((panels, pixels), "uint8"),
         count: T.Buffer((1,), "int32"),
@@ -57,14 +58,18 @@ def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threa
         for task in T.parallel(threads):
             with T.sblock("gate"):
                 vt = T.axis.spatial(threads, task)
-                T.reads(sums[0 : pixels * outputs], limits[0:3, 0:outputs])
+                T.reads(
+                    sums[0 : pixels * outputs],
+                    added[0 : pixels * outputs if residual else 1],
+                    limits[0:3, 0:outputs],
+                )
                 T.writes(opened[0:panels, 0:pixels])
                 for g in T.serial(vt * groups // threads, (vt + 1) * groups // threads):
                     first: T.let = T.min(g * group, pixels - group)
                     for panel in T.serial(panels):
                         opened[panel, T.ramp(first, 1, group) if group > 1 else first] = T.Cast(
                             f"uint8x{group}" if group > 1 else "uint8",
-                            is_open(sums, limits, first, panel_column(panel, outputs, size)),
+                            is_open(sums, added, limits, first, panel_column(panel, outputs, size)),
                         )
         with T.sblock("count"):
             T.reads(opened[0:panels, 0:pixels])

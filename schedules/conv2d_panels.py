@@ -25,6 +25,12 @@ def panel_count(outputs: int, size: int) -> int:
     return -(-outputs // size)
 
 
+def panel_slices(outputs: int, size: int) -> list[slice]:
+    """Return the outputs of each panel."""
+    starts = [min(panel * size, max(0, outputs - size)) for panel in range(panel_count(outputs, size))]
+    return [slice(start, min(start + size, outputs)) for start in starts]
+
+
 def panel_column(panel, outputs: int, size: int):
     """Return the first output of a panel."""
     return T.min(panel * size, max(0, outputs - size))

@@ -15,6 +15,7 @@ from tvm import IRModule, relax
 
 from relay_passes.expose_inputs import ExposeInputs
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
+from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa, tvm_target
@@ -69,6 +70,12 @@ class Compiler:
         """Return a compiler of the same model for another number of threads."""
         other = copy(self)
         other._threads = threads
+        return other
+
+    def of_site(self, name: str) -> Compiler:
+        """Return a compiler of one layer without states alone, whose inputs are what the layer reads."""
+        other = copy(self)
+        other._module, other._watch = SingleSite(name)(self._module), None
         return other
 
     def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:

@@ -1,4 +1,4 @@
-"""Bytes of weights that a site reads per call."""
+"""Bytes of weights that a site reads per call, and products that it computes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,39 @@ def element_bytes(precision: str) -> int:
 def weight_bytes(site: Site, precision: str) -> int:
     """Return the bytes of all weights of a site's big module."""
     return site.weight_count * element_bytes(precision)
+
+
+def all_operations(site: Site) -> int:
+    """Return the multiply-adds of a call of a site's big module; per vector, if a call may see any number."""
+    return site.weight_count * (site.rows_per_call or 1)
+
+
+def operations(
+    site: Site, forms: tuple[str, str], density: float, observed: Observations, little: FittedLittle | None
+) -> float:
+    """Return the multiply-adds of a call, per vector if a call may see any number; mean over the calibration data.
+
+    Parameters
+    ----------
+    site : Site
+    forms : tuple of str
+        Of the input's and the state's matrix.
+    density : float
+        Open rows or tiles / all.
+    observed : Observations
+    little : FittedLittle or None
+    """
+    nonzero = [float((values != 0).mean()) for values in observed.inputs]
+    matrices = (site.weight, site.recurrence) if site.recurrence is not None else (site.weight,)
+    total = 0.0
+    for matrix, form, share in zip(matrices, forms, nonzero, strict=False):
+        total += matrix.size * {"dense": 1.0, "rows": density, "little": 0.0, "columns": share}[form]
+    if little is not None:
+        module = little.module
+        # Of a convolution the second form is the projection's.
+        share = nonzero[0] if site.conv and forms[1] == "columns" else 1.0
+        total += share * sum(p.size for p in module.projections) + module.weight.size
+    return total * (site.rows_per_call or 1)
 
 
 def bytes_read(

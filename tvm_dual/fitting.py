@@ -62,21 +62,22 @@ def fit_site(
     """
     weights = unit_weights(site, sites)
     options = {"k": dimensions, "projection": projection, "bits": bits}
-    little, spread = _FITS[site.kind](site, observed.inputs, weights, both, options)
+    little, spread = _FITS[site.kind](site, observed, weights, both, options)
     return SiteFit(little, spread.astype("float32"), weights)
 
 
-def _fit_dense(site: Site, inputs, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
-    (x,) = inputs
+def _fit_dense(site: Site, observed, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x,) = observed.inputs
     targets = x @ site.weight.T + site.bias
     fitted = fit_little([x], targets, importance=weights * _mean_slope(site.activation, targets), **options)
     return fitted, fitted.spread
 
 
-def _fit_conv2d(site: Site, inputs, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
-    (x,) = inputs
+def _fit_conv2d(site: Site, observed, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x,) = observed.inputs
     targets = x @ site.weight.T + site.bias
-    importance = weights * _mean_slope(site.activation, targets)
+    shown = targets if observed.residual is None else targets + observed.residual
+    importance = weights * _mean_slope(site.activation, shown)
     if options["projection"] == "reduced_rank":
         fitted = fit_responses(x, targets, site.weight, options["k"], importance)
     else:
@@ -84,8 +85,8 @@ def _fit_conv2d(site: Site, inputs, weights, _both, options) -> tuple[FittedLitt
     return fitted, fitted.spread
 
 
-def _fit_gru(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
-    (x, h), n = inputs, site.hidden
+def _fit_gru(site: Site, observed, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x, h), n = observed.inputs, site.hidden
     given = x @ site.weight.T + site.bias
     hidden = h @ site.recurrence.T + site.recurrent_bias
     slopes, reset = _gru_slopes(given, hidden, h)
@@ -105,8 +106,8 @@ def _fit_gru(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, 
     return fitted, np.concatenate([z, r, error]) * np.tile(weights, 3)
 
 
-def _fit_lstm(site: Site, inputs, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
-    (x, h, c), weights = inputs, np.tile(weights, 4)
+def _fit_lstm(site: Site, observed, weights, both, options) -> tuple[FittedLittle, np.ndarray]:
+    (x, h, c), weights = observed.inputs, np.tile(weights, 4)
     hidden = h @ site.recurrence.T + site.recurrent_bias
     sums = x @ site.weight.T + site.bias
     sums += hidden

@@ -33,6 +33,8 @@ EQUAL: Mapping[str, float] = MappingProxyType({})
 EFFORTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, float("inf"))
 #: Stands for "no bound" in thresholds.
 FAR = 1e30
+#: The bound that opens every row, at any effort but 0.
+OPEN = 0.0
 
 
 def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
@@ -73,7 +75,7 @@ def thresholds(
     rule : str
         One of `RULES`.
     limit : float
-        The bound at effort 1. ``damage``: in units of the consumers' pre-activations.
+        The bound at effort 1, `OPEN` or higher. ``damage``: in units of the consumers' pre-activations.
         ``activation``: the margin m in (0, 0.5]; sigmoid rows are open where the predicted value
         lies in (m, 1 - m), tanh rows in the same band stretched to (-1, 1).
     spread : ndarray, float32
@@ -96,15 +98,17 @@ def thresholds(
     """
     if rule not in RULES:
         raise PlanError(f"gate rule {rule!r} is not known; accepted: {', '.join(RULES)}")
-    bounds = [FAR if effort == 0 else limit / effort for effort in EFFORTS]
+    efforts = [float("inf") if limit == OPEN and effort else effort for effort in EFFORTS]
+    bounds = [FAR if effort == 0 else limit / effort for effort in efforts]
     if site.hidden:
         found = [_limits(site.kind, rule, bound, factors) for bound in bounds]
-        found[-1] = every_gate_open(site.kind)
+        opened = every_gate_open(site.kind)
+        found = [opened if effort == float("inf") else at for at, effort in zip(found, efforts, strict=True)]
     elif site.conv:
-        efforts = zip(bounds, EFFORTS, strict=True)
-        found = [tile_limits(site.activation, rule, *at, spread, weights) for at in efforts]
+        at_efforts = zip(bounds, efforts, strict=True)
+        found = [tile_limits(site.activation, rule, *at, spread, weights) for at in at_efforts]
     else:
-        found = [_band(site, rule, *at, spread, weights) for at in zip(bounds, EFFORTS, strict=True)]
+        found = [_band(site, rule, *at, spread, weights) for at in zip(bounds, efforts, strict=True)]
     return np.stack(found).astype("float32")
 
 

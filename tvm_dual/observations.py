@@ -17,6 +17,8 @@ from tvm_dual.sites import Site
 MAX_SAMPLES, RUN = 24_000, 400
 #: Values that are kept of what pixels of a convolution's output see: 64 MB a layer.
 PATCH_VALUES = 1 << 24
+#: Whole calls that are kept of a layer without states, at most, and their bytes unless one call has more.
+EXAMPLES, EXAMPLE_BYTES = 8, 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +32,16 @@ class Observations:
         its output sees, padding included.
     runs : tuple of int
         Where a run of consecutive calls of one stream begins.
+    residual : ndarray, float32, (samples, rows), or None
+        What a convolution's sums were added to, if it adds an image.
+    examples : tuple of tuple of ndarray
+        Of a layer without states: all that it read in some calls, by call.
     """
 
     inputs: tuple[np.ndarray, ...]
     runs: tuple[int, ...] = (0,)
+    residual: np.ndarray | None = None
+    examples: tuple[tuple[np.ndarray, ...], ...] = ()
 
 
 def observe(
@@ -85,26 +93,38 @@ class _Collected:
         self._patches = max(1, min(MAX_SAMPLES, PATCH_VALUES // site.n_inputs) // calls)
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._runs: list[int] = []
+        self._residuals: list[np.ndarray] = []
+        self._examples: list[tuple[np.ndarray, ...]] = []
         self._count = 0
 
     def add(self, seen: dict[str, np.ndarray], following: bool) -> None:
         """Add a call; `following` says that it goes on where the last one added ended."""
+        if not self._site.hidden:
+            self._keep(tuple(value for _, value in sorted(seen.items())))
         if "y" in seen:
             batch = seen["0"].shape[1]
             for sample in range(batch):
                 self._append(_over_time(self._site, seen, sample), following and batch == 1)
         elif self._site.conv:
-            self._append((self._some_patches(seen["0"]),), False)
+            self._append((self._some_patches(*(value for _, value in sorted(seen.items()))),), False)
         else:
             self._append(tuple(value.reshape(-1, value.shape[-1])[-1:] for _, value in sorted(seen.items())), following)
 
-    def _some_patches(self, images: np.ndarray) -> np.ndarray:
+    def _keep(self, values: tuple[np.ndarray, ...]) -> None:
+        """Keep a call as an example, if there is room."""
+        size, count = sum(value.nbytes for value in values), len(self._examples)
+        if count < EXAMPLES and (not count or (count + 1) * size <= EXAMPLE_BYTES):
+            self._examples.append(tuple(value.copy() for value in values))
+
+    def _some_patches(self, images: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
         """Return what randomly drawn pixels of a convolution's output see, ``float32 (patches, inputs)``."""
         conv = self._site.conv
         (top, left, bottom, right), (down, across) = conv.padding, conv.dilation
         padded = np.pad(images, ((0, 0), (top, bottom), (left, right), (0, 0)))
         pixels = conv.batch * conv.out_height * conv.out_width
         drawn = self._random.choice(pixels, min(self._patches, pixels), replace=False)
+        if residual is not None:
+            self._residuals.append(residual.reshape(pixels, conv.outputs)[drawn])
         image, row, column = np.unravel_index(drawn, (conv.batch, conv.out_height, conv.out_width))
         rows = (row * conv.strides[0])[:, None, None] + (np.arange(conv.kernel[0]) * down)[:, None]
         columns = (column * conv.strides[1])[:, None, None] + np.arange(conv.kernel[1]) * across
@@ -118,7 +138,10 @@ class _Collected:
 
     def observations(self) -> Observations:
         return Observations(
-            tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)), tuple(self._runs)
+            tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)),
+            tuple(self._runs),
+            np.concatenate(self._residuals) if self._residuals else None,
+            tuple(self._examples),
         )
 
 

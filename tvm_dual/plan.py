@@ -45,6 +45,9 @@ class SitePlan:
         Why this form, in words.
     gate_factors : tuple of float
         What the bound is multiplied by for each gate of a recurrent layer.
+    operations, all_operations : float
+        Multiply-adds per call, little module included, mean over the calibration data, and those of the big module;
+        per vector, if a call may see any number.
     """
 
     name: str
@@ -63,6 +66,8 @@ class SitePlan:
     bytes_read: float = 0.0
     reason: str = ""
     gate_factors: tuple[float, ...] = ()
+    operations: float = 0.0
+    all_operations: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,15 @@ class Trial:
     ----------
     rule : str
     limit : float
-        The bound tried.
+        The bound tried; 0 where sites have bounds of their own.
     density : float
         Open rows / gated rows.
     quality : float
         What ``evaluate`` returned, or the agreement with the dense model.
     microseconds : float
         Median time of a call.
+    limits : dict of float
+        By site, where sites have bounds of their own: of every site that is not exact.
     """
 
     rule: str
@@ -87,6 +94,12 @@ class Trial:
     density: float
     quality: float
     microseconds: float
+    limits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> float | dict[str, float]:
+        """The bound of all sites, or those of each."""
+        return self.limits or self.limit
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from schedules.cpu import ISAS
-from tvm_dual.cost import bytes_read, weight_bytes
+from tvm_dual.allocation import allocate, allocates
+from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
 from tvm_dual.judging import compare_in_budget, tune
@@ -17,7 +18,7 @@ from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Model, Variant, exact_form, mode_form
+from tvm_dual.variants import Fits, Limits, Model, Variant, exact_form, little_alone, mode_form
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -25,12 +26,14 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
 
     The steps: exact forms and gated forms of every matrix are timed in the whole model; the bound of
     the gates is searched under the quality budget, for each rule; the faster rule is kept, and all
-    of it only if it beats the exact forms.
+    of it only if it beats the exact forms. Convolutions have bounds of their own (`tvm_dual.allocation`).
     """
     fits = Fits(model)
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
         return _final(fits, only, None, _plan(model, quality, only, None))
+    if allocates(model):
+        return _allocated(model, quality, progress)
     exact = best_exact(model, fits, progress)
     exact_time = median_microseconds([exact.library], model.longest)[0]
     gated = best_gated(model, fits, exact, progress)
@@ -50,9 +53,23 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
         _check_exact(quality, plan)
         return _final(fits, exact, None, plan)
     if best.found.limit == FAR:
-        alone = fits.variant({name: _without_gates(form) for name, form in best.variant.forms.items()})
+        alone = fits.variant({name: little_alone(form) for name, form in best.variant.forms.items()})
         return _final(fits, alone, None, _plan(model, quality, alone, None, **searched))
     return _final(fits, best.variant, best.found.limit, _plan(model, quality, best.variant, best.found, **searched))
+
+
+def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
+    """Return the library of a model whose layers have bounds of their own, if that beats the exact forms."""
+    result = allocate(model, quality, progress)
+    exact, best = result.exact, result.variant
+    if best is not None:
+        exact_time, time = median_microseconds([exact.library, best.library], model.longest)
+        if time <= WORTH * exact_time:
+            plan = _plan(best.model, quality, best, result.found, trials=result.trials)
+            return _final(Fits(best.model), best, result.found.bounds, plan)
+    plan = _plan(model, quality, exact, None, trials=result.trials)
+    _check_exact(quality, plan)
+    return _final(Fits(model), exact, None, plan)
 
 
 def _best(model: Model, searches: list[Search]) -> Search | None:
@@ -71,11 +88,6 @@ def _check_exact(quality: Quality, plan: Plan) -> None:
             f"the dense fp32 model's {quality.dense:.4g}, the allowed drop {quality.max_drop:.4g}. "
             "Build with precision='fp32', or allow more"
         )
-
-
-def _without_gates(form: tuple[str, str]) -> tuple[str, str]:
-    """Return a form with the little module in place of gated rows."""
-    return tuple("little" if part == "rows" else part for part in form)
 
 
 def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibrary:
@@ -100,13 +112,15 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
                 f"plan: site {site.name} has the forms {site.input!r}, {site.hidden!r}; plan this model anew"
             )
     rules = {site.rule for site in plan.sites if site.rule} or {"damage"}
-    limit = ({site.limit for site in plan.sites if site.rule} or {None}).pop()
+    limits = {site.name: site.limit for site in plan.sites if site.rule}
+    limit = limits if len(set(limits.values())) > 1 else next(iter(limits.values()), None)
     factors = [zip(GATES[site.kind], site.gate_factors, strict=True) for site in planned.values() if site.gate_factors]
     # Without factors of one, which options leave out: modules trained under the same bounds are not trained anew.
     others = {gate: factor for gate, factor in itertools.chain(*factors) if factor != 1}
     trained = plan.finetuning if any(site.tuned for site in planned.values()) else None
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
-    model = replace(model, options=options)
+    sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
+    model = replace(model, options=options).sized(sizes)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         fits.finetune(forms, trained.tuned.limit, progress)
@@ -115,14 +129,14 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     return _final(fits, variant, limit, _plan(model, quality, variant, found, finetuning=trained))
 
 
-def _final(fits: Fits, variant: Variant, limit: float | None, plan: Plan) -> DualLibrary:
+def _final(fits: Fits, variant: Variant, limit: Limits | None, plan: Plan) -> DualLibrary:
     return fits.variant(variant.forms, variant.rule, limit, plan).library
 
 
 def _plan(model: Model, quality: Quality, variant: Variant, found: Trial | None, **searched) -> Plan:
     """Return the plan of a variant, gated at the bound of `found`; `searched` is what else the plan should say."""
     if found is not None:
-        variant.set_limit(found.limit)
+        variant.set_limit(found.bounds)
     shares = open_share(variant.library, model.data.streams) if variant.fits else {}
     reference = model.compiler.compile(
         model.site_forms({name: exact_form(site, False) for name, site in model.sites.items()})
@@ -151,7 +165,18 @@ def _left_plan(site: Site) -> SitePlan:
     size = weight_bytes(site, "fp32")
     why = "sees more than one vector per call (streaming=True makes it one); left to TVM"
     forms = ("tvm", "tvm" if site.hidden else "")
-    return SitePlan(site.name, site.kind, *forms, "fp32", weight_bytes=size, bytes_read=size, reason=why)
+    count = float(all_operations(site))
+    return SitePlan(
+        site.name,
+        site.kind,
+        *forms,
+        "fp32",
+        weight_bytes=size,
+        bytes_read=size,
+        reason=why,
+        operations=count,
+        all_operations=count,
+    )
 
 
 def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, density: float) -> SitePlan:
@@ -174,6 +199,8 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         weight_bytes=weight_bytes(site, precision),
         bytes_read=read,
         reason=_reason(model, site, forms),
+        operations=operations(site, forms, density, model.observations[site.name], fit.little if fit else None),
+        all_operations=float(all_operations(site)),
     )
     if fit is not None:
         plan = replace(
@@ -185,7 +212,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
             density=0.0,
         )
     if "rows" in forms:
-        plan = replace(plan, rule=variant.rule, limit=found.limit, density=density)
+        plan = replace(plan, rule=variant.rule, limit=found.limits.get(site.name, found.limit), density=density)
         if site.hidden:
             factors = gate_factors(site.kind, model.options.gate_factors)
             plan = replace(plan, gate_factors=tuple(map(float, factors)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -77,17 +77,17 @@ def make_quality(
             )
         return Quality("evaluate", lambda library: _checked(evaluate, library), _checked(evaluate, dense), max_drop)
     streams = _head(dense, data.streams)
-    wanted = _outputs(dense, streams)
+    wanted = outputs_of(dense, streams)
     if not all(np.isfinite(values).all() for values in wanted):
         raise EvaluationError(
             "the dense model gives NaN or infinity on the calibration data, which agreement cannot be computed with; "
             "accepted: finite outputs. Pass evaluate, or export the model with finite outputs alone"
         )
-    power = _mean_square([values - values.mean(axis=0) for values in wanted]) or 1.0
+    power = power_of(wanted)
 
     def agreement(library: DualLibrary) -> float:
-        found = _outputs(library, streams)
-        return 1 - float(np.sqrt(_mean_square([f - w for f, w in zip(found, wanted, strict=True)]) / power))
+        found = outputs_of(library, streams)
+        return 1 - float(np.sqrt(mean_square([f - w for f, w in zip(found, wanted, strict=True)]) / power))
 
     return Quality("agreement", agreement, 1.0, DEFAULT_AGREEMENT_DROP if max_drop is None else max_drop)
 
@@ -108,13 +108,13 @@ def _checked(evaluate: Callable, library: DualLibrary) -> float:
 
 def _head(library: DualLibrary, streams: tuple[InputStream, ...]) -> tuple[InputStream, ...]:
     """Return the beginnings of streams, as many calls in all as agreement is computed on."""
-    values = sum(found.size for found in _outputs(library, (streams[0][:1],)))
+    values = sum(found.size for found in outputs_of(library, (streams[0][:1],)))
     calls = max(1, min(AGREEMENT_CALLS, AGREEMENT_VALUES // values))
     streams = streams[:calls]
     return tuple(stream[: calls // len(streams)] for stream in streams)
 
 
-def _outputs(library: DualLibrary, streams: tuple[InputStream, ...]) -> list[np.ndarray]:
+def outputs_of(library: DualLibrary, streams: Sequence[InputStream]) -> list[np.ndarray]:
     """Return what each output was over all calls, ``(vectors, features)``; an open last axis has no features."""
     features = [tensor.shape[-1] if tensor.shape and tensor.shape[-1] > 0 else 1 for tensor in library.metadata.outputs]
     found: list[list[np.ndarray]] = [[] for _ in features]
@@ -127,6 +127,11 @@ def _outputs(library: DualLibrary, streams: tuple[InputStream, ...]) -> list[np.
     return [np.concatenate(values) for values in found]
 
 
-def _mean_square(arrays: list[np.ndarray]) -> float:
+def power_of(outputs: list[np.ndarray]) -> float:
+    """Return what errors of outputs are divided by: their mean square about their means."""
+    return mean_square([values - values.mean(axis=0) for values in outputs]) or 1.0
+
+
+def mean_square(arrays: list[np.ndarray]) -> float:
     """Return the mean square of all elements."""
     return sum(float(np.square(array).sum(dtype="float64")) for array in arrays) / sum(a.size for a in arrays)

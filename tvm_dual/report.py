@@ -37,6 +37,16 @@ class Report:
         """Bytes of weights read per call, little modules included, mean over the calibration data."""
         return sum(site.bytes_read for site in self.plan.sites)
 
+    @property
+    def operations(self) -> float:
+        """Multiply-adds per call, little modules included, mean over the calibration data."""
+        return sum(site.operations for site in self.plan.sites)
+
+    @property
+    def all_operations(self) -> float:
+        """Multiply-adds per call of the dense model."""
+        return sum(site.all_operations for site in self.plan.sites)
+
     def __str__(self) -> str:
         """Return a table and a summary."""
         plan = self.plan
@@ -69,6 +79,7 @@ class Report:
             f"quality ({plan.quality_kind}): {plan.quality:.4g}, dense {plan.dense_quality:.4g}, "
             + ("no budget" if plan.max_drop == float("inf") else f"allowed drop {plan.max_drop:.4g}"),
             f"weights read per call: {self.bytes_read / 1e6:.2f} MB ({self.share_read:.0%})",
+            f"multiply-adds per call: {self.operations / 1e6:.2f} M of {self.all_operations / 1e6:.2f} M",
         ]
         best = {}
         for trial in plan.trials:

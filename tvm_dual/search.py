@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
 from tvm_dual.plan import Trial
 from tvm_dual.quality import Quality
-from tvm_dual.variants import Fits, Forms, Model, Variant, exact_form, forms_beside, gated_form
+from tvm_dual.variants import Fits, Forms, Limits, Model, Variant, exact_form, forms_beside, gated_form
 
 #: A gated form must beat an exact one by this factor to be worth its error.
 WORTH = 0.98
@@ -74,13 +75,14 @@ def search_limit(model: Model, quality: Quality, variant: Variant, progress, hig
     return Search(variant, trials, found)
 
 
-def try_limit(model: Model, quality: Quality, variant: Variant, limit: float) -> Trial:
-    """Return what becomes of the model at a bound."""
+def try_limit(model: Model, quality: Quality, variant: Variant, limit: Limits) -> Trial:
+    """Return what becomes of the model at a bound, or at one for each site."""
     variant.set_limit(limit)
     value = quality.judge(variant.library)
     density = _density(variant.library, model.data.streams)
     time = median_microseconds([variant.library], model.longest, rounds=3)[0]
-    return Trial(variant.rule, limit, density, value, time)
+    by_site = {"limit": 0.0, "limits": dict(limit)} if isinstance(limit, Mapping) else {"limit": limit}
+    return Trial(variant.rule, density=density, quality=value, microseconds=time, **by_site)
 
 
 def close_share(model: Model, quality: Quality, variant: Variant, progress) -> Search:

@@ -17,6 +17,32 @@ _SLOPES = {"sigmoid": 0.25, "tanh": 1.0, None: 1.0}
 _STEEP = 1e6
 
 
+def open_channels(limits: np.ndarray, sums: np.ndarray, panels: list[slice]) -> tuple[np.ndarray, float]:
+    """Return what `schedules.conv2d_gate` opens.
+
+    Parameters
+    ----------
+    limits : ndarray, (3, channels)
+    sums : ndarray, float32, (pixels, channels)
+        What the little module predicts, with what is added before the nonlinearity.
+    panels : list of slice
+        Channels of each panel.
+
+    Returns
+    -------
+    ndarray, bool, (pixels, channels)
+        Whether a channel is in an open tile.
+    float
+        Open tiles / all tiles.
+    """
+    harms = (limits[2] * np.clip(limits[0] * sums + limits[1], 0, 1)) ** 2
+    opened, found = np.zeros(sums.shape, bool), []
+    for panel in panels:
+        found.append(harms[:, panel].sum(axis=1) > 1)
+        opened[:, panel] |= found[-1][:, None]
+    return opened, float(np.mean(found))
+
+
 def tile_limits(
     activation: str | None, rule: str, bound: float, effort: float, spread: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:

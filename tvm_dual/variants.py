@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from tvm_dual.sites import Site
 
 #: Form of the input's and the state's matrix, by site.
 Forms = dict[str, tuple[str, str]]
+#: One bound for all gated sites, or one for each.
+Limits = float | Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,11 @@ class Model:
         """The longest stream, for timing."""
         return max(self.data.streams, key=len)
 
+    def sized(self, sizes: Mapping[str, int]) -> Model:
+        """Return the model with little modules of some sites of other sizes."""
+        dimensions = self.options.site_dimensions | dict(sizes)
+        return replace(self, options=replace(self.options, site_dimensions=dimensions))
+
     def site_forms(self, forms: Forms, rule: str = "") -> dict[str, SiteForm]:
         """Return what the compiler takes for `forms`."""
         return {
@@ -76,11 +83,11 @@ class Variant:
     library: DualLibrary
     model: Model
 
-    def set_limit(self, limit: float) -> None:
-        """Gate at `limit`."""
+    def set_limit(self, limit: Limits) -> None:
+        """Gate at `limit`: of all sites, or by site."""
         self.library.set_thresholds(self.thresholds(limit))
 
-    def thresholds(self, limit: float, effort: float = 1.0) -> dict[str, np.ndarray]:
+    def thresholds(self, limit: Limits, effort: float = 1.0) -> dict[str, np.ndarray]:
         """Return what `set_limit` sets, or what it comes to at another effort: one row of thresholds by site."""
         tables, at = _tables(self.model, self.forms, self.fits, self.rule, limit), EFFORTS.index(effort)
         return {name: table[at : at + 1] for name, table in tables.items()}
@@ -92,8 +99,13 @@ class Fits:
     def __init__(self, model: Model) -> None:
         """Take up what `model` knows already."""
         self._model, self._uses_tuned = model, False
-        self._means = {
-            name: tuple(values.mean(axis=0) for values in seen.inputs) for name, seen in model.observations.items()
+
+    @cached_property
+    def _means(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """Mean of each vector that a site reads."""
+        return {
+            name: tuple(values.mean(axis=0) for values in seen.inputs)
+            for name, seen in self._model.observations.items()
         }
 
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
@@ -144,7 +156,7 @@ class Fits:
         return model.known[key]
 
     def variant(
-        self, forms: Forms, rule: str = "damage", limit: float | None = None, plan: Plan | None = None
+        self, forms: Forms, rule: str = "damage", limit: Limits | None = None, plan: Plan | None = None
     ) -> Variant:
         """Return the model in the given forms, its gates at `limit` or open; with `plan`, as a product."""
         fits = {name: self.fit(name, form) for name, form in forms.items() if {"rows", "little"} & set(form)}
@@ -159,7 +171,7 @@ class Fits:
         forms: Forms,
         fits: dict[str, SiteFit],
         rule: str,
-        limit: float | None = None,
+        limit: Limits | None = None,
         plan: Plan | None = None,
     ) -> Variant:
         model = self._model
@@ -195,6 +207,11 @@ def _little_form(site: Site) -> tuple[str, str]:
     return ("little", "little" if site.hidden else "")
 
 
+def little_alone(form: tuple[str, str]) -> tuple[str, str]:
+    """Return a form with the little module in place of gated rows."""
+    return tuple("little" if part == "rows" else part for part in form)
+
+
 def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
     """Return the form with a gate wherever `exact` computes every row; a convolution is gated in any case."""
     if site.conv:
@@ -217,10 +234,13 @@ def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> l
     return found
 
 
-def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: float) -> dict[str, np.ndarray]:
+def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: Limits) -> dict[str, np.ndarray]:
     """Return the thresholds of all gated sites, for all efforts."""
+    gated = [name for name in fits if "rows" in forms[name]]
+    bounds = limit if isinstance(limit, Mapping) else dict.fromkeys(gated, limit)
     return {
-        name: thresholds(model.sites[name], rule, limit, fit.spread, fit.weights, model.options.gate_factors)
-        for name, fit in fits.items()
-        if "rows" in forms[name]
+        name: thresholds(
+            model.sites[name], rule, bounds[name], fits[name].spread, fits[name].weights, model.options.gate_factors
+        )
+        for name in gated
     }

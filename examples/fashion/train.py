@@ -3,7 +3,7 @@
     apt-get install dataset-fashion-mnist
     python examples/fashion/train.py --network vgg --out vgg.onnx     # half an hour on one core
 
-The result is what `tvm-dual bench fashion-vgg --checkpoint` takes. All steps but the last (`--full-steps`) see the images
+The result is what `tvm-dual bench fashion-vgg --checkpoint` takes. All steps but the last (`--full-steps`) see images
 at half the size, which takes a quarter of the time.
 """
 

@@ -82,7 +82,7 @@ def stages(form: str, projection: str, weight, bias, pool: MaxPool2d) -> list[tu
     if form == "rows":
         gated, constants = gated_conv2d(ISA, CONV, tile, 1), [*pack_conv2d(ISA, tile, weight, bias), NOTHING]
         found += [
-            ("tile_gate", tile_gate(ISA, 2, 30, 24, 16, 1), ["s", "limits"], [], ["opened", "count"]),
+            ("tile_gate", tile_gate(ISA, 2, 30, 24, 16, 1), ["s", "limits"], [NOTHING], ["opened", "count"]),
             ("gated_conv2d", gated, ["x", "opened", "s"], constants, ["s"]),
         ]
     return [*found, ("max_pool2d", max_pool2d(ISA, pool, 1), ["s"], [], ["y"])]

@@ -66,19 +66,21 @@ def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, sha
     check(isa, conv, default_gated_tile(isa, conv), threads, [share])
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("pixels, outputs, size", [(1, 16, 16), (9, 40, 16), (37, 24, 24), (64, 19, 16)])
-def test_the_gate_sums_over_the_channels_of_a_panel(isa, threads, pixels, outputs, size):
+def test_the_gate_sums_over_the_channels_of_a_panel(isa, threads, pixels, outputs, size, residual):
     size = max(size, isa.lanes)
     outputs, panels = max(outputs, size), -(-max(outputs, size) // size)
     rng = np.random.default_rng(0)
     sums = rng.standard_normal((pixels, outputs)).astype("float32")
     limits = np.stack([rng.uniform(0.3, 1, outputs), rng.uniform(-1, 1, outputs), rng.uniform(0, 0.7, outputs)])
-    kernel = compile_kernel(isa, tile_gate(isa, panels, pixels, outputs, size, threads), threads)
+    others = rng.standard_normal((pixels, outputs)).astype("float32") if residual else np.zeros(1, "float32")
+    kernel = compile_kernel(isa, tile_gate(isa, panels, pixels, outputs, size, threads, residual), threads)
     for limits_ in (limits, limits * 0, [0 * limits[0], 1 + 0 * limits[0], 2 + 0 * limits[0]]):
         limits_ = np.asarray(limits_, "float32")
         outs = Output((panels, pixels), "uint8"), Output((1,), "int32")
-        opened, count = call(kernel, sums.reshape(-1), limits_, *outs, threads=threads)
-        harm = (limits_[2] * np.clip(limits_[0] * sums + limits_[1], 0, 1)) ** 2
+        opened, count = call(kernel, sums.reshape(-1), others.reshape(-1), limits_, *outs, threads=threads)
+        harm = (limits_[2] * np.clip(limits_[0] * (sums + others) + limits_[1], 0, 1)) ** 2
         for panel in range(panels):
             column = int(panel_column(panel, outputs, size))
             total = harm[:, column : column + size].sum(axis=1)

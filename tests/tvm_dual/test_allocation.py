@@ -1,0 +1,147 @@
+"""Bounds by layer: the order of steps, what they lose, and models that are built so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from schedules.cpu import ISAS
+from tvm_dual.allocation import Choice, Step, allocates, merged, sizes_of, steps
+from tvm_dual.builder import Builder
+from tvm_dual.closed_loss import closed_loss
+from tvm_dual.gates import FAR, OPEN
+from tvm_dual.measure import open_share
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
+from tvm_dual.variants import Fits, exact_form, gated_form, mode_form
+
+EXACT = Choice(0, OPEN, 0.0, 10.0)
+
+
+class Blocks(nn.Module):
+    """Convolutions in a row and around an addition, and a dense layer; weights of few directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+        self.third, self.fourth = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.head = nn.Linear(64, 10)
+        for layer in (self.second, self.third, self.fourth):
+            rows = layer.weight.data.reshape(64, -1)
+            u, s, v = torch.linalg.svd(rows, full_matrices=False)
+            layer.weight.data = (u * s * 0.7 ** torch.arange(64) @ v).reshape(layer.weight.shape) * 3
+
+    def forward(self, x):
+        y = torch.relu(self.second(torch.relu(self.first(x))))
+        y = torch.relu(self.fourth(torch.relu(self.third(y))) + y)
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def builder() -> Builder:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).standard_normal((40, 3, 12, 11)).astype("float32")
+    images[:, :, 6:] *= 0.1
+    return Builder(Blocks().eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),))
+
+
+def test_steps_are_the_corners_of_the_hull():
+    above, first, second = Choice(8, 1.0, 1.0, 7.0), Choice(8, 2.0, 1.0, 6.0), Choice(8, FAR, 3.0, 1.0)
+    slower, third = Choice(16, 1.0, 0.5, 11.0), Choice(4, FAR, 9.0, 0.5)
+    found = steps(EXACT, [above, slower, third, second, first])
+    assert [choice for choice, _ in found] == [first, second, third]
+    np.testing.assert_allclose([worth for _, worth in found], [4.0, 2.5, 0.5 / 6])
+    assert steps(EXACT, [slower]) == []
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0.1, 20)), max_size=12))
+def test_steps_get_faster_and_less_worthwhile(points):
+    choices = [Choice(8, 1.0, loss, time) for loss, time in points]
+    found = steps(EXACT, choices)
+    times, worths = [10.0, *(choice.microseconds for choice, _ in found)], [worth for _, worth in found]
+    assert times == sorted(set(times), reverse=True) and worths == sorted(worths, reverse=True)
+    assert times[-1] == min([10.0, *(time for _, time in points)])
+
+
+def test_the_most_worthwhile_step_of_all_layers_comes_first():
+    a, b = Choice(8, 1.0, 1.0, 8.0), Choice(8, 2.0, 2.0, 7.5)
+    found = merged({"x": [(a, 2.0), (b, 0.5)], "y": [(a, 1.0)]})
+    assert found == [Step("x", a, 2.0), Step("y", a, 1.0), Step("x", b, 0.5)]
+
+
+def test_sizes_are_multiples_unless_the_options_name_one(builder):
+    lanes = ISAS[builder.isa].lanes
+    model = builder.model("fp32", AdvancedOptions(dimension_share=0.25))
+    assert sizes_of(model, "conv2d1") == tuple(k for k in (16, 32) if k % lanes == 0)
+    named = builder.model("fp32", AdvancedOptions(site_dimensions={"conv2d1": 24}))
+    assert sizes_of(named, "conv2d1") == (-(-24 // lanes) * lanes,)
+
+
+def test_one_bound_for_all_where_a_share_is_to_be_closed(builder):
+    assert allocates(builder.model("fp32"))
+    assert not allocates(builder.model("fp32", AdvancedOptions(closed_share=0.5)))
+
+
+@pytest.mark.parametrize("name", ["conv2d1", "conv2d3", "dense0"])
+def test_density_and_loss_at_a_bound_are_what_the_library_does(builder, name):
+    model = builder.model("fp32", AdvancedOptions(dimensions=16, little_bits=32))
+    exact = {n: exact_form(site, False) for n, site in model.sites.items()}
+    fits, site = Fits(model), model.sites[name]
+    variant = fits.variant(exact | {name: gated_form(site, exact[name])})
+    wanted = builder._dense
+    observed, isa = model.observations[name], ISAS[builder.isa]
+    limits = (OPEN, 0.05, 0.2, FAR)
+    found = closed_loss(site, variant.fits[name], observed, isa, "damage", limits)
+    assert found[0] == (1.0, 0.0) and found[-1][0] == 0
+    assert [loss for _, loss in found] == sorted(loss for _, loss in found)
+    images = model.data.streams[0]
+    for limit, (density, _) in zip(limits, found, strict=True):
+        variant.set_limit({name: limit})
+        assert abs(open_share(variant.library, model.data.streams)[name] - density) < 0.02
+        if limit == OPEN:
+            for call in images[:3]:
+                np.testing.assert_allclose(variant.library(*call), wanted.stream()(*call), rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_is_built_by_layer_within_its_budget_and_again_from_its_plan(builder):
+    options = AdvancedOptions(rule="damage", dimension_share=0.25)
+    library = builder.build("fp32", options=options, max_drop=0.2)
+    plan = library.report.plan
+    assert plan.quality >= plan.dense_quality - 0.2 and plan.trials
+    changed = [site for site in plan.sites if {"rows", "little"} & {site.input}]
+    assert changed and all(site.dimensions for site in changed), "this model is mostly of few directions"
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    replayed = builder.build("fp32", options=options, plan=again)
+    for before, after in zip(plan.sites, replayed.report.plan.sites, strict=True):
+        assert (before.input, before.hidden, before.limit, before.dimensions) == (
+            after.input,
+            after.hidden,
+            after.limit,
+            after.dimensions,
+        )
+    for call in builder.model("fp32").data.streams[0][:3]:
+        np.testing.assert_allclose(replayed(*call), library(*call), rtol=1e-5, atol=1e-6)
+
+
+def test_bounds_differ_by_layer_at_every_effort(builder):
+    model = builder.model("fp32", AdvancedOptions(dimension_share=0.25))
+    forms = {name: mode_form(site, "dense") for name, site in model.sites.items()}
+    gated = ["conv2d1", "conv2d2"]
+    forms |= {name: gated_form(model.sites[name], forms[name]) for name in gated}
+    variant = Fits(model).variant(forms)
+    variant.set_limit({"conv2d1": OPEN, "conv2d2": FAR})
+    assert open_share(variant.library, model.data.streams) == {"conv2d1": 1.0, "conv2d2": 0.0}
+    tables = variant.thresholds({"conv2d1": 0.1, "conv2d2": 0.4}, effort=2.0)
+    np.testing.assert_allclose(tables["conv2d1"], variant.thresholds(0.05)["conv2d1"], rtol=1e-6)
+    np.testing.assert_allclose(tables["conv2d2"], variant.thresholds(0.2)["conv2d2"], rtol=1e-6)
+
+
+def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
+    library = builder.build("fp32", options=AdvancedOptions(search_steps=0), max_drop=0.0)
+    assert {site.input for site in library.report.plan.sites} <= {"dense", "columns"}

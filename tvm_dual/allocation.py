@@ -1,0 +1,265 @@
+"""Allocation: a bound and a little module for each layer, by quality lost against measured time saved.
+
+One bound for all layers opens some of them needlessly, because what an error of a layer does to the result differs
+from layer to layer by orders of magnitude. So each layer of a model without states is looked at by itself: every form
+that it may take (exact; behind a little module of some size, alone or gated at some bound) has a measured time
+(`tvm_dual.site_times`) and a loss, which is what the model's outputs are off by. Losses of several layers are taken to
+add up, as errors do that have nothing to do with each other. Then the best order to give quality away in is known
+without judging anything: step by step, the layer that saves most time for the loss it adds, which is the greedy
+solution of the knapsack problem with one choice for each item (Sinha and Zoltners, 1979). What is judged in the whole
+model is how many of the steps the budget allows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schedules.cpu import ISAS
+from schedules.quantize import round_up
+from tvm_dual.calibration import InputStream
+from tvm_dual.closed_loss import closed_loss
+from tvm_dual.gates import FAR, OPEN
+from tvm_dual.plan import Trial
+from tvm_dual.quality import Quality, mean_square, outputs_of, power_of
+from tvm_dual.search import LADDER, try_limit
+from tvm_dual.site_times import SiteTimes, time_sites
+from tvm_dual.variants import Fits, Forms, Model, Variant, gated_form, little_alone
+
+#: Sizes of little modules, as multiples of the options'.
+MULTIPLES = (1, 2, 4)
+#: Calls that a layer's loss is measured on.
+PROBE_CALLS = 96
+#: Added to a loss that something is divided by: far below what any quality budget is spent on.
+NO_LOSS = 1e-9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form of a layer.
+
+    Attributes
+    ----------
+    size : int
+        Directions of the little module, 0 without one.
+    limit : float
+        Bound of the gate; `FAR` is the little module alone.
+    loss : float
+        Mean square of what the model's outputs are off by, as a share of their own.
+    microseconds : float
+    """
+
+    size: int
+    limit: float
+    loss: float
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one form of a layer to the next, and the time that it saves for the loss that it adds."""
+
+    name: str
+    choice: Choice
+    worth: float
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """What was found.
+
+    Attributes
+    ----------
+    exact : Variant
+        Every layer in its fastest exact form.
+    variant : Variant or None
+        The fastest within the budget; None if that is `exact`.
+    found : Trial or None
+        Of `variant`.
+    trials : tuple of Trial
+    """
+
+    exact: Variant
+    variant: Variant | None
+    found: Trial | None
+    trials: tuple[Trial, ...]
+
+
+def allocates(model: Model) -> bool:
+    """Whether bounds are found layer by layer: in models without states that have convolutions with a gate."""
+    sites = model.sites.values()
+    return (
+        model.options.closed_share is None
+        and not any(site.hidden for site in sites)
+        and any(site.conv and site.can_gate for site in sites)
+    )
+
+
+def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Allocation:
+    """Find a bound and a little module for each layer.
+
+    Parameters
+    ----------
+    model : Model
+        For which `allocates` holds.
+    quality : Quality
+        Judges each of about ``log2(steps) + options.search_steps`` variants.
+    progress : callable
+        Called with ``(phase, done, total)``.
+    """
+    rule = "damage" if model.options.rule == "auto" else model.options.rule
+    sizes = {name: sizes_of(model, name) for name in model.sites if _may_gate(model, name)}
+    times = time_sites(model, sizes, progress)
+    exact = Fits(model).variant({name: found.form for name, found in times.items()})
+    choices = _choices(model, rule, times, progress)
+    path = merged({name: steps(Choice(0, OPEN, 0.0, times[name].exact), found) for name, found in choices.items()})
+    judged = _Judged(model, quality, exact.forms, rule, progress, math.ceil(math.log2(len(path) + 1)))
+    taken = _longest(path, judged)
+    for _ in range(model.options.search_steps):
+        taken = _one_more(path, taken, judged)
+    return Allocation(exact, *judged.best.get(_state(taken), (None, None)), tuple(judged.trials))
+
+
+def sizes_of(model: Model, name: str) -> tuple[int, ...]:
+    """Return the sizes of a layer's little module to choose from: one if the options name it."""
+    options, site = model.options, model.sites[name]
+    rows, inputs = site.weight.shape
+    least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
+    named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
+    lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
+    sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (MULTIPLES[:1] if named else MULTIPLES))
+    return tuple(size for i, size in enumerate(sizes) if i == 0 or size < min(inputs, rows))
+
+
+def steps(exact: Choice, choices: list[Choice]) -> list[tuple[Choice, float]]:
+    """Return the forms from `exact` on that are worth taking, each with the worth of the step to it, which falls.
+
+    They are the corners of the lower convex hull of time over loss.
+    """
+    at, found = exact, []
+    while faster := [choice for choice in choices if choice.microseconds < at.microseconds]:
+        best = max(faster, key=lambda choice: (_worth(at, choice), -choice.microseconds))
+        worth = _worth(at, best)
+        # Losses that are no losses make later steps look better than earlier ones.
+        found.append((best, min(worth, found[-1][1]) if found else worth))
+        at = best
+    return found
+
+
+def _worth(at: Choice, to: Choice) -> float:
+    return (at.microseconds - to.microseconds) / max(to.loss - at.loss, NO_LOSS)
+
+
+def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
+    """Return the steps of all layers, the most worthwhile first."""
+    every = [Step(name, choice, worth) for name, found in by_site.items() for choice, worth in found]
+    return sorted(every, key=lambda step: -step.worth)
+
+
+class _Judged:
+    """Judges lists of steps, each list once."""
+
+    def __init__(self, model: Model, quality: Quality, exact: Forms, rule: str, progress, expected: int) -> None:
+        self._model, self._quality, self._exact, self._rule, self._progress = model, quality, exact, rule, progress
+        self._expected = expected + model.options.search_steps
+        self.trials: list[Trial] = []
+        self.best: dict[tuple, tuple[Variant, Trial]] = {}
+        #: Layers whose next step was too much.
+        self.refused: set[str] = set()
+
+    def holds(self, taken: list[Step]) -> bool:
+        """Whether the quality budget allows these steps together."""
+        self._progress("bounds by layer", len(self.trials), max(self._expected, len(self.trials) + 1))
+        state = dict(_state(taken))
+        forms = dict(self._exact)
+        for name, choice in state.items():
+            form = gated_form(self._model.sites[name], forms[name])
+            forms[name] = little_alone(form) if choice.limit == FAR else form
+        sized = self._model.sized({name: choice.size for name, choice in state.items()})
+        variant = Fits(sized).variant(forms, self._rule)
+        trial = try_limit(sized, self._quality, variant, {name: choice.limit for name, choice in state.items()})
+        self.trials.append(trial)
+        accepted = self._quality.accepts(trial.quality)
+        if accepted:
+            self.best[_state(taken)] = (variant, trial)
+        return accepted
+
+
+def _state(taken: list[Step]) -> tuple[tuple[str, Choice], ...]:
+    """Return the last form of each layer."""
+    return tuple(sorted({step.name: step.choice for step in taken}.items(), key=lambda item: item[0]))
+
+
+def _longest(path: list[Step], judged: _Judged) -> list[Step]:
+    """Return as many of the first steps as the budget allows."""
+    held, failed = 0, len(path) + 1
+    while failed - held > 1:
+        middle = (held + failed) // 2
+        if judged.holds(path[:middle]):
+            held = middle
+        else:
+            failed = middle
+    judged.refused |= {step.name for step in path[held : held + 1]}
+    return path[:held]
+
+
+def _one_more(path: list[Step], taken: list[Step], judged: _Judged) -> list[Step]:
+    """Return `taken` with one more step if the budget allows that: the best one of a layer that was not refused."""
+    step = next((step for step in path if step not in taken and step.name not in judged.refused), None)
+    if step is None:
+        return taken
+    if judged.holds([*taken, step]):
+        return [*taken, step]
+    judged.refused.add(step.name)
+    return taken
+
+
+def _may_gate(model: Model, name: str) -> bool:
+    return model.sites[name].can_gate and name not in model.options.keep_dense
+
+
+def _choices(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
+    """Return the forms of each layer that may be gated."""
+    isa, limits = ISAS[model.compiler.isa], (*LADDER[rule], FAR)
+    gated = {name: found for name, found in times.items() if found.closed}
+    middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
+    alone = _alone_losses(model, {name: times[name].form for name in times}, middle, rule, progress)
+    choices: dict[str, list[Choice]] = {}
+    for name, found in gated.items():
+        site, observed, form = model.sites[name], model.observations[name], gated_form(model.sites[name], found.form)
+        local = {
+            size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
+            for size in found.closed
+        }
+        scale = alone[name] / max(local[middle[name]][-1][1], 1e-30)
+        choices[name] = [
+            Choice(size, limit, scale * loss, closed + density * (found.opened[size] - closed))
+            for size, closed in found.closed.items()
+            for limit, (density, loss) in zip(limits, local[size], strict=True)
+        ]
+    return choices
+
+
+def _alone_losses(model: Model, exact: Forms, sizes: dict[str, int], rule: str, progress) -> dict[str, float]:
+    """Return the loss of the whole model behind one layer's little module alone, by layer."""
+    sized = model.sized(sizes)
+    gated = {name: gated_form(model.sites[name], exact[name]) for name in sizes}
+    variant = Fits(sized).variant(exact | gated, rule)
+    streams, opened = _probes(model.data.streams), dict.fromkeys(sizes, OPEN)
+    variant.set_limit(opened)
+    wanted = outputs_of(variant.library, streams)
+    power, found = power_of(wanted), {}
+    for i, name in enumerate(sizes):
+        progress("losses by layer", i, len(sizes))
+        variant.set_limit(opened | {name: FAR})
+        errors = [a - b for a, b in zip(outputs_of(variant.library, streams), wanted, strict=True)]
+        found[name] = mean_square(errors) / power
+    progress("losses by layer", len(sizes), len(sizes))
+    return found
+
+
+def _probes(streams: tuple[InputStream, ...]) -> tuple[InputStream, ...]:
+    """Return the beginnings of streams, `PROBE_CALLS` calls in all or somewhat more."""
+    streams = streams[:PROBE_CALLS]
+    return tuple(stream[: math.ceil(PROBE_CALLS / len(streams))] for stream in streams)

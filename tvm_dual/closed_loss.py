@@ -1,0 +1,70 @@
+"""What a gate leaves of a little module's error, by bound: computed from what the layer was observed to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import expit
+
+from schedules.conv2d_gated import default_gated_tile
+from schedules.conv2d_panels import panel_slices
+from schedules.cpu import Isa
+from schedules.panels import panel_size
+from schedules.quantize import stored_rows
+from tvm_dual.fitting import SiteFit
+from tvm_dual.gates import EFFORTS, thresholds
+from tvm_dual.observations import Observations
+from tvm_dual.sites import Site
+from tvm_dual.tile_gates import open_channels
+
+#: Observed vectors, or pixels, that are looked at.
+SAMPLES = 2000
+_NONLINEARITIES = {
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "sigmoid": expit,
+    "tanh": np.tanh,
+    None: lambda y: y,
+}
+
+
+def closed_loss(
+    site: Site, fit: SiteFit, observed: Observations, isa: Isa, rule: str, limits: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return density and loss of a gated layer without states at each of some bounds.
+
+    Parameters
+    ----------
+    site : Site
+        A dense layer or a convolution.
+    fit : SiteFit
+    observed : Observations
+    isa : Isa
+    rule : str
+    limits : sequence of float
+
+    Returns
+    -------
+    list of (float, float)
+        Open tiles / all tiles, or rows of a dense layer, and the mean over samples of the summed squares of what the
+        consumers' sums are off by.
+    """
+    x = observed.inputs[0][:SAMPLES]
+    module, added = fit.little.module, 0 if observed.residual is None else observed.residual[:SAMPLES]
+    (projection,) = module.projections
+    exact = x @ site.weight.T + site.bias + added
+    rough = (x @ projection.T - module.center) @ stored_rows(module.weight, module.bits).T + module.bias + added
+    after = _NONLINEARITIES[site.activation]
+    errors = ((after(exact) - after(rough)) * fit.weights) ** 2
+    found = []
+    for limit in limits:
+        table = thresholds(site, rule, limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        if site.conv:
+            size = panel_size(isa, site.conv.outputs, default_gated_tile(isa, site.conv).vectors)
+            opened, density = open_channels(table, rough, panel_slices(site.conv.outputs, size))
+        else:
+            opened = (rough > table[0]) & (rough < table[1])
+            density = float(opened.mean())
+        found.append((density, float((errors * ~opened).sum(axis=1).mean())))
+    return found
