@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d import ConvTile, default_tile
 from schedules.conv2d_bands import Bands, band_rows, heavy
-from schedules.conv2d_panels import panel_count
+from schedules.conv2d_panels import panel_count, panel_slices
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once, store_pixel
 from schedules.cpu import Isa
@@ -33,6 +33,11 @@ def default_gated_tile(isa: Isa, conv: Conv2d) -> ConvTile:
 def gate_size(isa: Isa, conv: Conv2d, tile: ConvTile) -> tuple[int, int]:
     """Return the panels, and the pixels of each, that a gate of this convolution decides on."""
     return panel_count(conv.outputs, panel_size(isa, conv.outputs, tile.vectors)), conv.output_size // conv.outputs
+
+
+def gate_panels(isa: Isa, conv: Conv2d) -> list[slice]:
+    """Return the channels of each tile that the gate of a convolution decides on."""
+    return panel_slices(conv.outputs, panel_size(isa, conv.outputs, default_gated_tile(isa, conv).vectors))
 
 
 def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):

@@ -3,66 +3,23 @@
 One bound for all layers opens some of them needlessly, because what an error of a layer does to the result differs
 from layer to layer by orders of magnitude. So each layer of a model without states is looked at by itself: every form
 that it may take (exact; behind a little module of some size, alone or gated at some bound) has a measured time
-(`tvm_dual.site_times`) and a loss, which is what the model's outputs are off by. Losses of several layers are taken to
-add up, as errors do that have nothing to do with each other. Then the best order to give quality away in is known
-without judging anything: step by step, the layer that saves most time for the loss it adds, which is the greedy
-solution of the knapsack problem with one choice for each item (Sinha and Zoltners, 1979). What is judged in the whole
-model is how many of the steps the budget allows.
+(`tvm_dual.site_times`) and a loss, which is what the model's outputs are off by. `tvm_dual.site_choices` puts the
+steps from form to form in order; what is judged in the whole model is how many of them the budget allows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from schedules.cpu import ISAS
-from schedules.quantize import round_up
-from tvm_dual.calibration import InputStream
-from tvm_dual.closed_loss import closed_loss
 from tvm_dual.gates import FAR, OPEN
-from tvm_dual.plan import Trial
-from tvm_dual.quality import Quality, mean_square, outputs_of, power_of
-from tvm_dual.search import LADDER, try_limit
-from tvm_dual.site_times import SiteTimes, time_sites
+from tvm_dual.plan import FineTuning, Trial
+from tvm_dual.quality import Quality
+from tvm_dual.search import try_limit
+from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
+from tvm_dual.site_times import time_sites
 from tvm_dual.variants import Fits, Forms, Model, Variant, gated_form, little_alone
-
-#: Sizes of little modules, as multiples of the options'.
-MULTIPLES = (1, 2, 4)
-#: Calls that a layer's loss is measured on.
-PROBE_CALLS = 96
-#: Added to a loss that something is divided by: far below what any quality budget is spent on.
-NO_LOSS = 1e-9
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One form of a layer.
-
-    Attributes
-    ----------
-    size : int
-        Directions of the little module, 0 without one.
-    limit : float
-        Bound of the gate; `FAR` is the little module alone.
-    loss : float
-        Mean square of what the model's outputs are off by, as a share of their own.
-    microseconds : float
-    """
-
-    size: int
-    limit: float
-    loss: float
-    microseconds: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """From one form of a layer to the next, and the time that it saves for the loss that it adds."""
-
-    name: str
-    choice: Choice
-    worth: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +34,19 @@ class Allocation:
         The fastest within the budget; None if that is `exact`.
     found : Trial or None
         Of `variant`.
+    fits : Fits or None
+        Little modules of `variant`.
     trials : tuple of Trial
+    finetuning : FineTuning or None
+        None if nothing was trained.
     """
 
     exact: Variant
     variant: Variant | None
     found: Trial | None
+    fits: Fits | None
     trials: tuple[Trial, ...]
+    finetuning: FineTuning | None = None
 
 
 def allocates(model: Model) -> bool:
@@ -112,49 +75,13 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     sizes = {name: sizes_of(model, name) for name in model.sites if _may_gate(model, name)}
     times = time_sites(model, sizes, progress)
     exact = Fits(model).variant({name: found.form for name, found in times.items()})
-    choices = _choices(model, rule, times, progress)
+    choices = choices_of(model, rule, times, progress)
     path = merged({name: steps(Choice(0, OPEN, 0.0, times[name].exact), found) for name, found in choices.items()})
     judged = _Judged(model, quality, exact.forms, rule, progress, math.ceil(math.log2(len(path) + 1)))
-    taken = _longest(path, judged)
-    for _ in range(model.options.search_steps):
-        taken = _one_more(path, taken, judged)
-    return Allocation(exact, *judged.best.get(_state(taken), (None, None)), tuple(judged.trials))
-
-
-def sizes_of(model: Model, name: str) -> tuple[int, ...]:
-    """Return the sizes of a layer's little module to choose from: one if the options name it."""
-    options, site = model.options, model.sites[name]
-    rows, inputs = site.weight.shape
-    least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
-    named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
-    lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
-    sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (MULTIPLES[:1] if named else MULTIPLES))
-    return tuple(size for i, size in enumerate(sizes) if i == 0 or size < min(inputs, rows))
-
-
-def steps(exact: Choice, choices: list[Choice]) -> list[tuple[Choice, float]]:
-    """Return the forms from `exact` on that are worth taking, each with the worth of the step to it, which falls.
-
-    They are the corners of the lower convex hull of time over loss.
-    """
-    at, found = exact, []
-    while faster := [choice for choice in choices if choice.microseconds < at.microseconds]:
-        best = max(faster, key=lambda choice: (_worth(at, choice), -choice.microseconds))
-        worth = _worth(at, best)
-        # Losses that are no losses make later steps look better than earlier ones.
-        found.append((best, min(worth, found[-1][1]) if found else worth))
-        at = best
-    return found
-
-
-def _worth(at: Choice, to: Choice) -> float:
-    return (at.microseconds - to.microseconds) / max(to.loss - at.loss, NO_LOSS)
-
-
-def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
-    """Return the steps of all layers, the most worthwhile first."""
-    every = [Step(name, choice, worth) for name, found in by_site.items() for choice, worth in found]
-    return sorted(every, key=lambda step: -step.worth)
+    taken, finetuning = _within_budget([], path, judged), None
+    if model.options.finetune_steps and taken:
+        taken, finetuning = _tuned(taken, path, judged)
+    return Allocation(exact, *judged.held.get(_state(taken), (None,) * 3), tuple(judged.trials), finetuning)
 
 
 class _Judged:
@@ -164,12 +91,27 @@ class _Judged:
         self._model, self._quality, self._exact, self._rule, self._progress = model, quality, exact, rule, progress
         self._expected = expected + model.options.search_steps
         self.trials: list[Trial] = []
-        self.best: dict[tuple, tuple[Variant, Trial]] = {}
-        #: Layers whose next step was too much.
-        self.refused: set[str] = set()
+        #: What the budget allowed, by the layers' last steps.
+        self.held: dict[tuple, tuple[Variant, Trial, Fits]] = {}
+        #: Whether little modules are trained.
+        self.tuned = False
+
+    @property
+    def finetune_steps(self) -> int:
+        """Steps of gradient descent of each little module."""
+        return self._model.options.finetune_steps
+
+    @property
+    def search_steps(self) -> int:
+        """How many single steps are tried in the end."""
+        return self._model.options.search_steps
 
     def holds(self, taken: list[Step]) -> bool:
         """Whether the quality budget allows these steps together."""
+        return self._quality.accepts(self.judge(taken).quality)
+
+    def judge(self, taken: list[Step]) -> Trial:
+        """Return what becomes of the model."""
         self._progress("bounds by layer", len(self.trials), max(self._expected, len(self.trials) + 1))
         state = dict(_state(taken))
         forms = dict(self._exact)
@@ -177,13 +119,15 @@ class _Judged:
             form = gated_form(self._model.sites[name], forms[name])
             forms[name] = little_alone(form) if choice.limit == FAR else form
         sized = self._model.sized({name: choice.size for name, choice in state.items()})
-        variant = Fits(sized).variant(forms, self._rule)
-        trial = try_limit(sized, self._quality, variant, {name: choice.limit for name, choice in state.items()})
+        fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}
+        if self.tuned:
+            fits.finetune(forms, limits, self._progress)
+        variant = fits.variant(forms, self._rule)
+        trial = try_limit(sized, self._quality, variant, limits)
         self.trials.append(trial)
-        accepted = self._quality.accepts(trial.quality)
-        if accepted:
-            self.best[_state(taken)] = (variant, trial)
-        return accepted
+        if self._quality.accepts(trial.quality):
+            self.held[_state(taken)] = (variant, trial, fits)
+        return trial
 
 
 def _state(taken: list[Step]) -> tuple[tuple[str, Choice], ...]:
@@ -191,75 +135,42 @@ def _state(taken: list[Step]) -> tuple[tuple[str, Choice], ...]:
     return tuple(sorted({step.name: step.choice for step in taken}.items(), key=lambda item: item[0]))
 
 
-def _longest(path: list[Step], judged: _Judged) -> list[Step]:
-    """Return as many of the first steps as the budget allows."""
+def _within_budget(taken: list[Step], path: list[Step], judged: _Judged) -> list[Step]:
+    """Return `taken` with as many of the steps of `path` as the budget allows, and then some single ones."""
     held, failed = 0, len(path) + 1
     while failed - held > 1:
         middle = (held + failed) // 2
-        if judged.holds(path[:middle]):
+        if judged.holds([*taken, *path[:middle]]):
             held = middle
         else:
             failed = middle
-    judged.refused |= {step.name for step in path[held : held + 1]}
-    return path[:held]
-
-
-def _one_more(path: list[Step], taken: list[Step], judged: _Judged) -> list[Step]:
-    """Return `taken` with one more step if the budget allows that: the best one of a layer that was not refused."""
-    step = next((step for step in path if step not in taken and step.name not in judged.refused), None)
-    if step is None:
-        return taken
-    if judged.holds([*taken, step]):
-        return [*taken, step]
-    judged.refused.add(step.name)
+    taken, rest = [*taken, *path[:held]], path[held:]
+    # The next step is too much; those of other layers may not be.
+    refused = {step.name for step in rest[:1]}
+    for _ in range(judged.search_steps):
+        step = next((step for step in rest if step not in taken and step.name not in refused), None)
+        if step is None:
+            break
+        if judged.holds([*taken, step]):
+            taken = [*taken, step]
+        else:
+            refused.add(step.name)
     return taken
+
+
+def _tuned(taken: list[Step], path: list[Step], judged: _Judged) -> tuple[list[Step], FineTuning]:
+    """Go on with trained little modules if they judge better; return the steps that the budget allows."""
+    before = judged.held[_state(taken)]
+    closed, judged.tuned = before[1], True
+    tuned = judged.judge(taken)
+    found = FineTuning(judged.finetune_steps, closed, tuned)
+    if not found.kept:
+        judged.held[_state(taken)] = before
+        return taken, found
+    taken = _within_budget(taken, [step for step in path if step not in taken], judged)
+    in_budget = judged.held[_state(taken)][1]
+    return taken, replace(found, closed_form_in_budget=closed, tuned_in_budget=in_budget)
 
 
 def _may_gate(model: Model, name: str) -> bool:
     return model.sites[name].can_gate and name not in model.options.keep_dense
-
-
-def _choices(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
-    """Return the forms of each layer that may be gated."""
-    isa, limits = ISAS[model.compiler.isa], (*LADDER[rule], FAR)
-    gated = {name: found for name, found in times.items() if found.closed}
-    middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
-    alone = _alone_losses(model, {name: times[name].form for name in times}, middle, rule, progress)
-    choices: dict[str, list[Choice]] = {}
-    for name, found in gated.items():
-        site, observed, form = model.sites[name], model.observations[name], gated_form(model.sites[name], found.form)
-        local = {
-            size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
-            for size in found.closed
-        }
-        scale = alone[name] / max(local[middle[name]][-1][1], 1e-30)
-        choices[name] = [
-            Choice(size, limit, scale * loss, closed + density * (found.opened[size] - closed))
-            for size, closed in found.closed.items()
-            for limit, (density, loss) in zip(limits, local[size], strict=True)
-        ]
-    return choices
-
-
-def _alone_losses(model: Model, exact: Forms, sizes: dict[str, int], rule: str, progress) -> dict[str, float]:
-    """Return the loss of the whole model behind one layer's little module alone, by layer."""
-    sized = model.sized(sizes)
-    gated = {name: gated_form(model.sites[name], exact[name]) for name in sizes}
-    variant = Fits(sized).variant(exact | gated, rule)
-    streams, opened = _probes(model.data.streams), dict.fromkeys(sizes, OPEN)
-    variant.set_limit(opened)
-    wanted = outputs_of(variant.library, streams)
-    power, found = power_of(wanted), {}
-    for i, name in enumerate(sizes):
-        progress("losses by layer", i, len(sizes))
-        variant.set_limit(opened | {name: FAR})
-        errors = [a - b for a, b in zip(outputs_of(variant.library, streams), wanted, strict=True)]
-        found[name] = mean_square(errors) / power
-    progress("losses by layer", len(sizes), len(sizes))
-    return found
-
-
-def _probes(streams: tuple[InputStream, ...]) -> tuple[InputStream, ...]:
-    """Return the beginnings of streams, `PROBE_CALLS` calls in all or somewhat more."""
-    streams = streams[:PROBE_CALLS]
-    return tuple(stream[: math.ceil(PROBE_CALLS / len(streams))] for stream in streams)

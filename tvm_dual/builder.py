@@ -115,8 +115,8 @@ def finetune(
 ) -> DualLibrary:
     """Build as `build` does, with little modules trained under the gate where that judges better.
 
-    What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers; the model
-    itself stays as it is. Trained modules are used if they judge better than the closed form that they
+    What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers and convolutions; the
+    model itself stays as it is. Trained modules are used if they judge better than the closed form that they
     started from; the report compares the two.
 
     Parameters

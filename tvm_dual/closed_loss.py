@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit
 
-from schedules.conv2d_gated import default_gated_tile
-from schedules.conv2d_panels import panel_slices
+from schedules.conv2d_gated import gate_panels
 from schedules.cpu import Isa
-from schedules.panels import panel_size
 from schedules.quantize import stored_rows
 from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import EFFORTS, thresholds
@@ -61,8 +59,7 @@ def closed_loss(
     for limit in limits:
         table = thresholds(site, rule, limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
         if site.conv:
-            size = panel_size(isa, site.conv.outputs, default_gated_tile(isa, site.conv).vectors)
-            opened, density = open_channels(table, rough, panel_slices(site.conv.outputs, size))
+            opened, density = open_channels(table, rough, gate_panels(isa, site.conv))
         else:
             opened = (rough > table[0]) & (rough < table[1])
             density = float(opened.mean())

@@ -56,7 +56,7 @@ def unit_weights(site: Site, sites: dict[str, Site]) -> np.ndarray:
 
 def gate_factors(kind: str, factors: Mapping[str, float]) -> np.ndarray:
     """Return what each gate's bound is multiplied by, ``(gates,)``; gates that are not named have 1."""
-    return np.array([factors.get(gate, 1.0) for gate in GATES[kind]])
+    return np.array([factors.get(gate, 1.0) for gate in GATES.get(kind, ("",))])
 
 
 def thresholds(

@@ -44,8 +44,8 @@ class AdvancedOptions:
         Share of the gated rows to close on the calibration data, up to 1, instead of a quality budget: no
         bound is searched, and the report says what quality results.
     finetune_steps : int
-        Steps of gradient descent on the little modules of gated recurrent sites (`tvm_dual.finetuning`); 0
-        keeps the closed form. The result is used if it judges better. Needs torch.
+        Steps of gradient descent on the little modules of gated recurrent sites and convolutions
+        (`tvm_dual.finetuning`); 0 keeps the closed form. The result is used if it judges better. Needs torch.
     search_steps : int
         Refinements of the bound after the first bracket, each costing one ``evaluate``.
     """

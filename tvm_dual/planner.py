@@ -62,12 +62,13 @@ def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
     """Return the library of a model whose layers have bounds of their own, if that beats the exact forms."""
     result = allocate(model, quality, progress)
     exact, best = result.exact, result.variant
+    searched = {"trials": result.trials, "finetuning": result.finetuning}
     if best is not None:
         exact_time, time = median_microseconds([exact.library, best.library], model.longest)
         if time <= WORTH * exact_time:
-            plan = _plan(best.model, quality, best, result.found, trials=result.trials)
-            return _final(Fits(best.model), best, result.found.bounds, plan)
-    plan = _plan(model, quality, exact, None, trials=result.trials)
+            plan = _plan(best.model, quality, best, result.found, **searched)
+            return _final(result.fits, best, result.found.bounds, plan)
+    plan = _plan(model, quality, exact, None, **searched)
     _check_exact(quality, plan)
     return _final(Fits(model), exact, None, plan)
 
@@ -123,7 +124,8 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     model = replace(model, options=options).sized(sizes)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
-        fits.finetune(forms, trained.tuned.limit, progress)
+        by_site = {name: limits.get(name, FAR) for name in planned}
+        fits.finetune(forms, by_site if trained.tuned.limits else trained.tuned.limit, progress)
     variant = fits.variant(forms, rules.pop())
     found = None if limit is None else try_limit(model, quality, variant, limit)
     return _final(fits, variant, limit, _plan(model, quality, variant, found, finetuning=trained))

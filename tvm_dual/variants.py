@@ -113,8 +113,8 @@ class Fits:
         closed = self._closed_form(name, forms)
         return self._model.known.get(self._tuned(name, forms), closed) if self._uses_tuned else closed
 
-    def finetune(self, forms: Forms, limit: float, progress: Callable[[str, int, int], None]) -> bool:
-        """Train the little modules of recurrent sites around the bound `limit`, once; say if there are any."""
+    def finetune(self, forms: Forms, limit: Limits, progress: Callable[[str, int, int], None]) -> bool:
+        """Train little modules around the bound `limit`, or one by site, each once; say if there are any."""
         model, steps = self._model, self._model.options.finetune_steps
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
@@ -122,8 +122,10 @@ class Fits:
                 continue
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
-                limits = limit * gate_factors(site.kind, model.options.gate_factors)
-                model.known[key] = finetune(site, self._closed_form(name, form), observed, limits, steps, report)
+                limits = limit[name] if isinstance(limit, Mapping) else limit
+                limits = limits * gate_factors(site.kind, model.options.gate_factors)
+                closed, isa = self._closed_form(name, form), ISAS[model.compiler.isa]
+                model.known[key] = finetune(site, closed, observed, limits, steps, report, isa=isa)
             self._uses_tuned = True
         return self._uses_tuned
 

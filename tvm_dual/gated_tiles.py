@@ -1,0 +1,86 @@
+"""Convolutions under the gate, in PyTorch: what fine-tuning runs, pixel by pixel what the kernels compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from relay_passes.products import LittleModule
+from schedules.conv2d_gated import gate_panels
+from schedules.cpu import Isa
+from tvm_dual.fitting import SiteFit
+from tvm_dual.gates import EFFORTS, thresholds
+from tvm_dual.observations import Observations
+from tvm_dual.sites import Site
+
+
+class GatedTiles:
+    """A convolution whose big module is frozen, whose little module can be trained, gated by the damage rule.
+
+    Attributes
+    ----------
+    parameters : list of torch.Tensor
+        Of the little module: projection, rows, bias.
+    """
+
+    def __init__(self, torch, site: Site, fit: SiteFit, observed: Observations, isa: Isa) -> None:
+        """Take the weights of `site`, what it read, and its closed form to start from."""
+        self._torch, self._site, self._fit, self._little = torch, site, fit, fit.little.module
+        (x,) = observed.inputs
+        added = np.float32(0) if observed.residual is None else observed.residual
+        self._x, self._added = torch.from_numpy(x), torch.from_numpy(np.broadcast_to(added, (len(x), len(site.bias))))
+        self._exact = torch.from_numpy(x @ site.weight.T + site.bias + added)
+        self._center = torch.from_numpy(self._little.center)
+        self._panels = gate_panels(isa, site.conv)
+        arrays = (*self._little.projections, self._little.weight, self._little.bias)
+        self.parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
+
+    @property
+    def pixels(self) -> int:
+        """Number of observed pixels."""
+        return len(self._x)
+
+    def module(self) -> LittleModule:
+        """Return the little module as it is now."""
+        projection, rows, bias = (parameter.detach().numpy() for parameter in self.parameters)
+        return replace(self._little, projections=(projection,), weight=rows, bias=bias)
+
+    def errors(self, pixels, limit: float):
+        """Return what the layer is off by behind the gate.
+
+        Parameters
+        ----------
+        pixels : torch.Tensor, int64, (n,)
+            Which of the observed ones.
+        limit : float
+            Bound of the damage rule.
+
+        Returns
+        -------
+        torch.Tensor, float32, (n, channels)
+        """
+        torch, linear = self._torch, self._torch.nn.functional.linear
+        projection, rows, bias = self.parameters
+        exact, added = self._exact[pixels], self._added[pixels]
+        rough = linear(linear(self._x[pixels], projection) - self._center, rows, bias) + added
+        with torch.no_grad():
+            opened = self._open(rough, limit)
+        return self._after(torch.where(opened, exact, rough)) - self._after(exact)
+
+    def _open(self, sums, limit: float):
+        site, fit = self._site, self._fit
+        a, b, d = (
+            self._torch.from_numpy(row)
+            for row in thresholds(site, "damage", limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        )
+        harms, opened = (d * (a * sums + b).clamp(0, 1)) ** 2, self._torch.zeros(sums.shape, dtype=bool)
+        for panel in self._panels:
+            opened[:, panel] |= (harms[:, panel].sum(dim=1) > 1)[:, None]
+        return opened
+
+    def _after(self, sums):
+        torch, kind = self._torch, self._site.activation
+        if kind == "relu6":
+            return sums.clamp(0, 6)
+        return sums if kind is None else getattr(torch, kind)(sums)

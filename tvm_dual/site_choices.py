@@ -1,0 +1,140 @@
+"""The forms that each layer may take, with time and loss, and the order in which to take them.
+
+Losses of several layers are taken to add up, as errors do that have nothing to do with each other. Then the best order
+to give quality away in is known without judging anything: step by step, the layer that saves most time for the loss
+it adds, which is the greedy solution of the knapsack problem with one choice for each item (Sinha and Zoltners, 1979).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from schedules.cpu import ISAS
+from schedules.quantize import round_up
+from tvm_dual.calibration import InputStream
+from tvm_dual.closed_loss import closed_loss
+from tvm_dual.gates import FAR, OPEN
+from tvm_dual.quality import mean_square, outputs_of, power_of
+from tvm_dual.search import LADDER
+from tvm_dual.site_times import SiteTimes
+from tvm_dual.variants import Fits, Forms, Model, gated_form
+
+#: Sizes of little modules, as multiples of the options'.
+MULTIPLES = (1, 2, 4)
+#: Calls that a layer's loss is measured on.
+PROBE_CALLS = 96
+#: Added to a loss that something is divided by: far below what any quality budget is spent on.
+NO_LOSS = 1e-9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form of a layer.
+
+    Attributes
+    ----------
+    size : int
+        Directions of the little module, 0 without one.
+    limit : float
+        Bound of the gate; `FAR` is the little module alone.
+    loss : float
+        Mean square of what the model's outputs are off by, as a share of their own.
+    microseconds : float
+    """
+
+    size: int
+    limit: float
+    loss: float
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one form of a layer to the next, and the time that it saves for the loss that it adds."""
+
+    name: str
+    choice: Choice
+    worth: float
+
+
+def sizes_of(model: Model, name: str) -> tuple[int, ...]:
+    """Return the sizes of a layer's little module to choose from: one if the options name it."""
+    options, site = model.options, model.sites[name]
+    rows, inputs = site.weight.shape
+    least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
+    named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
+    lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
+    sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (MULTIPLES[:1] if named else MULTIPLES))
+    return tuple(size for i, size in enumerate(sizes) if i == 0 or size < min(inputs, rows))
+
+
+def steps(exact: Choice, choices: list[Choice]) -> list[tuple[Choice, float]]:
+    """Return the forms from `exact` on that are worth taking, each with the worth of the step to it, which falls.
+
+    They are the corners of the lower convex hull of time over loss.
+    """
+    at, found = exact, []
+    while faster := [choice for choice in choices if choice.microseconds < at.microseconds]:
+        best = max(faster, key=lambda choice: (_worth(at, choice), -choice.microseconds))
+        worth = _worth(at, best)
+        # Losses that are no losses make later steps look better than earlier ones.
+        found.append((best, min(worth, found[-1][1]) if found else worth))
+        at = best
+    return found
+
+
+def _worth(at: Choice, to: Choice) -> float:
+    return (at.microseconds - to.microseconds) / max(to.loss - at.loss, NO_LOSS)
+
+
+def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
+    """Return the steps of all layers, the most worthwhile first."""
+    every = [Step(name, choice, worth) for name, found in by_site.items() for choice, worth in found]
+    return sorted(every, key=lambda step: -step.worth)
+
+
+def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
+    """Return the forms of each layer that may be gated."""
+    isa, limits = ISAS[model.compiler.isa], (*LADDER[rule], FAR)
+    gated = {name: found for name, found in times.items() if found.closed}
+    middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
+    alone = _alone_losses(model, {name: times[name].form for name in times}, middle, rule, progress)
+    choices: dict[str, list[Choice]] = {}
+    for name, found in gated.items():
+        site, observed, form = model.sites[name], model.observations[name], gated_form(model.sites[name], found.form)
+        local = {
+            size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
+            for size in found.closed
+        }
+        scale = alone[name] / max(local[middle[name]][-1][1], 1e-30)
+        choices[name] = [
+            Choice(size, limit, scale * loss, closed + density * (found.opened[size] - closed))
+            for size, closed in found.closed.items()
+            for limit, (density, loss) in zip(limits, local[size], strict=True)
+        ]
+    return choices
+
+
+def _alone_losses(model: Model, exact: Forms, sizes: dict[str, int], rule: str, progress) -> dict[str, float]:
+    """Return the loss of the whole model behind one layer's little module alone, by layer."""
+    sized = model.sized(sizes)
+    gated = {name: gated_form(model.sites[name], exact[name]) for name in sizes}
+    variant = Fits(sized).variant(exact | gated, rule)
+    streams, opened = _probes(model.data.streams), dict.fromkeys(sizes, OPEN)
+    variant.set_limit(opened)
+    wanted = outputs_of(variant.library, streams)
+    power, found = power_of(wanted), {}
+    for i, name in enumerate(sizes):
+        progress("losses by layer", i, len(sizes))
+        variant.set_limit(opened | {name: FAR})
+        errors = [a - b for a, b in zip(outputs_of(variant.library, streams), wanted, strict=True)]
+        found[name] = mean_square(errors) / power
+    progress("losses by layer", len(sizes), len(sizes))
+    return found
+
+
+def _probes(streams: tuple[InputStream, ...]) -> tuple[InputStream, ...]:
+    """Return the beginnings of streams, `PROBE_CALLS` calls in all or somewhat more."""
+    streams = streams[:PROBE_CALLS]
+    return tuple(stream[: math.ceil(PROBE_CALLS / len(streams))] for stream in streams)
