@@ -16,6 +16,7 @@ from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.panels import panel_size
+from schedules.quantize import round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, after, convolutions, operands, reference
 
@@ -69,7 +70,7 @@ def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, sha
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("pixels, outputs, size", [(1, 16, 16), (9, 40, 16), (37, 24, 24), (64, 19, 16)])
 def test_the_gate_sums_over_the_channels_of_a_panel(isa, threads, pixels, outputs, size, residual):
-    size = max(size, isa.lanes)
+    size = round_up(size, isa.lanes)
     outputs, panels = max(outputs, size), -(-max(outputs, size) // size)
     rng = np.random.default_rng(0)
     sums = rng.standard_normal((pixels, outputs)).astype("float32")
