@@ -18,8 +18,8 @@ from tvm_dual.plan import FineTuning, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
-from tvm_dual.site_times import time_sites
-from tvm_dual.variants import Fits, Forms, Model, Variant, gated_form, little_alone
+from tvm_dual.site_times import SiteTimes, time_sites
+from tvm_dual.variants import Fits, Model, Variant, little_alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     exact = Fits(model).variant({name: found.form for name, found in times.items()})
     choices = choices_of(model, rule, times, progress)
     path = merged({name: steps(Choice(0, OPEN, 0.0, times[name].exact), found) for name, found in choices.items()})
-    judged = _Judged(model, quality, exact.forms, rule, progress, math.ceil(math.log2(len(path) + 1)))
+    judged = _Judged(model, quality, times, rule, progress, math.ceil(math.log2(len(path) + 1)))
     taken, finetuning = _within_budget([], path, judged), None
     if model.options.finetune_steps and taken:
         taken, finetuning = _tuned(taken, path, judged)
@@ -87,8 +87,10 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
 class _Judged:
     """Judges lists of steps, each list once."""
 
-    def __init__(self, model: Model, quality: Quality, exact: Forms, rule: str, progress, expected: int) -> None:
-        self._model, self._quality, self._exact, self._rule, self._progress = model, quality, exact, rule, progress
+    def __init__(
+        self, model: Model, quality: Quality, times: dict[str, SiteTimes], rule: str, progress, expected: int
+    ) -> None:
+        self._model, self._quality, self._times, self._rule, self._progress = model, quality, times, rule, progress
         self._expected = expected + model.options.search_steps
         self.trials: list[Trial] = []
         #: What the budget allowed, by the layers' last steps.
@@ -114,9 +116,9 @@ class _Judged:
         """Return what becomes of the model."""
         self._progress("bounds by layer", len(self.trials), max(self._expected, len(self.trials) + 1))
         state = dict(_state(taken))
-        forms = dict(self._exact)
+        forms = {name: found.form for name, found in self._times.items()}
         for name, choice in state.items():
-            form = gated_form(self._model.sites[name], forms[name])
+            form = self._times[name].gated
             forms[name] = little_alone(form) if choice.limit == FAR else form
         sized = self._model.sized({name: choice.size for name, choice in state.items()})
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}

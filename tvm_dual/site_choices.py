@@ -18,7 +18,7 @@ from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
 from tvm_dual.site_times import SiteTimes
-from tvm_dual.variants import Fits, Forms, Model, gated_form
+from tvm_dual.variants import Fits, Model
 
 #: Sizes of little modules, as multiples of the options'.
 MULTIPLES = (1, 2, 4)
@@ -99,10 +99,10 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
     isa, limits = ISAS[model.compiler.isa], (*LADDER[rule], FAR)
     gated = {name: found for name, found in times.items() if found.closed}
     middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
-    alone = _alone_losses(model, {name: times[name].form for name in times}, middle, rule, progress)
+    alone = _alone_losses(model, times, middle, rule, progress)
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
-        site, observed, form = model.sites[name], model.observations[name], gated_form(model.sites[name], found.form)
+        site, observed, form = model.sites[name], model.observations[name], found.gated
         local = {
             size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
             for size in found.closed
@@ -116,11 +116,13 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
     return choices
 
 
-def _alone_losses(model: Model, exact: Forms, sizes: dict[str, int], rule: str, progress) -> dict[str, float]:
+def _alone_losses(
+    model: Model, times: dict[str, SiteTimes], sizes: dict[str, int], rule: str, progress
+) -> dict[str, float]:
     """Return the loss of the whole model behind one layer's little module alone, by layer."""
     sized = model.sized(sizes)
-    gated = {name: gated_form(model.sites[name], exact[name]) for name in sizes}
-    variant = Fits(sized).variant(exact | gated, rule)
+    forms = {name: found.gated if name in sizes else found.form for name, found in times.items()}
+    variant = Fits(sized).variant(forms, rule)
     streams, opened = _probes(model.data.streams), dict.fromkeys(sizes, OPEN)
     variant.set_limit(opened)
     wanted = outputs_of(variant.library, streams)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_dual.gates import FAR, OPEN, thresholds
+from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
-from tvm_dual.variants import Fits, Forms, Model, exact_form, gated_form
+from tvm_dual.sites import Site
+from tvm_dual.variants import Fits, Model, exact_form, gated_form
 
 #: Turns of every layer in every form, at most; after `SECONDS`, as few as `FEWEST`.
 TURNS, FEWEST, SECONDS = 24, 4, 10.0
@@ -33,12 +34,15 @@ class SiteTimes:
         The fastest exact form.
     exact : float
         In that form.
+    gated : tuple of str
+        The form with a gate; as `form` if there is none.
     closed, opened : dict of float
         Gated, with no tile or row open, and with all of them, by directions of the little module.
     """
 
     form: tuple[str, str]
     exact: float
+    gated: tuple[str, str]
     closed: dict[int, float]
     opened: dict[int, float]
 
@@ -61,49 +65,78 @@ def time_sites(
     progress : callable
         Called with ``(phase, done, total)``.
     """
-    total, done = len(model.sites) + sum(map(len, sizes.values())), 0
-
-    def compiled(name: str, form: tuple[str, str], size: int | None = None) -> list[_Entry]:
-        nonlocal done
-        progress("layers alone", done, total)
-        done += 1
-        site, littles, spreads, limits = model.sites[name], {}, {}, [None]
-        if size is not None:
-            fit = Fits(model.sized({name: size})).fit(name, form)
-            littles, spreads, limits = {name: fit.little}, {name: fit.spread}, [FAR, OPEN]
-        forms = model.site_forms({name: form}, "damage")
-        library = model.compiler.of_site(name).compile(forms, littles, spreads)
-        tables = [
-            {} if limit is None else {name: thresholds(site, "damage", limit, fit.spread, fit.weights)[3:4]}
-            for limit in limits
-        ]
-        return [(library, table) for table in tables]
-
+    told = _Told(progress, len(model.sites) + sum(map(len, sizes.values())))
     skips = {name: (False, True) if site.nonnegative else (False,) for name, site in model.sites.items()}
     exact = {
-        name: [entry for skip in skips[name] for entry in compiled(name, exact_form(site, skip))]
+        name: [told(_exact, model, name, exact_form(site, skip)) for skip in skips[name]]
         for name, site in model.sites.items()
     }
     times = _in_turns(model, exact)
-    forms: Forms = {
-        name: exact_form(model.sites[name], skips[name][int(np.argmin(found))]) for name, found in times.items()
+    forms = {name: exact_form(model.sites[name], skips[name][int(np.argmin(found))]) for name, found in times.items()}
+    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes}
+    # Which form a little module's projection has is seen at its smallest size.
+    first = {
+        name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
+        for name, found in candidates.items()
     }
-    gated = {
-        name: [entry for k in sizes[name] for entry in compiled(name, gated_form(model.sites[name], forms[name]), k)]
-        for name in sizes
-        if "rows" in gated_form(model.sites[name], forms[name])
+    least = _in_turns(model, first)
+    gated = {name: found[int(np.argmin(least[name][::2]))] for name, found in candidates.items() if found}
+    others = {
+        name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, form, size)]
+        for name, form in gated.items()
     }
-    found = _in_turns(model, gated)
-    progress("layers alone", total, total)
-    return {
-        name: SiteTimes(
-            forms[name],
-            min(times[name]),
-            dict(zip(sizes.get(name, ()), found.get(name, [])[::2], strict=False)),
-            dict(zip(sizes.get(name, ()), found.get(name, [])[1::2], strict=False)),
-        )
-        for name in model.sites
-    }
+    rest = _in_turns(model, others)
+    told.finish()
+    result = {}
+    for name, form in forms.items():
+        chosen = gated.get(name, form)
+        closed, opened = [], []
+        if name in gated:
+            at = 2 * candidates[name].index(chosen)
+            closed = [least[name][at], *rest[name][::2]]
+            opened = [least[name][at + 1], *rest[name][1::2]]
+        by_size = (dict(zip(sizes[name], found, strict=True)) if found else {} for found in (closed, opened))
+        result[name] = SiteTimes(form, min(times[name]), chosen, *by_size)
+    return result
+
+
+class _Told:
+    """Calls functions, and says how many."""
+
+    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, function: Callable, *arguments):
+        self._progress("layers alone", self._done, max(self._total, self._done + 1))
+        self._done += 1
+        return function(*arguments)
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        self._progress("layers alone", self._done, self._done)
+
+
+def _gated_forms(site: Site, exact: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the forms with a gate that may be fastest."""
+    form = gated_form(site, exact)
+    if "rows" not in form:
+        return []
+    # Of few channels, listing nonzero inputs may take longer than what it spares.
+    return [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
+
+
+def _exact(model: Model, name: str, form: tuple[str, str]) -> _Entry:
+    return model.compiler.of_site(name).compile(model.site_forms({name: form})), {}
+
+
+def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
+    """Return the layer with every tile or row closed, and with all of them open."""
+    fit, site = Fits(model.sized({name: size})).fit(name, form), model.sites[name]
+    forms = model.site_forms({name: form}, "damage")
+    library = model.compiler.of_site(name).compile(forms, {name: fit.little}, {name: fit.spread})
+    at = EFFORTS.index(1.0)
+    tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in (FAR, OPEN))
+    return [(library, {name: table}) for table in tables]
 
 
 def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, list[float]]:
