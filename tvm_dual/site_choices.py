@@ -96,7 +96,7 @@ def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
 
 def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
     """Return the forms of each layer that may be gated."""
-    isa, limits = ISAS[model.compiler.isa], (*LADDER[rule], FAR)
+    isa, limits = ISAS[model.compiler.isa], (FAR, *LADDER[rule])
     gated = {name: found for name, found in times.items() if found.closed}
     middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
     alone = _alone_losses(model, times, middle, rule, progress)
@@ -107,13 +107,20 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
             size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
             for size in found.closed
         }
-        scale = alone[name] / max(local[middle[name]][-1][1], 1e-30)
+        scale = alone[name] / max(local[middle[name]][0][1], 1e-30)
         choices[name] = [
-            Choice(size, limit, scale * loss, closed + density * (found.opened[size] - closed))
-            for size, closed in found.closed.items()
+            Choice(size, limit, scale * loss, _time(found, size, limit, density))
+            for size in found.closed
             for limit, (density, loss) in zip(limits, local[size], strict=True)
         ]
     return choices
+
+
+def _time(times: SiteTimes, size: int, limit: float, density: float) -> float:
+    """Return the microseconds of a layer: with a gate, in proportion to the share of open tiles or rows."""
+    if limit == FAR:
+        return times.alone[size]
+    return times.closed[size] + density * (times.opened[size] - times.closed[size])
 
 
 def _alone_losses(

@@ -16,7 +16,7 @@ import numpy as np
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Model, exact_form, gated_form
+from tvm_dual.variants import Fits, Model, exact_form, gated_form, little_alone
 
 #: Turns of every layer in every form, at most; after `SECONDS`, as few as `FEWEST`.
 TURNS, FEWEST, SECONDS = 24, 4, 10.0
@@ -36,8 +36,8 @@ class SiteTimes:
         In that form.
     gated : tuple of str
         The form with a gate; as `form` if there is none.
-    closed, opened : dict of float
-        Gated, with no tile or row open, and with all of them, by directions of the little module.
+    closed, opened, alone : dict of float
+        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions.
     """
 
     form: tuple[str, str]
@@ -45,6 +45,7 @@ class SiteTimes:
     gated: tuple[str, str]
     closed: dict[int, float]
     opened: dict[int, float]
+    alone: dict[int, float]
 
 
 #: A library of one layer, and the thresholds to set before it is timed.
@@ -80,7 +81,7 @@ def time_sites(
         for name, found in candidates.items()
     }
     least = _in_turns(model, first)
-    gated = {name: found[int(np.argmin(least[name][::2]))] for name, found in candidates.items() if found}
+    gated = {name: found[int(np.argmin(least[name][::3]))] for name, found in candidates.items() if found}
     others = {
         name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, form, size)]
         for name, form in gated.items()
@@ -90,12 +91,11 @@ def time_sites(
     result = {}
     for name, form in forms.items():
         chosen = gated.get(name, form)
-        closed, opened = [], []
+        by_size = [{}, {}, {}]
         if name in gated:
-            at = 2 * candidates[name].index(chosen)
-            closed = [least[name][at], *rest[name][::2]]
-            opened = [least[name][at + 1], *rest[name][1::2]]
-        by_size = (dict(zip(sizes[name], found, strict=True)) if found else {} for found in (closed, opened))
+            at = 3 * candidates[name].index(chosen)
+            every = [*least[name][at : at + 3], *rest[name]]
+            by_size = [dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3)]
         result[name] = SiteTimes(form, min(times[name]), chosen, *by_size)
     return result
 
@@ -130,13 +130,14 @@ def _exact(model: Model, name: str, form: tuple[str, str]) -> _Entry:
 
 
 def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
-    """Return the layer with every tile or row closed, and with all of them open."""
+    """Return the layer with every tile or row closed, with all of them open, and behind the little module alone."""
     fit, site = Fits(model.sized({name: size})).fit(name, form), model.sites[name]
-    forms = model.site_forms({name: form}, "damage")
-    library = model.compiler.of_site(name).compile(forms, {name: fit.little}, {name: fit.spread})
+    compiler, littles = model.compiler.of_site(name), ({name: fit.little}, {name: fit.spread})
+    library = compiler.compile(model.site_forms({name: form}, "damage"), *littles)
+    alone = compiler.compile(model.site_forms({name: little_alone(form)}), *littles)
     at = EFFORTS.index(1.0)
     tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in (FAR, OPEN))
-    return [(library, {name: table}) for table in tables]
+    return [*((library, {name: table}) for table in tables), (alone, {})]
 
 
 def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, list[float]]:
