@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from schedules.cpu import ISAS
+from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import allocates
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
@@ -23,31 +22,9 @@ from tvm_dual.variants import Fits, exact_form, gated_form, mode_form
 EXACT = Choice(0, OPEN, 0.0, 10.0)
 
 
-class Blocks(nn.Module):
-    """Convolutions in a row and around an addition, and a dense layer; weights of few directions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
-        self.third, self.fourth = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
-        self.head = nn.Linear(64, 10)
-        for layer in (self.second, self.third, self.fourth):
-            rows = layer.weight.data.reshape(64, -1)
-            u, s, v = torch.linalg.svd(rows, full_matrices=False)
-            layer.weight.data = (u * s * 0.7 ** torch.arange(64) @ v).reshape(layer.weight.shape) * 3
-
-    def forward(self, x):
-        y = torch.relu(self.second(torch.relu(self.first(x))))
-        y = torch.relu(self.fourth(torch.relu(self.third(y))) + y)
-        return self.head(y.mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def builder() -> Builder:
-    torch.manual_seed(0)
-    images = np.random.default_rng(0).standard_normal((40, 3, 12, 11)).astype("float32")
-    images[:, :, 6:] *= 0.1
-    return Builder(Blocks().eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),))
+    return blocks_builder()
 
 
 def test_steps_are_the_corners_of_the_hull():
@@ -146,3 +123,15 @@ def test_bounds_differ_by_layer_at_every_effort(builder):
 def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
     library = builder.build("fp32", options=AdvancedOptions(search_steps=0), max_drop=0.0)
     assert {site.input for site in library.report.plan.sites} <= {"dense", "columns"}
+
+
+def test_trained_little_modules_go_on_from_where_closed_forms_end(builder):
+    options = AdvancedOptions(dimension_share=0.25, search_steps=1, finetune_steps=30)
+    library = builder.build("fp32", options=options, max_drop=0.2)
+    plan, found = library.report.plan, library.report.plan.finetuning
+    assert found.steps == 30 and found.closed_form.limits == found.tuned.limits
+    assert any(site.tuned for site in plan.sites) == found.kept
+    assert plan.quality >= plan.dense_quality - 0.2 and Plan.from_json(plan.to_json()) == plan
+    again = builder.build("fp32", options=options, plan=plan)
+    for call in builder.model("fp32").data.streams[0][:3]:
+        np.testing.assert_allclose(again(*call), library(*call), rtol=1e-5, atol=1e-6)
