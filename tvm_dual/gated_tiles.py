@@ -28,8 +28,8 @@ class GatedTiles:
         """Take the weights of `site`, what it read, and its closed form to start from."""
         self._torch, self._site, self._fit, self._little = torch, site, fit, fit.little.module
         (x,) = observed.inputs
-        added = np.float32(0) if observed.residual is None else observed.residual
-        self._x, self._added = torch.from_numpy(x), torch.from_numpy(np.broadcast_to(added, (len(x), len(site.bias))))
+        added = np.zeros((len(x), 1), "float32") if observed.residual is None else observed.residual
+        self._x, self._added = torch.from_numpy(x), torch.from_numpy(added)
         self._exact = torch.from_numpy(x @ site.weight.T + site.bias + added)
         self._center = torch.from_numpy(self._little.center)
         self._panels = gate_panels(isa, site.conv)
