@@ -9,20 +9,18 @@ from tvm import relax
 
 from relay_passes.products import LittleModule
 from relay_passes.step import StepBuilder
-from schedules.conv2d import conv2d, default_tile, pack_conv2d
+from schedules.conv2d import conv2d, pack_conv2d
 from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
+from schedules.conv2d_skip import conv2d_skip, pack_conv2d_skip
 from schedules.cpu import Isa
+from schedules.history import chosen_knobs
 from schedules.panels import panel_size
 from schedules.registry import kernel
 
-#: By form: kernel, tile and packing.
-_FORMS = {
-    "dense": (conv2d, default_tile, pack_conv2d),
-    "columns": (conv2d_skip, default_skip_tile, pack_conv2d_skip),
-}
+#: By form: kernel and packing.
+_FORMS = {"dense": (conv2d, pack_conv2d), "columns": (conv2d_skip, pack_conv2d_skip)}
 
 
 class Conv2dStages:
@@ -55,7 +53,8 @@ class Conv2dStages:
 
     def gated(self, weight, bias, x, residual: relax.Var | None, opened: relax.Var, sums: relax.Var) -> relax.Var:
         """Return the convolution in open tiles, what `sums` come to in closed ones."""
-        tile = default_gated_tile(self._isa, self._conv)
+        # Tuning leaves the panels as they are, which the gate decides on.
+        tile = chosen_knobs("conv2d_gated", self._isa, self._conv.geometry, self._threads)
         packed = self._operands("", pack_conv2d(self._isa, tile, weight, bias), residual)
         stage = kernel(gated_conv2d, self._isa, self._conv, tile, self._threads)
         return self._step.call("gated_conv2d", stage, x, *packed, opened, sums)
@@ -73,8 +72,8 @@ class Conv2dStages:
         return self._exact("dense", spread, "little_", rows, module.bias, projected, residual)
 
     def _exact(self, form: str, conv: Conv2d, name: str, weight, bias, x, residual: relax.Var | None) -> relax.Var:
-        builder, choose_tile, pack = _FORMS[form]
-        tile = choose_tile(self._isa, conv)
+        builder, pack = _FORMS[form]
+        tile = chosen_knobs(builder.__name__, self._isa, conv.geometry, self._threads)
         operands = self._operands(name, pack(self._isa, tile, weight, bias), residual)
         stage = kernel(builder, self._isa, conv, tile, self._threads)
         return self._step.call(f"{name}{builder.__name__}", stage, x, *operands)

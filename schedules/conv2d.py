@@ -8,8 +8,6 @@ in L2 while all tiles of a band pass is taken a few kernel rows at a time, and s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from tvm.script import tirx as T
 
@@ -18,27 +16,11 @@ from schedules.conv2d_panels import pack_panels, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
 from schedules.cpu import Isa
+from schedules.knobs import ConvTile
 from schedules.panels import panel_size
 
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
-
-
-@dataclass(frozen=True)
-class ConvTile:
-    """How a convolution is divided.
-
-    Attributes
-    ----------
-    pixels, vectors : int
-        Of a register tile.
-    rows : int
-        Output rows of a band.
-    """
-
-    pixels: int
-    vectors: int
-    rows: int
 
 
 def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Names of what `Conv2d.geometry` lists.
+GEOMETRY = (
+    *("batch", "height", "width", "inputs", "outputs"),
+    *("kernel_rows", "kernel_columns", "stride_down", "stride_across"),
+    *("top", "left", "bottom", "right", "gap_down", "gap_across"),
+)
+
 
 @dataclass(frozen=True)
 class Conv2d:
@@ -36,6 +43,17 @@ class Conv2d:
     dilation: tuple[int, int] = (1, 1)
     activation: str | None = None
     residual: bool = False
+
+    @classmethod
+    def of_geometry(cls, geometry: tuple[int, ...]) -> Conv2d:
+        """Return the convolution of a `geometry`, with nothing behind it."""
+        return cls(*geometry[:5], geometry[5:7], geometry[7:9], geometry[9:13], geometry[13:15])
+
+    @property
+    def geometry(self) -> tuple[int, ...]:
+        """Everything but what follows: extents and steps, as `GEOMETRY` names them."""
+        extents = (self.batch, self.height, self.width, self.inputs, self.outputs)
+        return (*extents, *self.kernel, *self.strides, *self.padding, *self.dilation)
 
     @property
     def reach(self) -> tuple[int, int]:

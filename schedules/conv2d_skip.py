@@ -8,8 +8,6 @@ them share each weight that is read, which counts where neighbours are zero toge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from tvm.script import tirx as T
 
@@ -17,22 +15,9 @@ from schedules.conv2d_panels import pack_panels, panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import store_pixel
 from schedules.cpu import Isa
+from schedules.knobs import SkipTile
 from schedules.nonzero_rows import list_room, list_row, positions
 from schedules.panels import panel_size
-
-
-@dataclass(frozen=True)
-class SkipTile:
-    """How a convolution that skips zeros is divided.
-
-    Attributes
-    ----------
-    pixels, vectors : int
-        Of a register tile; at most as many pixels as an output row has.
-    """
-
-    pixels: int
-    vectors: int
 
 
 def default_skip_tile(isa: Isa, conv: Conv2d) -> SkipTile:

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from schedules import columns, dense, little, matmul, panels, row_pairs
+from schedules import columns, conv2d, conv2d_gated, conv2d_skip, dense, little, matmul, panels, row_pairs
+from schedules.conv2d_shape import GEOMETRY, Conv2d
+from schedules.conv2d_space import gated_fits, gated_space, skip_fits, skip_space, tile_fits, tile_space
 from schedules.cpu import ISAS, Isa
-from schedules.knobs import COLUMNS, LITTLE, NEXT, ROWS, ColumnKnobs, Knobs, LittleKnobs, PanelKnobs, RowKnobs
+from schedules.knobs import (
+    COLUMNS,
+    LITTLE,
+    NEXT,
+    ROWS,
+    ColumnKnobs,
+    ConvTile,
+    Knobs,
+    LittleKnobs,
+    PanelKnobs,
+    RowKnobs,
+    SkipTile,
+)
 from schedules.registry import kernel
 
 
@@ -46,7 +60,8 @@ class Workload:
 
     def __str__(self) -> str:
         """Return a short name for people: ``rows_int8 1800x600``."""
-        return f"{self.family} {'x'.join(map(str, self.shape))}" + (f", {self.threads} threads" * (self.threads > 1))
+        label = FAMILIES[self.family].label(self.shape)
+        return f"{self.family} {label}" + (f", {self.threads} threads" * (self.threads > 1))
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,12 @@ class Family:
         From a workload to the values worth trying, by knob.
     build : callable
         From a workload and knobs to the kernel.
+    fits : callable
+        From a workload and a combination of the space's values whether it is worth trying.
+    exact : tuple of str
+        Axes that say what a kernel is, not how large: records are not transferred from one value to another.
+    label : callable
+        From a workload's extents to a short name for people.
     """
 
     axes: tuple[str, ...]
@@ -72,6 +93,9 @@ class Family:
     default: Callable[[Workload], Knobs]
     space: Callable[[Workload], dict[str, tuple[int, ...]]]
     build: Callable[[Workload, Knobs], tirx.PrimFunc]
+    fits: Callable[[Workload, Knobs], bool] = lambda workload, knobs: True
+    exact: tuple[str, ...] = ()
+    label: Callable[[tuple[int, ...]], str] = lambda shape: "x".join(map(str, shape))
 
 
 def default_knobs(workload: Workload) -> Knobs:
@@ -83,7 +107,8 @@ def search_space(workload: Workload) -> list[Knobs]:
     """Return every combination worth trying."""
     family = FAMILIES[workload.family]
     values = family.space(workload)
-    return [family.knobs(**dict(zip(values, point, strict=True))) for point in itertools.product(*values.values())]
+    points = (family.knobs(**dict(zip(values, point, strict=True))) for point in itertools.product(*values.values()))
+    return [knobs for knobs in points if family.fits(workload, knobs)]
 
 
 def template(workload: Workload, knobs: Knobs) -> tirx.PrimFunc:
@@ -109,7 +134,7 @@ def _rows(builder: Callable, default: Callable[[Workload], RowKnobs], every_ahea
         n, k, _ = workload.shape
         return kernel(builder, workload.level, n, k, workload.threads, knobs)
 
-    return Family(("n", "k", "every"), RowKnobs, default, space, build)
+    return Family(("n", "k", "every"), RowKnobs, default, space, build, exact=("every",))
 
 
 def _columns(builder: Callable) -> Family:
@@ -127,13 +152,45 @@ def _matmul(builder: Callable) -> Family:
     return _plain(builder, ("n", "k"), PanelKnobs, lambda w: panels.default_panels(w.level), space)
 
 
-def _plain(builder: Callable, axes: tuple[str, ...], knobs: type[Knobs], default: Callable, space: Callable) -> Family:
+def _plain(
+    builder: Callable, axes: tuple[str, ...], knobs: type[Knobs], default: Callable, space: Callable, **more
+) -> Family:
     """Return a family whose builder takes the extents as they are."""
 
     def build(workload: Workload, chosen: Knobs) -> tirx.PrimFunc:
         return kernel(builder, workload.level, *workload.shape, workload.threads, chosen)
 
-    return Family(axes, knobs, default, space, build)
+    return Family(axes, knobs, default, space, build, **more)
+
+
+def _conv_label(shape: tuple[int, ...]) -> str:
+    """Return ``56x56x64 to 64, 3x3``, with strides and images if they are more than one."""
+    conv = Conv2d.of_geometry(shape)
+    label = f"{conv.height}x{conv.width}x{conv.inputs} to {conv.outputs}, {conv.kernel[0]}x{conv.kernel[1]}"
+    strides = f"/{conv.strides[0]}x{conv.strides[1]}" if conv.strides != (1, 1) else ""
+    return f"{conv.batch}x" * (conv.batch > 1) + label + strides
+
+
+def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Callable, fits: Callable) -> Family:
+    """Return a family of convolutions.
+
+    Its functions take a level and a `Conv2d`. Nothing is transferred: which tile is best hangs on what is left over
+    at the edges.
+    """
+
+    def of_default(workload: Workload) -> Knobs:
+        return default(workload.level, Conv2d.of_geometry(workload.shape))
+
+    def of_space(workload: Workload) -> dict[str, tuple[int, ...]]:
+        return space(workload.level, Conv2d.of_geometry(workload.shape))
+
+    def of_build(workload: Workload, chosen: Knobs) -> tirx.PrimFunc:
+        return kernel(builder, workload.level, Conv2d.of_geometry(workload.shape), chosen, workload.threads)
+
+    def of_fits(workload: Workload, chosen: Knobs) -> bool:
+        return chosen == of_default(workload) or fits(workload.level, chosen)
+
+    return Family(GEOMETRY, knobs, of_default, of_space, of_build, of_fits, GEOMETRY, _conv_label)
 
 
 FAMILIES = {
@@ -150,7 +207,13 @@ FAMILIES = {
         LittleKnobs,
         lambda _: LITTLE,
         lambda _: {"loads": (1, 2, 3, 4), "unroll": (1, 2, 4)},
+        exact=("bits",),
     ),
     "matmul_int8": _matmul(matmul.matmul_int8),
     "matmul_fp32": _matmul(matmul.matmul_fp32),
+    "conv2d": _conv(conv2d.conv2d, ConvTile, conv2d.default_tile, tile_space, tile_fits),
+    "conv2d_gated": _conv(
+        conv2d_gated.gated_conv2d, ConvTile, conv2d_gated.default_gated_tile, gated_space, gated_fits
+    ),
+    "conv2d_skip": _conv(conv2d_skip.conv2d_skip, SkipTile, conv2d_skip.default_skip_tile, skip_space, skip_fits),
 }

@@ -83,7 +83,38 @@ class PanelKnobs:
     ahead: int = NEXT
 
 
+@dataclass(frozen=True)
+class ConvTile:
+    """Of convolutions of every pixel or of open ones (`schedules.conv2d`, `schedules.conv2d_gated`).
+
+    Attributes
+    ----------
+    pixels, vectors : int
+        Of a register tile.
+    rows : int
+        Output rows of a band.
+    """
+
+    pixels: int
+    vectors: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SkipTile:
+    """Of convolutions that skip zeros (`schedules.conv2d_skip`).
+
+    Attributes
+    ----------
+    pixels, vectors : int
+        Of a register tile; at most as many pixels as an output row has.
+    """
+
+    pixels: int
+    vectors: int
+
+
 #: The defaults.
 ROWS, COLUMNS, LITTLE = RowKnobs(), ColumnKnobs(), LittleKnobs()
 
-Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs
+Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | SkipTile

@@ -17,7 +17,7 @@ from tvm_dual.tuning.benches import Benches
 from tvm_dual.tuning.fleet import Tracker, fleet
 from tvm_dual.tuning.lookup import LOGS
 from tvm_dual.tuning.manifest import FILE, make_manifest
-from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.problem import Usage
 from tvm_dual.tuning.tuner import Tuner
 from tvm_dual.tuning.watcher import Silent, Watcher
 from tvm_dual.tuning.workloads import model_workloads

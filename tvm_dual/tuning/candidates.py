@@ -14,10 +14,13 @@ from schedules.cpu import available_cores, tvm_target, use_threads
 from schedules.families import Workload, template
 from schedules.knobs import Knobs
 from tvm_dual.tuning.copies import over_copies, stacked, unstacked
-from tvm_dual.tuning.problems import Problem, Usage, make_problem
+from tvm_dual.tuning.problem import Problem, Usage
+from tvm_dual.tuning.problems import make_problem
 
 #: Seconds of one round of one candidate, at least; a round is many calls.
-ROUND_SECONDS = 0.002
+ROUND_SECONDS = 0.001
+#: Turns begin with another candidate each time, so many further on.
+_STRIDE = 7
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class Bench:
         right = [knobs for knobs, error in errors.items() if not error]
         calls = {knobs: max(1, round(ROUND_SECONDS / self._time(knobs, 1) / self._problem.copies)) for knobs in right}
         seconds: dict[Knobs, list[float]] = {knobs: [] for knobs in right}
-        for _ in range(rounds):
-            for knobs, number in calls.items():
-                seconds[knobs].append(self._time(knobs, number))
+        for turn in range(rounds):
+            # Nobody always follows the same one, nor runs when somebody else's slice of the core is over.
+            at = turn * _STRIDE % max(1, len(right))
+            for knobs in right[at:] + right[:at]:
+                seconds[knobs].append(self._time(knobs, calls[knobs]))
         return [Timing(tuple(seconds.get(knobs, ())), errors[knobs]) for knobs in candidates]
 
     def _use_threads(self, count: int) -> None:

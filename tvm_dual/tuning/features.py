@@ -6,7 +6,7 @@ MetaSchedule's own features are taken from loops, and fail on those that end at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields
 
 import numpy as np
 import tvm
@@ -17,7 +17,8 @@ from schedules.families import FAMILIES
 from tvm_dual.tuning.task import Task, knobs_in, task_index
 
 #: Extents and knobs at most; shorter ones are filled with zeros.
-_EXTENTS, _KNOBS = 3, 3
+_EXTENTS = max(len(family.axes) for family in FAMILIES.values())
+_KNOBS = max(len(fields(family.knobs)) for family in FAMILIES.values())
 
 
 @derived_object

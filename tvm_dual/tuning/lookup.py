@@ -20,8 +20,6 @@ from tvm_dual.versions import FFI_VERSION, TVM_VERSION
 LOGS = Path("tuning_logs")
 #: Extents of a near shape are within this factor.
 NEAR = 2.0
-#: Axes that say what a kernel is, not how large: records are not transferred from one value to another.
-_EXACT = ("every", "bits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +142,10 @@ def _distance(workload: Workload, other: Workload) -> float | None:
     """Return how far a record's workload is from the wanted one, None if it is no use."""
     if (workload.family, workload.isa, workload.threads) != (other.family, other.isa, other.threads):
         return None
-    total = 0.0
+    total, exact = 0.0, FAMILIES[workload.family].exact
     for name, wanted in workload.extents.items():
         found = other.extents[name]
-        if name in _EXACT and wanted != found:
+        if name in exact and wanted != found:
             return None
         step = abs(math.log((1 + wanted) / (1 + found)))
         if step > math.log(NEAR):

@@ -90,8 +90,11 @@ def make_manifest(isa: str, server: rpc.RPCSession | None = None) -> Manifest:
 
 
 def this_cpu() -> str:
-    """Return LLVM's name of this machine's CPU."""
-    return str(tvm.get_global_func(_SYSTEM_CPU)())
+    """Return LLVM's name of this machine's CPU; of one with matrix tiles, that of the first that has them.
+
+    Virtual machines may show the number of another CPU, by which LLVM goes.
+    """
+    return "sapphirerapids" if "amx_tile" in cpu_flags() else str(tvm.get_global_func(_SYSTEM_CPU)())
 
 
 def read_manifest(folder: Path) -> Manifest:

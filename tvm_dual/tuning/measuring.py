@@ -15,7 +15,7 @@ from tvm_dual.tuning.benches import Benches, Result
 from tvm_dual.tuning.task import Task, knobs_in, task_index
 
 #: Turns of each candidate among those of its batch.
-ROUNDS = 9
+ROUNDS = 15
 
 
 @derived_object

@@ -1,93 +1,22 @@
-"""What a kernel is measured and checked on: operands as calibration showed them, and what must come out."""
+"""The problems of all families: operands as calibration showed them, and what must come out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from schedules import columns, dense, little, matmul, nonzeros, row_pairs
 from schedules.families import Workload
-from schedules.knobs import Knobs
 from schedules.quantize import quantize_rows, round_up
+from tvm_dual.tuning.conv_problems import conv_problem
 from tvm_dual.tuning.copies import stacked
-
-#: What is read of all copies takes at least these bytes together, if it can: more than second level caches hold.
-STALE_BYTES = 4 << 20
-#: Copies at most, and their bytes together.
-MOST_COPIES, MOST_BYTES = 64, 32 << 20
-#: Largest difference from the reference, as a share of the largest value.
-TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How a model uses a kernel.
-
-    Attributes
-    ----------
-    density : float
-        Open rows / all rows, or nonzero inputs / all inputs.
-    vectors : int
-        Vectors of a call, where a kernel takes several at once.
-    """
-
-    density: float = 1.0
-    vectors: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Operands of several copies of one kernel call, and its results.
-
-    Attributes
-    ----------
-    copies, vectors : int
-    before, after : list of ndarray
-        Operands in front of the weights, and behind them, stacked (`tvm_dual.tuning.copies`).
-    pack : callable
-        From knobs to the packed weights of one copy.
-    results : list of ndarray
-        What one kernel call gives, ``(copies, ...)`` each.
-    packing : str
-        Name of the knob that packing depends on; "" if it depends on none.
-    """
-
-    copies: int
-    vectors: int
-    before: list[np.ndarray]
-    after: list[np.ndarray]
-    pack: Callable[[Knobs], list[np.ndarray]]
-    results: list[np.ndarray]
-    packing: str = ""
-
-    def packed(self, knobs: Knobs) -> list[np.ndarray]:
-        """Return the stacked weights."""
-        return [stacked([array] * self.copies) for array in self.pack(knobs)]
-
-    def wrong(self, found: list[np.ndarray]) -> str:
-        """Return how results differ from the reference, "" if they do not."""
-        for i, (values, expected) in enumerate(zip(found, self.results, strict=True)):
-            error = float(np.abs(values - expected).max())
-            allowed = TOLERANCE * max(1e-6, float(np.abs(expected).max()))
-            if not error <= allowed:
-                return f"wrong result {i}: off by {error:.3g}, allowed {allowed:.3g}"
-        return ""
+from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
 
 
 def make_problem(workload: Workload, usage: Usage, seed: int) -> Problem:
     """Return the problem of a workload, the same for the same seed."""
     return _MAKERS[workload.family](workload, usage, np.random.default_rng(seed))
-
-
-def _copies(nbytes: int, density: float = 1.0) -> int:
-    """Return the copies of weights of which a call reads the share `density`."""
-    return max(1, min(MOST_COPIES, MOST_BYTES // nbytes, round(STALE_BYTES / (nbytes * density))))
-
-
-def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape, "float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +65,15 @@ def _opened(opened: list[np.ndarray], exact: np.ndarray, closed: np.ndarray) -> 
 def _rows(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
     n, k, every = workload.shape
     level, int8 = workload.level, workload.family == "rows_int8"
-    weight, bias, closed = _normal(rng, n, k), _normal(rng, n), _normal(rng, n)
+    weight, bias, closed = normal(rng, n, k), normal(rng, n), normal(rng, n)
     packed = (dense.pack_rows_int8 if int8 else dense.pack_rows_fp32)(level, weight, bias)
-    copies = _copies(packed["weight"].nbytes, usage.density)
+    copies = copies_of(packed["weight"].nbytes, usage.density)
     opened = _lists(rng, copies, n, usage.density, bool(every))
     if int8:
         vector = _vector(workload, rng, k, level.activation_levels // 2)
         inputs, exact = [vector.q, vector.affine], vector.times(weight, bias)
     else:
-        x = _normal(rng, k)
+        x = normal(rng, k)
         inputs, exact = [x], weight @ x + bias
     return Problem(
         copies,
@@ -158,12 +87,12 @@ def _rows(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem
 
 def _row_pairs(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
     n, k, h = workload.shape
-    halves = [(_normal(rng, n, size), _normal(rng, n)) for size in (k, h)]
+    halves = [(normal(rng, n, size), normal(rng, n)) for size in (k, h)]
     packed = row_pairs.pack_pairs_int8(workload.level, *halves)
     vectors = [_vector(workload, rng, size, workload.level.activation_levels // 2) for size in (k, h)]
-    copies = _copies(packed["weight"].nbytes, usage.density)
+    copies = copies_of(packed["weight"].nbytes, usage.density)
     opened = _lists(rng, copies, n, usage.density, False)
-    closed = [_normal(rng, n) for _ in halves]
+    closed = [normal(rng, n) for _ in halves]
     return Problem(
         copies,
         1,
@@ -177,16 +106,16 @@ def _row_pairs(workload: Workload, usage: Usage, rng: np.random.Generator) -> Pr
 def _columns(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
     n, k = workload.shape
     level, int8 = workload.level, workload.family == "columns_int8"
-    weight, bias = _normal(rng, n, k), _normal(rng, n)
+    weight, bias = normal(rng, n, k), normal(rng, n)
     packed = (columns.pack_columns_int8 if int8 else columns.pack_columns_fp32)(level, weight, bias)
-    copies = _copies(packed[0].nbytes, usage.density)
+    copies = copies_of(packed[0].nbytes, usage.density)
     affine = np.array([0.02, 0], "float32")
     listed = np.zeros((copies, nonzeros.list_length(k)), "int32")
     values = np.zeros(listed.shape, "uint8" if int8 else "float32")
     counts, results = [], []
     for copy, nonzero in enumerate(_lists(rng, copies, k, usage.density, False)):
         count = len(nonzero)
-        found = rng.integers(1, level.activation_levels + 1, count) if int8 else np.abs(_normal(rng, count)) + 0.01
+        found = rng.integers(1, level.activation_levels + 1, count) if int8 else np.abs(normal(rng, count)) + 0.01
         listed[copy, :count], values[copy, :count] = nonzero, found
         counts.append(np.array([count], "int32"))
         full = np.zeros(k, values.dtype)
@@ -201,8 +130,8 @@ def _columns(workload: Workload, usage: Usage, rng: np.random.Generator) -> Prob
 def _little(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
     n, k, bits = workload.shape
     level = workload.level
-    weight, bias = _normal(rng, n, k), _normal(rng, n)
-    copies = _copies(little.packed_size(level, n, k, bits))
+    weight, bias = normal(rng, n, k), normal(rng, n)
+    copies = copies_of(little.packed_size(level, n, k, bits))
     q = np.zeros(little.padded_inputs(k), "uint8")
     if bits in little.CODES:
         # Weights are codes, and the input is the signed operand: meta[1] is multiplied by the sum of its bytes.
@@ -229,15 +158,15 @@ def _little(workload: Workload, usage: Usage, rng: np.random.Generator) -> Probl
 def _matmul(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
     n, k = workload.shape
     level, int8 = workload.level, workload.family == "matmul_int8"
-    weight, bias = _normal(rng, n, k), _normal(rng, n)
+    weight, bias = normal(rng, n, k), normal(rng, n)
     pack = matmul.pack_matmul_int8 if int8 else matmul.pack_matmul_fp32
-    copies = _copies(weight.size * (1 if int8 else 4))
+    copies = copies_of(weight.size * (1 if int8 else 4))
     if int8:
         vector = [_vector(workload, rng, k, level.activation_levels // 2) for _ in range(usage.vectors)]
         inputs = [np.stack([v.q for v in vector]), np.stack([v.affine for v in vector])]
         exact = _Vector(inputs[0], vector[0].affine).times(weight, bias)
     else:
-        inputs = [_normal(rng, usage.vectors, k)]
+        inputs = [normal(rng, usage.vectors, k)]
         exact = inputs[0] @ weight.T + bias
     return Problem(
         copies,
@@ -259,4 +188,7 @@ _MAKERS = {
     "little": _little,
     "matmul_int8": _matmul,
     "matmul_fp32": _matmul,
+    "conv2d": conv_problem,
+    "conv2d_gated": conv_problem,
+    "conv2d_skip": conv_problem,
 }

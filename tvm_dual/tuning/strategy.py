@@ -14,7 +14,7 @@ from tvm import s_tir
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from schedules.families import default_knobs
+from schedules.families import default_knobs, search_space
 from schedules.knobs import Knobs
 from tvm_dual.tuning.task import Task, knobs_in
 
@@ -42,7 +42,9 @@ class RankedPoints(ms.search_strategy.PySearchStrategy):
     def pre_tuning(self, max_trials, num_trials_per_iter, design_spaces, database=None, cost_model=None) -> None:
         """Lay out all points, and tell the cost model what is known of them."""
         self._batch, self._model = num_trials_per_iter, cost_model
-        points = {knobs_in(c.sch.mod, self._task.workload): c for c in self._points(design_spaces[0])}
+        worth = set(search_space(self._task.workload))
+        all_points = {knobs_in(c.sch.mod, self._task.workload): c for c in self._points(design_spaces[0])}
+        points = {knobs: candidate for knobs, candidate in all_points.items() if knobs in worth}
         known = {knobs: ratio for knobs, ratio in self._known.items() if knobs in points}
         results = [
             ms.runner.RunnerResult([ratio] if np.isfinite(ratio) else None, None if np.isfinite(ratio) else "failed")

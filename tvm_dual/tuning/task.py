@@ -22,7 +22,7 @@ from tvm.script import tirx as T
 from schedules.cpu import tvm_target
 from schedules.families import FAMILIES, Workload
 from schedules.knobs import Knobs
-from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.problem import Usage
 
 _KNOB, _TASK = "dual.knob.", "dual.task"
 

@@ -11,11 +11,12 @@ from schedules.families import Workload
 from tvm_dual.measure import open_share
 from tvm_dual.plan import Plan
 from tvm_dual.search import provisional_limit
-from tvm_dual.tuning.problems import Usage
-from tvm_dual.variants import Fits, Forms, Model, exact_form
+from tvm_dual.tuning.problem import Usage
+from tvm_dual.variants import Fits, Forms, Model, exact_form, gated_form
 
 #: Families whose work depends on open rows, and on nonzero inputs.
-_GATED, _SKIPPING = ("rows_int8", "rows_fp32", "row_pairs_int8"), ("columns_int8", "columns_fp32")
+_GATED = ("rows_int8", "rows_fp32", "row_pairs_int8", "conv2d_gated")
+_SKIPPING = ("columns_int8", "columns_fp32", "conv2d_skip")
 #: Shapes of `common_workloads`: rows and inputs of matrices.
 COMMON_EXTENTS = (256, 512, 1024, 2048)
 #: Density of gated and skipping kernels among them.
@@ -60,22 +61,23 @@ def common_workloads(isa: str, threads: int) -> dict[Workload, Usage]:
 
 def _all_forms(model: Model) -> list[Forms]:
     """Return every form that planning compares for a site, gated ones last."""
-    sites = {name: site for name, site in model.sites.items() if site.kind != "conv2d"}
+    sites = model.sites
     dense = {name: exact_form(site, False) for name, site in sites.items()}
     skipping = {name: exact_form(site, True) for name, site in sites.items() if site.nonnegative}
     gated = {
-        name: ("rows", "rows" if site.hidden else "")
+        name: gated_form(site, dense[name])
         for name, site in sites.items()
         if site.can_gate and name not in model.options.keep_dense
     }
     # A recurrent layer whose inputs are mostly zero skips them, and gates its state alone.
     half = {name: ("columns", "rows") for name in gated if sites[name].hidden and sites[name].nonnegative}
+    # A convolution's little module has a projection that may skip zeros, too.
+    half |= {name: ("rows", "columns") for name in gated if sites[name].conv and sites[name].nonnegative}
     return [dense, skipping, half, gated]
 
 
 def _plan_forms(model: Model, plan: Plan) -> list[Forms]:
-    matrices = [site for site in plan.sites if site.name in model.sites and site.kind != "conv2d"]
-    return [{site.name: (site.input, site.hidden) for site in matrices}]
+    return [{site.name: (site.input, site.hidden) for site in plan.sites if site.name in model.sites}]
 
 
 def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, float]:

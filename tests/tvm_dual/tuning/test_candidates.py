@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from schedules import cpu
+from schedules.conv2d_shape import Conv2d
 from schedules.families import FAMILIES, Workload, default_knobs, search_space
 from tvm_dual.tuning.candidates import Bench
-from tvm_dual.tuning.problems import Usage, make_problem
+from tvm_dual.tuning.problem import Usage
+from tvm_dual.tuning.problems import make_problem
 
 #: By family, a shape with nothing a multiple of a vector, and one that is smaller than a vector.
 SHAPES = {
@@ -23,6 +25,19 @@ SHAPES = {
     "little": [(71, 13, 8), (71, 13, 4), (5, 3, 2)],
     "matmul_int8": [(45, 71), (5, 3)],
     "matmul_fp32": [(45, 71), (5, 3)],
+    "conv2d": [
+        Conv2d(2, 7, 9, 5, 19, (3, 3), padding=(1, 1, 1, 1)).geometry,
+        Conv2d(1, 13, 8, 3, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry,
+        Conv2d(1, 5, 5, 7, 3, (1, 1)).geometry,
+    ],
+    "conv2d_gated": [
+        Conv2d(2, 7, 9, 5, 37, (3, 3), padding=(1, 1, 1, 1)).geometry,
+        Conv2d(1, 13, 8, 3, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry,
+    ],
+    "conv2d_skip": [
+        Conv2d(2, 7, 9, 5, 19, (3, 3), padding=(1, 1, 1, 1)).geometry,
+        Conv2d(1, 13, 8, 19, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry,
+    ],
 }
 USAGE = Usage(density=0.3, vectors=7)
 
@@ -32,7 +47,10 @@ def corners(workload: Workload) -> list:
     values = FAMILIES[workload.family].space(workload)
     ends = ({choices[0], choices[-1]} for choices in values.values())
     kind = FAMILIES[workload.family].knobs
-    return [kind(**dict(zip(values, point, strict=True))) for point in itertools.product(*ends)]
+    found = [kind(**dict(zip(values, point, strict=True))) for point in itertools.product(*ends)]
+    # Where knobs exclude each other there may be none; then the first and the last points are.
+    points = search_space(workload)
+    return [knobs for knobs in found if knobs in points] or [points[0], points[-1]]
 
 
 @pytest.mark.parametrize(("family", "shape"), [(f, shape) for f, shapes in SHAPES.items() for shape in shapes])

@@ -18,7 +18,7 @@ from tvm_dual.tuning import records
 from tvm_dual.tuning.api import check_tuning, tune_kernels
 from tvm_dual.tuning.fleet import Tracker
 from tvm_dual.tuning.manifest import read_manifest
-from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.problem import Usage
 from tvm_dual.tuning.watcher import Silent
 
 KEY = "loopback"

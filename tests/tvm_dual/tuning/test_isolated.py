@@ -10,7 +10,7 @@ from schedules.cpu import native_isa
 from schedules.families import Workload, default_knobs
 from tvm_dual.tuning.benches import Benches
 from tvm_dual.tuning.isolated import CandidateError, IsolatedBench
-from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.problem import Usage
 from tvm_dual.tuning.task import Task
 
 WORKLOAD = Workload("rows_fp32", (16, 24, 1), native_isa().name, 1)

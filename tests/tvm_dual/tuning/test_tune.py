@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import tvm_dual
+from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cli import main
 from tvm_dual.errors import DataError, PlanError, SetupError
@@ -90,6 +93,14 @@ def test_a_target_must_be_known_and_run_where_it_is_measured():
         check_tuning("sparc", 1, 1, "127.0.0.1:1", "key")
 
 
+def test_a_target_that_does_not_run_here_needs_a_fleet(monkeypatch):
+    monkeypatch.setattr("tvm_dual.compiler.native_isa", lambda: ISAS["avx2"])
+    with pytest.raises(PlanError, match="target 'avx512_vnni' does not run on this CPU"):
+        check_tuning("avx512_vnni", 1, 1, "local", None)
+    monkeypatch.setattr("tvm_dual.tuning.fleet.Tracker.servers", lambda self: 1)
+    assert check_tuning("avx512_vnni", 1, 1, "127.0.0.1:1", "key") == "avx512_vnni"
+
+
 def test_a_tracker_must_be_named_with_a_key_and_answer():
     with pytest.raises(PlanError, match="accepted: HOST:PORT"):
         check_tuning("native", 1, 1, "nowhere", "key")
@@ -101,8 +112,10 @@ def test_a_tracker_must_be_named_with_a_key_and_answer():
 
 def test_logs_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
-        tune_kernels({}, "avx2", logs=tmp_path / "file")
+    # Nobody may make files in the second, not even root.
+    for logs in (tmp_path / "file", Path("/sys")):
+        with pytest.raises(DataError, match="cannot be written"):
+            tune_kernels({}, "avx2", logs=logs)
 
 
 def test_the_command_reports_a_log(tuned, capsys):

@@ -15,7 +15,7 @@ from tvm_dual.errors import DataError, PlanError
 from tvm_dual.tuning import records
 from tvm_dual.tuning.benches import Result
 from tvm_dual.tuning.candidates import Timing
-from tvm_dual.tuning.problems import Usage
+from tvm_dual.tuning.problem import Usage
 from tvm_dual.tuning.report import report
 from tvm_dual.tuning.tuner import FINALISTS, Tuner, winner
 from tvm_dual.tuning.watcher import Silent
@@ -54,7 +54,7 @@ def test_trials_bound_what_is_measured(tmp_path, fake_benches):
     tune(tmp_path, benches, trials=10)
     assert [len(trials_of(tmp_path, w)) for w in KERNELS] == [10, 10]
     finals = [batch for batch in benches.batches if batch[0] == default_knobs(ROWS) and len(batch) <= FINALISTS + 1]
-    assert len(finals) == 2
+    assert [len(batch) for batch in finals] == [FINALISTS + 1, 2] * 2
 
 
 def test_a_second_run_measures_nothing(tmp_path, fake_benches):
@@ -130,6 +130,19 @@ def test_a_full_disk_keeps_whole_records_and_its_kind_of_error(tmp_path, fake_be
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / records.FILE).read_bytes() == before
+
+
+def test_a_verdict_that_does_not_repeat_is_dropped(tmp_path, fake_benches):
+    class OnceFast(fake_benches):
+        """What is better than the default is so until it is alone with it."""
+
+        def measure(self, task, seed, candidates, rounds, together=False):
+            found = super().measure(task, seed, candidates, rounds, together)
+            return [replace(r, timing=r.default) for r in found] if len(candidates) == 2 else found
+
+    tune(tmp_path, OnceFast(), kernels={PAIRS: Usage(0.1)})
+    assert verdicts(tmp_path)[PAIRS].chosen == default_knobs(PAIRS)
+    assert verdicts(tmp_path)[PAIRS].ratio == 1
 
 
 def test_the_cost_model_finds_the_best_early(tmp_path, fake_benches):

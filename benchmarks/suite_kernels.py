@@ -1,0 +1,156 @@
+"""``python -m benchmarks.suite_kernels SUITE...``: tune the kernels of suites, for one level or several.
+
+    python -m benchmarks.suite_kernels nsnet2 word-lm shapes --checkpoint lstm.pt --targets avx512_vnni avx2
+
+The suites' models are read and calibrated once; every level that this CPU runs is then measured on it. What the logs
+hold already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from schedules.conv2d_shape import Conv2d
+from schedules.families import Workload
+from tvm_dual.compiler import checked_target
+from tvm_dual.errors import DataError, TvmDualError
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.tuning.api import TRIALS, model_kernels, tune_kernels
+from tvm_dual.tuning.display import tuning_display
+from tvm_dual.tuning.lookup import LOGS
+from tvm_dual.tuning.problem import Usage
+from tvm_dual.tuning.report import report
+from tvm_dual.tuning.workloads import common_workloads
+
+Kernels = dict[Workload, Usage]
+#: Gates of each cell of a word model.
+_GATES = {"LSTM": 4, "GRU": 3}
+
+
+def nsnet2_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+    """Return what planning compares for the speech denoiser, at the densities of the calibration speech."""
+    from benchmarks.audio.mixing import calibration_clips
+    from benchmarks.denoising import Speech
+    from benchmarks.nsnet2 import FULL, model_path
+
+    speech = Speech(calibration_clips())
+    return model_kernels(model_path(), speech.features, streaming=True, threads=threads, options=FULL.options)
+
+
+def word_lm_kernels(threads: int, checkpoint: Path | None) -> Kernels:
+    """Return what planning compares for a word model, word by word and in sequences, and the other cell's kernels.
+
+    Those of the cell that the checkpoint does not have are its own with as many rows as the other has gates.
+    """
+    from benchmarks.reading import Reading, in_sequences
+    from benchmarks.word_lm import LITTLE, SEQUENCE, SHORT, load
+    from benchmarks.word_model import layer_onnx
+
+    model, text = load(checkpoint, None)
+    reading, found = Reading(model, text.train, *SHORT.calibration), {}
+    for sequence in (1, SEQUENCE):
+        streams = [in_sequences(stream, sequence) for stream in reading.inputs]
+        layer = layer_onnx(model, sequence)
+        found |= model_kernels(layer, streams, streaming=True, threads=threads, options=LITTLE)
+    (other,) = (gates for cell, gates in _GATES.items() if cell != model.cell)
+    return found | _with_rows(found, _GATES[model.cell] * model.hidden, other * model.hidden)
+
+
+def _with_rows(kernels: Kernels, rows: int, others: int) -> Kernels:
+    """Return the kernels of `rows` rows with `others` in their place."""
+    return {
+        Workload(w.family, (others, *w.shape[1:]), w.isa, w.threads): usage
+        for w, usage in kernels.items()
+        if w.shape[0] == rows
+    }
+
+
+def shapes_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+    """Return matrices of common shapes, as ``tvm-dual tune --shapes`` does."""
+    return common_workloads(checked_target("native", threads), threads)
+
+
+def layers_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+    """Return the suite's single convolutions: dense, with three of four inputs zero, with one of five tiles open."""
+    from benchmarks.layers import LAYERS
+
+    isa, found = checked_target("native", threads), {}
+    for layer in LAYERS:
+        extents = (1, layer.size, layer.size, layer.inputs, layer.outputs)
+        kernel, strides, padding = ((n,) * 2 for n in (layer.kernel, layer.stride, layer.kernel // 2))
+        shape = Conv2d(*extents, kernel, strides, padding * 2).geometry
+        for family, density in (("conv2d", 1.0), ("conv2d_skip", 0.25), ("conv2d_gated", 0.2)):
+            found[Workload(family, shape, isa, threads)] = Usage(density)
+    return found
+
+
+def dnsmos_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+    """Return what planning compares for the networks that score speech."""
+    from benchmarks.audio.mixing import calibration_clips
+    from benchmarks.audio.mos import RATE, SCORES, spectrogram
+    from benchmarks.dnsmos import SHORT, model_path
+    from benchmarks.image_suite import spread
+
+    clips, found = spread(calibration_clips(RATE), SHORT.calibration), {}
+    speech = np.stack([spectrogram(clip.noisy) for clip in clips])
+    for name in SCORES:
+        found |= _network_kernels(model_path(name), speech, threads, AdvancedOptions(rule="damage"))
+    return found
+
+
+def fashion_kernels(threads: int, checkpoint: Path | None) -> Kernels:
+    """Return what planning compares for a network on images of clothes."""
+    from benchmarks.fashion import SHARE, SHORT
+    from benchmarks.fashion_data import read_fashion
+
+    if checkpoint is None or not checkpoint.is_file():
+        raise DataError(f"--checkpoint: {checkpoint or 'not given'}; accepted: what examples/fashion/train.py wrote")
+    images = read_fashion("train").images[: SHORT.calibration]
+    return _network_kernels(checkpoint, images, threads, AdvancedOptions(rule="damage", dimension_share=SHARE))
+
+
+def _network_kernels(path: Path, calls: np.ndarray, threads: int, options: AdvancedOptions) -> Kernels:
+    """Return what planning compares for a network without states, in floats."""
+    return model_kernels(path, [calls], streaming=True, precisions=("fp32",), threads=threads, options=options)
+
+
+#: By suite: from threads and a checkpoint to its kernels.
+SUITES: dict[str, Callable[[int, Path | None], Kernels]] = {
+    "nsnet2": nsnet2_kernels,
+    "word-lm": word_lm_kernels,
+    "shapes": shapes_kernels,
+    "layers": layers_kernels,
+    "dnsmos": dnsmos_kernels,
+    "fashion": fashion_kernels,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tune what the command line says, and print what the logs hold then."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite_kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
+    parser.add_argument("--targets", nargs="+", default=["native"], help="levels that this CPU runs")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--logs", type=Path, default=LOGS)
+    parser.add_argument("--checkpoint", type=Path, help="word model, for word-lm; ONNX file, for fashion")
+    options = parser.parse_args(arguments)
+    levels = [checked_target(target, options.threads) for target in options.targets]
+    for suite in options.suites:
+        kernels = SUITES[suite](options.threads, options.checkpoint)
+        for level in levels:
+            with tuning_display() as watcher:
+                folder = tune_kernels(kernels, level, trials=options.trials, logs=options.logs, watcher=watcher)
+            print(f"{suite}, {level}\n{report(folder)}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TvmDualError as error:
+        sys.exit(f"suite_kernels: {error}")

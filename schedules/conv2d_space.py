@@ -1,0 +1,75 @@
+"""Tiles of convolutions that are worth trying: sums that find room in registers, and bands around the default."""
+
+from __future__ import annotations
+
+from schedules.conv2d import default_tile
+from schedules.conv2d_gated import default_gated_tile
+from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_skip import default_skip_tile
+from schedules.cpu import Isa
+from schedules.knobs import ConvTile, SkipTile
+from schedules.panels import panel_size
+
+#: Sums that hide an addition's latency of four cycles at two a cycle.
+_FEWEST_SUMS = 8
+
+
+def tile_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
+    """Return the values of a `ConvTile` that computes every pixel."""
+    default = default_tile(isa, conv)
+    return {"pixels": _pixels(isa, default), "vectors": _up_to(isa, conv, (1, 2, 3, 4)), "rows": _rows(conv, default)}
+
+
+def tile_fits(isa: Isa, tile: ConvTile) -> bool:
+    """Say whether a tile uses most registers and no more than there are."""
+    return tile.pixels * tile.vectors >= _registers(isa) // 2 and _fits(isa, tile)
+
+
+def gated_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
+    """Return the values of a `ConvTile` that computes open pixels; the gate decides on panels, so vectors are none."""
+    default = default_gated_tile(isa, conv)
+    return {"pixels": _pixels(isa, default), "vectors": (default.vectors,), "rows": _rows(conv, default)}
+
+
+def gated_fits(isa: Isa, tile: ConvTile) -> bool:
+    """Say whether a tile has sums enough, and registers: lists are filled up to whole tiles, so small ones may win."""
+    return tile.pixels * tile.vectors >= _FEWEST_SUMS and _fits(isa, tile)
+
+
+def skip_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
+    """Return the values of a `SkipTile`."""
+    default = default_skip_tile(isa, conv)
+    pixels = sorted({default.pixels, *(n for n in (1, 2, 3, 4) if n <= conv.out_width)})
+    return {"pixels": tuple(pixels), "vectors": _up_to(isa, conv, (1, 2, 4, 6, 8, 12), default.vectors)}
+
+
+def skip_fits(isa: Isa, tile: SkipTile) -> bool:
+    """Say whether a tile has half the sums that hide latency at least, and registers for them."""
+    sums = tile.pixels * tile.vectors
+    return _FEWEST_SUMS // 2 <= sums <= _registers(isa) - 4
+
+
+def _registers(isa: Isa) -> int:
+    return 32 if isa.vector_bytes == 64 else 16
+
+
+def _fits(isa: Isa, tile: ConvTile) -> bool:
+    """Say whether sums, a vector of weights each, and a value of the input find room in registers."""
+    return tile.pixels * tile.vectors + tile.vectors + 1 <= _registers(isa)
+
+
+def _pixels(isa: Isa, default: ConvTile) -> tuple[int, ...]:
+    few = (4, 6, 7, 8, 12, 14, 24) if isa.vector_bytes == 64 else (2, 3, 4, 6, 12)
+    return tuple(sorted({default.pixels, *few}))
+
+
+def _up_to(isa: Isa, conv: Conv2d, vectors: tuple[int, ...], *others: int) -> tuple[int, ...]:
+    """Return the numbers of vectors that a panel of this convolution can have."""
+    return tuple(sorted({panel_size(isa, conv.outputs, n) // isa.lanes for n in (*vectors, *others)}))
+
+
+def _rows(conv: Conv2d, default: ConvTile) -> tuple[int, ...]:
+    """Return the heights of half as many bands as by default, of as many, twice and four times as many."""
+    bands = -(-conv.out_height // default.rows)
+    heights = (-(-conv.out_height // count) for count in (max(1, bands // 2), 2 * bands, 4 * bands))
+    return tuple(sorted({default.rows, *heights}))

@@ -1,0 +1,77 @@
+"""Convolutions as problems (`tvm_dual.tuning.problems`): images, weights, gates, and what must come out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schedules.conv2d import pack_conv2d
+from schedules.conv2d_gated import default_gated_tile, gate_size
+from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_skip import pack_conv2d_skip
+from schedules.families import Workload
+from schedules.panels import panel_size
+from tvm_dual.tuning.copies import stacked
+from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
+
+
+def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem:
+    """Return the problem of a convolution of any family; zeros and open tiles lie at random."""
+    conv, family = Conv2d.of_geometry(workload.shape), workload.family
+    isa, gated, skips = workload.level, family == "conv2d_gated", family == "conv2d_skip"
+    weight, bias = normal(rng, conv.outputs, *conv.kernel, conv.inputs), normal(rng, conv.outputs)
+    copies = copies_of(weight.nbytes + 4 * (conv.input_size + conv.output_size))
+    images = normal(rng, copies, conv.input_size)
+    if skips:
+        images *= rng.random(images.shape) < usage.density
+    results = np.stack([convolved(conv, image, weight, bias) for image in images])
+    nothing = stacked([np.zeros(1, "float32")] * copies)
+    pack = pack_conv2d_skip if skips else pack_conv2d
+    after = [nothing]
+    if gated:
+        # Panels are no knob, so what a gate decides on is the same for all candidates.
+        tile = default_gated_tile(isa, conv)
+        opened = rng.random((copies, *gate_size(isa, conv, tile))) < usage.density
+        closed = normal(rng, copies, conv.output_size)
+        size = panel_size(isa, conv.outputs, tile.vectors)
+        shown = np.stack([_channels(each, conv.outputs, size) for each in opened])
+        results = np.where(shown.reshape(copies, -1), results, closed)
+        after += [stacked(list(opened.astype("uint8"))), stacked(list(closed))]
+    return Problem(
+        copies,
+        1,
+        [stacked(list(images))],
+        after,
+        lambda knobs: list(pack(isa, knobs, weight, bias)),
+        [results],
+        "vectors",
+    )
+
+
+def convolved(conv: Conv2d, image: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return what a convolution with nothing behind it gives, ``float32 (output size,)``.
+
+    Parameters
+    ----------
+    conv : Conv2d
+    image : ndarray, float32, (input size,)
+    weight : ndarray, float32, (outputs, kernel rows, kernel columns, inputs)
+    bias : ndarray, float32, (outputs,)
+    """
+    top, left, bottom, right = conv.padding
+    pixels = image.reshape(conv.batch, conv.height, conv.width, conv.inputs)
+    padded = np.pad(pixels, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    total = np.broadcast_to(bias, (conv.batch, conv.out_height, conv.out_width, conv.outputs)).astype("float64")
+    for i, j in np.ndindex(conv.kernel):
+        rows = slice(i * conv.dilation[0], None, conv.strides[0])
+        columns = slice(j * conv.dilation[1], None, conv.strides[1])
+        total += padded[:, rows, columns][:, : conv.out_height, : conv.out_width] @ weight[:, i, j].T
+    return total.astype("float32").reshape(-1)
+
+
+def _channels(opened: np.ndarray, outputs: int, size: int) -> np.ndarray:
+    """Return for each pixel and output whether one of its panels is open; the last one overlaps the one before."""
+    shown = np.zeros((opened.shape[1], max(outputs, size)), bool)
+    for panel, pixels in enumerate(opened):
+        first = min(panel * size, max(0, outputs - size))
+        shown[:, first : first + size] |= pixels[:, None]
+    return shown[:, :outputs]
