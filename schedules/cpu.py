@@ -6,9 +6,11 @@ operating system reports.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,12 @@ class Isa:
         Width of a vector register in bytes.
     vnni : bool
         Whether 8-bit dot products with 32-bit sums (``vpdpbusd``) exist.
+    amx : bool
+        Whether matrix tiles exist, of bytes and of bf16.
+    features : tuple of str
+        What LLVM may use beyond `mcpu`.
+    tuned_as : str
+        Level whose tuning records count, if not this one's own: its kernels with knobs are the same.
     """
 
     name: str
@@ -37,6 +45,14 @@ class Isa:
     requires: tuple[str, ...]
     vector_bytes: int
     vnni: bool
+    amx: bool = False
+    features: tuple[str, ...] = ()
+    tuned_as: str = ""
+
+    @property
+    def records(self) -> str:
+        """Name of the level that this one's kernels are tuned for."""
+        return self.tuned_as or self.name
 
     @property
     def lanes(self) -> int:
@@ -59,17 +75,28 @@ class Isa:
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+_VNNI = ("avx2", "fma", *_AVX512, "avx512_vnni")
+_TILES = ("amx_tile", "amx_int8", "amx_bf16")
 
-#: Best first. AMX machines run the AVX-512 VNNI kernels of this table: matrix tiles do not help
-#: matrix-vector products, which are bound by the bytes of weights read.
+#: Best first. AMX machines run the AVX-512 VNNI kernels of this table for all but convolutions of bytes: matrix tiles
+#: do not help matrix-vector products, which are bound by the bytes of weights read.
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("avx512_vnni", "cascadelake", ("avx2", "fma", *_AVX512, "avx512_vnni"), 64, True),
+        Isa(
+            *("amx", "cascadelake", (*_VNNI, *_TILES), 64, True, True),
+            features=("+amx-tile", "+amx-int8", "+amx-bf16"),
+            tuned_as="avx512_vnni",
+        ),
+        Isa("avx512_vnni", "cascadelake", _VNNI, 64, True),
         Isa("avx512", "skylake-avx512", ("avx2", "fma", *_AVX512), 64, False),
         Isa("avx2", "haswell", ("avx2", "fma"), 32, False),
     )
 }
+#: What `missing_flags` names where the CPU has tiles, and Linux gives them to no process.
+NO_TILES = "permission to use AMX tiles"
+#: Of Linux on x86-64: the system call ``arch_prctl``, its request of a register state, and that of tiles' data.
+_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA = 158, 0x1023, 18
 
 
 def cpu_flags() -> frozenset[str]:
@@ -94,9 +121,23 @@ def cpu_name() -> str:
 
 
 def missing_flags(isa: Isa, flags: frozenset[str] | None = None) -> list[str]:
-    """Return what `isa` needs and this CPU lacks, in a fixed order."""
+    """Return what `isa` needs and this CPU lacks, in a fixed order; `flags` are another CPU's.
+
+    Where a level with tiles runs, this process may use them from here on.
+    """
     have = cpu_flags() if flags is None else flags
-    return [flag for flag in isa.requires if flag not in have]
+    missing = [flag for flag in isa.requires if flag not in have]
+    if isa.amx and flags is None and not missing and not request_tiles():
+        return [NO_TILES]
+    return missing
+
+
+@lru_cache(maxsize=1)
+def request_tiles() -> bool:
+    """Ask Linux for AMX tiles, which a process must do once before it uses them; say if it gave them."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA) == 0
 
 
 def native_isa(flags: frozenset[str] | None = None) -> Isa | None:
@@ -110,7 +151,8 @@ def tvm_target(isa: Isa, threads: int):
 
     # LLVM vectorises loops for these CPUs with half-width registers unless told otherwise.
     wide = ["-prefer-256-bit"] if isa.vector_bytes == 64 else []
-    return tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "mattr": wide, "num-cores": threads})
+    features = [*wide, *isa.features]
+    return tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "num-cores": threads})
 
 
 def available_cores() -> int:

@@ -56,6 +56,6 @@ def apply_history(history: History) -> Iterator[None]:
 
 def chosen_knobs(family: str, isa: Isa, shape: tuple[int, ...], threads: int) -> Knobs:
     """Return the knobs for a kernel of a family of `schedules.families`."""
-    workload, history = Workload(family, shape, isa.name, threads), _current.get()
+    workload, history = Workload(family, shape, isa.records, threads), _current.get()
     found = history.knobs(workload) if history else None
     return default_knobs(workload) if found is None else found

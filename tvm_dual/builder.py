@@ -73,7 +73,7 @@ def build(
         How much lower than the dense fp32 model's the quality may be. Needed with `evaluate`; 0.05
         without. ``AdvancedOptions(closed_share=...)`` stands in its place.
     target : str
-        ``native`` or a level: ``avx512_vnni``, ``avx512``, ``avx2``.
+        ``native`` or a level: ``amx``, ``avx512_vnni``, ``avx512``, ``avx2``.
     threads : int
         Threads that a call uses.
     options : AdvancedOptions, optional

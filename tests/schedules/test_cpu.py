@@ -12,6 +12,7 @@ from schedules import cpu
 
 
 def test_the_best_level_whose_flags_are_all_present_is_native():
+    assert cpu.native_isa(frozenset(cpu.ISAS["amx"].requires)).name == "amx"
     assert cpu.native_isa(frozenset(cpu.ISAS["avx512_vnni"].requires)).name == "avx512_vnni"
     assert cpu.native_isa(frozenset(cpu.ISAS["avx512"].requires)).name == "avx512"
     assert cpu.native_isa(frozenset({"avx2", "fma", "avx512f"})).name == "avx2"
@@ -38,8 +39,26 @@ def test_this_machine_misses_nothing_of_its_native_level():
     assert cpu.missing_flags(native) == []
 
 
+def test_tiles_that_linux_refuses_are_missing(monkeypatch):
+    amx = cpu.ISAS["amx"]
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(amx.requires))
+    monkeypatch.setattr(cpu, "request_tiles", lambda: False)
+    assert cpu.missing_flags(amx) == [cpu.NO_TILES]
+    assert cpu.native_isa().name == "avx512_vnni"
+    monkeypatch.setattr(cpu, "request_tiles", lambda: True)
+    assert cpu.missing_flags(amx) == []
+    assert cpu.native_isa().name == "amx"
+
+
+def test_tiles_are_given_where_the_cpu_has_them():
+    if not {"amx_tile", "amx_int8"} <= cpu.cpu_flags():
+        pytest.skip("this CPU lacks amx_tile or amx_int8")
+    assert cpu.request_tiles() == (cpu.missing_flags(cpu.ISAS["amx"]) == [])
+
+
 def test_only_levels_with_vnni_use_all_eight_bits_of_an_activation():
     assert {isa.name: isa.activation_levels for isa in cpu.ISAS.values()} == {
+        "amx": 255,
         "avx512_vnni": 255,
         "avx512": 127,
         "avx2": 127,
@@ -47,7 +66,7 @@ def test_only_levels_with_vnni_use_all_eight_bits_of_an_activation():
 
 
 def test_lanes_follow_the_register_width_and_rows_fill_cache_lines():
-    assert [(i.lanes, i.row_bytes) for i in cpu.ISAS.values()] == [(16, 64), (16, 64), (8, 64)]
+    assert [(i.lanes, i.row_bytes) for i in cpu.ISAS.values()] == [(16, 64), (16, 64), (16, 64), (8, 64)]
 
 
 @pytest.mark.parametrize("name", list(cpu.ISAS))

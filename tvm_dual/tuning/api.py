@@ -108,7 +108,7 @@ def tune(
 
 
 def check_tuning(target: str, threads: int, trials: int, runner: str, key: str | None) -> str:
-    """Check what `tune` is called with before anything takes long, and return the level to tune for.
+    """Check what `tune` is called with before anything takes long, and return the level whose records are written.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def check_tuning(target: str, threads: int, trials: int, runner: str, key: str |
         raise PlanError(f"target {target!r} is not known; accepted: native, {', '.join(ISAS)}")
     if runner != "local":
         Tracker.parse(runner, key).servers()
-    return isa
+    return ISAS[isa].records
 
 
 def model_kernels(

@@ -15,7 +15,7 @@ def add_tune(commands) -> None:
     tune.add_argument("--calibration", help=".npz file, one array per stream; for several inputs STREAM/INPUT")
     tune.add_argument("--streaming", action="store_true", help="one step per call, recurrent states in and out")
     tune.add_argument("--precision", choices=("int8", "fp32"), help="of the big modules; both without it")
-    tune.add_argument("--target", default="native", help="native, avx512_vnni, avx512 or avx2")
+    tune.add_argument("--target", default="native", help="native, amx, avx512_vnni, avx512 or avx2")
     tune.add_argument("--threads", type=int, default=1)
     tune.add_argument("--trials", type=int, default=64, help="candidates of each kernel, those in the log included")
     tune.add_argument("--logs", default="tuning_logs", help="folder with one folder for each target")

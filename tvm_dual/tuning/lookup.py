@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from schedules.cpu import ISAS
 from schedules.families import FAMILIES, Workload, default_knobs
 from schedules.knobs import Knobs
 from tvm_dual.errors import DataError
@@ -113,7 +114,7 @@ def read_logs(logs: str | Path | None, isa: str) -> Logs:
     folders = dict.fromkeys(
         folder.resolve() for place in places if place.is_dir() for folder in sorted(place.iterdir())
     )
-    return _sorted(isa, [folder for folder in folders if (folder / records.FILE).is_file()])
+    return _sorted(ISAS[isa].records, [folder for folder in folders if (folder / records.FILE).is_file()])
 
 
 def _sorted(isa: str, folders: Iterable[Path]) -> Logs:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from schedules.cpu import ISAS
 from schedules.families import Workload, default_knobs
 from schedules.history import Recorder, apply_history, chosen_knobs
 from schedules.knobs import RowKnobs
@@ -102,6 +103,16 @@ def test_a_folder_without_a_readable_manifest_is_refused(tmp_path):
 def test_records_of_another_level_are_not_looked_at(tmp_path):
     write(tmp_path, workload(600, 513, 1), isa="avx512")
     assert read_logs(tmp_path, "avx2").logs == ()
+
+
+def test_kernels_of_a_level_with_tiles_are_those_tuned_without(tmp_path):
+    shape = (600, 513, 1)
+    write(tmp_path, Workload("rows_int8", shape, "avx512_vnni", 1), isa="avx512_vnni")
+    choices = Choices(read_logs(tmp_path, "amx"))
+    with apply_history(choices):
+        assert chosen_knobs("rows_int8", ISAS["amx"], shape, 1) == KNOBS
+    (made,) = choices.made.values()
+    assert made.origin == "tuned"
 
 
 def test_a_folder_that_is_named_must_be_there(tmp_path):
