@@ -1,6 +1,6 @@
 """``python -m benchmarks.suite_kernels SUITE...``: tune the kernels of suites, for one level or several.
 
-    python -m benchmarks.suite_kernels nsnet2 word-lm shapes --checkpoint lstm.pt --targets avx512_vnni avx2
+    python -m benchmarks.suite_kernels nsnet2 word-lm shapes --checkpoints lstm.pt gru.pt --targets avx512_vnni avx2
 
 The suites' models are read and calibrated once; every level that this CPU runs is then measured on it. What the logs
 hold already is not measured again.
@@ -11,28 +11,30 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from schedules.conv2d_shape import Conv2d
+from schedules.cpu import ISAS, native_isa
 from schedules.families import Workload
 from tvm_dual.compiler import checked_target
 from tvm_dual.errors import DataError, TvmDualError
 from tvm_dual.options import AdvancedOptions
+from tvm_dual.tuning import records
 from tvm_dual.tuning.api import TRIALS, model_kernels, tune_kernels
 from tvm_dual.tuning.display import tuning_display
 from tvm_dual.tuning.lookup import LOGS
+from tvm_dual.tuning.manifest import SHIPPED
 from tvm_dual.tuning.problem import Usage
 from tvm_dual.tuning.report import report
 from tvm_dual.tuning.workloads import common_workloads
 
 Kernels = dict[Workload, Usage]
-#: Gates of each cell of a word model.
-_GATES = {"LSTM": 4, "GRU": 3}
 
 
-def nsnet2_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+def nsnet2_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return what planning compares for the speech denoiser, at the densities of the calibration speech."""
     from benchmarks.audio.mixing import calibration_clips
     from benchmarks.denoising import Speech
@@ -42,40 +44,39 @@ def nsnet2_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
     return model_kernels(model_path(), speech.features, streaming=True, threads=threads, options=FULL.options)
 
 
-def word_lm_kernels(threads: int, checkpoint: Path | None) -> Kernels:
-    """Return what planning compares for a word model, word by word and in sequences, and the other cell's kernels.
-
-    Those of the cell that the checkpoint does not have are its own with as many rows as the other has gates.
-    """
+def word_lm_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
+    """Return what planning compares for word models, word by word and in sequences."""
     from benchmarks.reading import Reading, in_sequences
     from benchmarks.word_lm import LITTLE, SEQUENCE, SHORT, load
     from benchmarks.word_model import layer_onnx
 
-    model, text = load(checkpoint, None)
-    reading, found = Reading(model, text.train, *SHORT.calibration), {}
-    for sequence in (1, SEQUENCE):
-        streams = [in_sequences(stream, sequence) for stream in reading.inputs]
-        layer = layer_onnx(model, sequence)
-        found |= model_kernels(layer, streams, streaming=True, threads=threads, options=LITTLE)
-    (other,) = (gates for cell, gates in _GATES.items() if cell != model.cell)
-    return found | _with_rows(found, _GATES[model.cell] * model.hidden, other * model.hidden)
+    found = {}
+    for path in [path for path in checkpoints if path.suffix == ".pt"] or [None]:
+        model, text = load(path, None)
+        reading = Reading(model, text.train, *SHORT.calibration)
+        for sequence in (1, SEQUENCE):
+            streams = [in_sequences(stream, sequence) for stream in reading.inputs]
+            layer = layer_onnx(model, sequence)
+            found |= model_kernels(layer, streams, streaming=True, threads=threads, options=LITTLE)
+    return found
 
 
-def _with_rows(kernels: Kernels, rows: int, others: int) -> Kernels:
-    """Return the kernels of `rows` rows with `others` in their place."""
-    return {
-        Workload(w.family, (others, *w.shape[1:]), w.isa, w.threads): usage
-        for w, usage in kernels.items()
-        if w.shape[0] == rows
-    }
-
-
-def shapes_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+def shapes_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return matrices of common shapes, as ``tvm-dual tune --shapes`` does."""
     return common_workloads(checked_target("native", threads), threads)
 
 
-def layers_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+def logged_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
+    """Return what the project's logs hold for any CPU and level, as it was measured there; that takes no model."""
+    found = {}
+    for folder in sorted(path.parent for path in SHIPPED.glob(f"*/{records.FILE}")):
+        for record in records.read(folder):
+            if record.verdict and record.workload.threads == threads:
+                found[replace(record.workload, isa=native_isa().records)] = Usage(record.density, record.vectors)
+    return found
+
+
+def layers_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return the suite's single convolutions: dense, with three of four inputs zero, with one of five tiles open."""
     from benchmarks.layers import LAYERS
 
@@ -89,7 +90,7 @@ def layers_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
     return found
 
 
-def dnsmos_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
+def dnsmos_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return what planning compares for the networks that score speech."""
     from benchmarks.audio.mixing import calibration_clips
     from benchmarks.audio.mos import RATE, SCORES, spectrogram
@@ -103,15 +104,18 @@ def dnsmos_kernels(threads: int, _checkpoint: Path | None) -> Kernels:
     return found
 
 
-def fashion_kernels(threads: int, checkpoint: Path | None) -> Kernels:
-    """Return what planning compares for a network on images of clothes."""
+def fashion_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
+    """Return what planning compares for networks on images of clothes."""
     from benchmarks.fashion import SHARE, SHORT
     from benchmarks.fashion_data import read_fashion
 
-    if checkpoint is None or not checkpoint.is_file():
-        raise DataError(f"--checkpoint: {checkpoint or 'not given'}; accepted: what examples/fashion/train.py wrote")
+    paths, found = [path for path in checkpoints if path.suffix == ".onnx"], {}
+    if not paths:
+        raise DataError("--checkpoints: no .onnx file; accepted: what examples/fashion/train.py wrote")
     images = read_fashion("train").images[: SHORT.calibration]
-    return _network_kernels(checkpoint, images, threads, AdvancedOptions(rule="damage", dimension_share=SHARE))
+    for path in paths:
+        found |= _network_kernels(path, images, threads, AdvancedOptions(rule="damage", dimension_share=SHARE))
+    return found
 
 
 def _network_kernels(path: Path, calls: np.ndarray, threads: int, options: AdvancedOptions) -> Kernels:
@@ -119,11 +123,12 @@ def _network_kernels(path: Path, calls: np.ndarray, threads: int, options: Advan
     return model_kernels(path, [calls], streaming=True, precisions=("fp32",), threads=threads, options=options)
 
 
-#: By suite: from threads and a checkpoint to its kernels.
-SUITES: dict[str, Callable[[int, Path | None], Kernels]] = {
+#: By suite: from threads and checkpoints to its kernels.
+SUITES: dict[str, Callable[[int, Sequence[Path]], Kernels]] = {
     "nsnet2": nsnet2_kernels,
     "word-lm": word_lm_kernels,
     "shapes": shapes_kernels,
+    "logged": logged_kernels,
     "layers": layers_kernels,
     "dnsmos": dnsmos_kernels,
     "fashion": fashion_kernels,
@@ -138,11 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--logs", type=Path, default=LOGS)
-    parser.add_argument("--checkpoint", type=Path, help="word model, for word-lm; ONNX file, for fashion")
+    parser.add_argument(
+        "--checkpoints", type=Path, nargs="+", default=[], help=".pt files for word-lm, .onnx for fashion"
+    )
     options = parser.parse_args(arguments)
-    levels = [checked_target(target, options.threads) for target in options.targets]
+    levels = [ISAS[checked_target(target, options.threads)].records for target in options.targets]
     for suite in options.suites:
-        kernels = SUITES[suite](options.threads, options.checkpoint)
+        kernels = SUITES[suite](options.threads, options.checkpoints)
         for level in levels:
             with tuning_display() as watcher:
                 folder = tune_kernels(kernels, level, trials=options.trials, logs=options.logs, watcher=watcher)

@@ -4,11 +4,13 @@ trials      seconds per candidate, all of it, and the share of valid ones
 stock       the same of TVM's own loop, on a few candidates of kernels like these
 exhaustive  every point of three kernels' spaces: defaults against the best, and trials until 98 % of it
 rerun       the command with complete logs, and builds with and without them
+models      NSNet2 by the defaults and by the records that builds find, in turns
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -18,11 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
-from schedules.cpu import Isa, native_isa
+from schedules.cpu import ISAS, Isa, native_isa
 from schedules.families import Workload, default_knobs, search_space
 from schedules.knobs import Knobs
-from tvm_dual.builder import Builder
+from tvm_dual.builder import PRECISIONS, Builder
+from tvm_dual.measure import median_microseconds
+from tvm_dual.options import AdvancedOptions
 from tvm_dual.tuning import records
 from tvm_dual.tuning.api import TRIALS, tune
 from tvm_dual.tuning.benches import Benches
@@ -33,6 +38,8 @@ from tvm_dual.tuning.watcher import Silent
 
 #: Of an exhaustive search; searches whose trials are counted; what counts as found; trials of TVM's own loop.
 SWEEPS, SEARCHES, FOUND, STOCK_TRIALS = 2, 3, 0.98, 4
+#: Share of closed rows of the gated model.
+CLOSED = 0.95
 
 
 def kernels(isa: Isa) -> dict[Workload, Usage]:
@@ -46,19 +53,33 @@ def kernels(isa: Isa) -> dict[Workload, Usage]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the tuning of one kernel took: wall-clock seconds, candidates, and how many of them were valid."""
+    """What the tuning of one kernel took.
+
+    Attributes
+    ----------
+    seconds, processor_seconds : float
+        By the clock, and of processors, those of the worker process included: on a busy machine the first is longer.
+    trials, valid : int
+    """
 
     seconds: float
+    processor_seconds: float
     trials: int
     valid: int
 
 
 def cost(workload: Workload, usage: Usage, benches: Benches, trials: int = TRIALS) -> Cost:
     """Tune one kernel anew, verdict included."""
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _processor_seconds()
     found = _searched(workload, usage, benches, trials, seed=0)
-    took = time.perf_counter() - start
-    return Cost(took, len(found), sum(not record.error for record in found))
+    took, used = time.perf_counter() - start, _processor_seconds() - used
+    return Cost(took, used, len(found), sum(not record.error for record in found))
+
+
+def _processor_seconds() -> float:
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 @dataclass(frozen=True)
@@ -110,9 +131,10 @@ class Rerun:
 
 def rerun(model, streams: Sequence[np.ndarray], trials: int = 1) -> Rerun:
     """Tune a streamed model's kernels twice, and build it without logs and with those."""
-    options = {"streaming": True}
+    # Planned without judging quality, which is the same for all of these.
+    options, forms = {"streaming": True}, AdvancedOptions(closed_share=CLOSED)
     with tempfile.TemporaryDirectory(prefix="tvm_dual-") as logs, tempfile.TemporaryDirectory() as none:
-        plan = Builder(model, streams, logs=none, **options).build().report.plan
+        plan = Builder(model, streams, logs=none, **options).build(options=forms).report.plan
 
         def tuned() -> tuple[float, int]:
             start = time.perf_counter()
@@ -121,11 +143,28 @@ def rerun(model, streams: Sequence[np.ndarray], trials: int = 1) -> Rerun:
 
         def built(folder: str) -> float:
             start = time.perf_counter()
-            Builder(model, streams, logs=folder, **options).build(plan=plan)
+            Builder(model, streams, logs=folder, **options).build(options=forms, plan=plan)
             return time.perf_counter() - start
 
         (first, before), (again, after) = tuned(), tuned()
         return Rerun(first, again, after - before, built(none), built(logs))
+
+
+def default_and_tuned(model, streams: Sequence[np.ndarray], rounds: int = 21) -> dict[tuple[str, str], list[float]]:
+    """Return microseconds of a call by defaults and by the records that builds find, by mode and precision.
+
+    Forms are the same for both; those of the gated mode are planned for `CLOSED` closed rows.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as none:
+        tuned = Builder(model, streams, streaming=True)
+        plain = Builder(model, streams, streaming=True, logs=none, like=tuned)
+        for precision, mode in itertools.product(PRECISIONS, ("dense", "skip", "dual")):
+            options = AdvancedOptions(mode=mode, closed_share=CLOSED if mode == "dual" else None)
+            library = tuned.build(precision, options=options)
+            pair = [plain.build(precision, options=options, plan=library.report.plan), library]
+            found[mode, precision] = median_microseconds(pair, tuned.model(precision).longest, rounds)
+    return found
 
 
 def _searched(workload: Workload, usage: Usage, benches: Benches, trials: int, seed: int) -> list[records.Record]:
@@ -142,8 +181,9 @@ def _print_trials(isa: Isa) -> None:
         print(f"start of the tuner: {time.perf_counter() - start:.1f} s")
         for workload, usage in kernels(isa).items():
             found = cost(workload, usage, benches)
+            each, used = found.seconds / found.valid, found.processor_seconds / found.valid
             print(
-                f"{workload}: {found.seconds / found.valid:.2f} s per valid candidate, verdict included; "
+                f"{workload}: {each:.2f} s per valid candidate, verdict included ({used:.2f} s of processor time); "
                 f"{found.valid} of {found.trials} valid"
             )
 
@@ -169,19 +209,34 @@ def _print_exhaustive(isa: Isa) -> None:
             )
 
 
-def _print_rerun(isa: Isa) -> None:
-    from benchmarks.audio.mixing import calibration_clips
-    from benchmarks.denoising import Speech
-    from benchmarks.nsnet2 import model_path
-
-    found = rerun(model_path(), Speech(calibration_clips()[::3]).features)
+def _print_rerun(_isa: Isa) -> None:
+    found = rerun(*_nsnet2())
     print(
         f"NSNet2, kernels of one plan: tuned in {found.first:.1f} s, again in {found.again:.1f} s "
         f"({found.measured} measured); build {found.plain_build:.1f} s, with logs {found.build_with_logs:.1f} s"
     )
 
 
-_PARTS = {"trials": _print_trials, "stock": _print_stock, "exhaustive": _print_exhaustive, "rerun": _print_rerun}
+def _print_models(_isa: Isa) -> None:
+    for (mode, precision), (plain, tuned) in default_and_tuned(*_nsnet2()).items():
+        print(f"NSNet2 {mode} {precision}: {plain:.1f} us by defaults, {tuned:.1f} tuned, {plain / tuned:.3f}")
+
+
+def _nsnet2() -> tuple[Path, list[np.ndarray]]:
+    from benchmarks.audio.mixing import calibration_clips
+    from benchmarks.denoising import Speech
+    from benchmarks.nsnet2 import model_path
+
+    return model_path(), Speech(calibration_clips()[::3]).features
+
+
+_PARTS = {
+    "trials": _print_trials,
+    "stock": _print_stock,
+    "exhaustive": _print_exhaustive,
+    "rerun": _print_rerun,
+    "models": _print_models,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [part for part in chosen if part not in _PARTS]:
         parser.error(f"{', '.join(unknown)}: accepted: {', '.join(_PARTS)}")
     for part in chosen:
-        _PARTS[part](native_isa())
+        _PARTS[part](ISAS[native_isa().records])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,19 @@ from schedules.quantize import quantize_rows, round_up
 
 #: Bytes of a cache line.
 _LINE = 64
+#: Bytes of a column from which on the hardware fetches it better by itself.
+_LONG_COLUMN = 4096
+
+
+def default_columns(isa: Isa, n: int, itemsize: int) -> ColumnKnobs:
+    """Return the knobs of an untuned kernel of `n` outputs, whose weights take `itemsize` bytes.
+
+    Columns of the next inputs are fetched: of 512 to 2048 bytes that gains 5 to 18 % at AVX-512 and 20 to 50 % at AVX2,
+    each cache line asked for once; of 4500 bytes it costs 6 %. Columns of floats gain at AVX2 alone.
+    """
+    if n * itemsize > _LONG_COLUMN or (itemsize > 1 and isa.vector_bytes == _LINE):
+        return COLUMNS
+    return ColumnKnobs(ahead=NEXT, unroll=_LINE // isa.vector_bytes)
 
 
 def _block(isa: Isa) -> int:

@@ -49,6 +49,19 @@ def default_rows_int8(n: int, k: int, every: bool) -> RowKnobs:
     return RowKnobs(ahead=STREAM_AHEAD) if every and n * k > STREAMED_BYTES else ROWS
 
 
+#: Bytes of a row of floats from which on the hardware fetches it better by itself.
+LONG_ROW = 4096
+
+
+def default_rows_fp32(n: int, k: int, every: bool) -> RowKnobs:
+    """Return the knobs of an untuned `gated_rows_fp32`.
+
+    Of long rows eight are in flight and nothing is fetched ahead: of 1500 floats, 5 % of them open, that gains 43 % at
+    AVX-512, and of 20 % of them up to 4 % there and 24 to 42 % at AVX2.
+    """
+    return RowKnobs(side_by_side=8, ahead=0) if 4 * k > LONG_ROW else ROWS
+
+
 def row_stride(isa: Isa, k: int) -> int:
     """Return the bytes from one packed row of `k` weights to the next."""
     return round_up(k + NUMBERS, isa.row_bytes)

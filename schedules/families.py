@@ -13,7 +13,6 @@ from schedules.conv2d_shape import GEOMETRY, Conv2d
 from schedules.conv2d_space import gated_fits, gated_space, skip_fits, skip_space, tile_fits, tile_space
 from schedules.cpu import ISAS, Isa
 from schedules.knobs import (
-    COLUMNS,
     LITTLE,
     NEXT,
     ROWS,
@@ -137,10 +136,11 @@ def _rows(builder: Callable, default: Callable[[Workload], RowKnobs], every_ahea
     return Family(("n", "k", "every"), RowKnobs, default, space, build, exact=("every",))
 
 
-def _columns(builder: Callable) -> Family:
-    return _plain(
-        builder, ("n", "k"), ColumnKnobs, lambda _: COLUMNS, lambda _: {"ahead": (0, NEXT), "unroll": (1, 2, 4, 8)}
-    )
+def _columns(builder: Callable, itemsize: int) -> Family:
+    def default(workload: Workload) -> ColumnKnobs:
+        return columns.default_columns(workload.level, workload.shape[0], itemsize)
+
+    return _plain(builder, ("n", "k"), ColumnKnobs, default, lambda _: {"ahead": (0, NEXT), "unroll": (1, 2, 4, 8)})
 
 
 def _matmul(builder: Callable) -> Family:
@@ -195,12 +195,12 @@ def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Calla
 
 FAMILIES = {
     "rows_int8": _rows(dense.gated_rows_int8, lambda w: dense.default_rows_int8(*w.shape), _AHEAD),
-    "rows_fp32": _rows(dense.gated_rows_fp32, lambda _: ROWS),
+    "rows_fp32": _rows(dense.gated_rows_fp32, lambda w: dense.default_rows_fp32(*w.shape)),
     "row_pairs_int8": _plain(
         row_pairs.row_pairs_int8, ("n", "k", "h"), RowKnobs, lambda _: ROWS, lambda _: _row_space((0, NEXT))
     ),
-    "columns_int8": _columns(columns.columns_int8),
-    "columns_fp32": _columns(columns.columns_fp32),
+    "columns_int8": _columns(columns.columns_int8, 1),
+    "columns_fp32": _columns(columns.columns_fp32, 4),
     "little": _plain(
         little.little_rows,
         ("n", "k", "bits"),

@@ -8,22 +8,34 @@ from benchmarks import suite_kernels, word_lm
 from benchmarks.corpus import read_corpus
 from schedules.cpu import native_isa
 from schedules.families import Workload
-from tvm_dual.errors import PlanError
+from tvm_dual.errors import DataError, ModelError, PlanError
 from tvm_dual.tuning import records
 from tvm_dual.tuning.problem import Usage
 
 
-def test_a_word_model_stands_for_the_other_cell(monkeypatch, corpus_folder, gru_checkpoint):
+def test_a_word_model_is_read_word_by_word_and_in_sequences(monkeypatch, corpus_folder, gru_checkpoint):
     monkeypatch.setattr(word_lm, "read_corpus", lambda _: read_corpus(corpus_folder))
-    found = suite_kernels.word_lm_kernels(1, gru_checkpoint)
+    found = suite_kernels.word_lm_kernels(1, [gru_checkpoint])
     shapes = {(w.family, w.shape) for w in found}
-    for rows in (72, 96):
-        assert {("row_pairs_int8", (rows, 24, 24)), ("rows_fp32", (rows, 24, 1)), ("matmul_int8", (rows, 24))} <= shapes
+    assert {("row_pairs_int8", (72, 24, 24)), ("rows_fp32", (72, 24, 1)), ("matmul_int8", (72, 24))} <= shapes
     assert {usage.vectors for w, usage in found.items() if w.family == "matmul_int8"} == {35}
 
 
+def test_kernels_of_other_logs_need_no_model():
+    found = suite_kernels.logged_kernels(1, ())
+    assert Usage(0.2) == found[Workload("rows_fp32", (6000, 1500, 0), native_isa().records, 1)]
+    assert suite_kernels.logged_kernels(99, ()) == {}
+
+
+def test_checkpoints_must_be_there():
+    with pytest.raises(ModelError, match="--checkpoint: not given"):
+        suite_kernels.word_lm_kernels(1, ())
+    with pytest.raises(DataError, match=r"no \.onnx file"):
+        suite_kernels.fashion_kernels(1, ())
+
+
 def test_single_layers_come_in_every_form():
-    found = suite_kernels.layers_kernels(1, None)
+    found = suite_kernels.layers_kernels(1, ())
     assert {w.family for w in found} == {"conv2d", "conv2d_skip", "conv2d_gated"}
     assert all(usage.density < 1 for w, usage in found.items() if w.family != "conv2d")
 
@@ -31,7 +43,7 @@ def test_single_layers_come_in_every_form():
 def test_the_command_tunes_for_each_level_and_reports(monkeypatch, tmp_path, capsys):
     level = native_isa().name
     kernels = {Workload("columns_fp32", (24, 16), level, 1): Usage(0.5)}
-    monkeypatch.setitem(suite_kernels.SUITES, "shapes", lambda threads, checkpoint: kernels)
+    monkeypatch.setitem(suite_kernels.SUITES, "shapes", lambda threads, checkpoints: kernels)
     suite_kernels.main(["shapes", "--targets", level, "avx2", "--trials", "2", "--logs", str(tmp_path)])
     folders = {folder.name.split("-")[0]: folder for folder in tmp_path.iterdir()}
     assert set(folders) == {level, "avx2"}

@@ -40,7 +40,7 @@ def test_an_exhaustive_search_says_how_good_the_default_is_and_when_the_best_is_
 
 def test_the_cost_counts_candidates_and_not_verdicts():
     found = tuning_cost.cost(SKIPPING, Usage(0.5), Formula(), trials=5)
-    assert (found.trials, found.valid) == (5, 5) and found.seconds > 0
+    assert (found.trials, found.valid) == (5, 5) and found.seconds > 0 and found.processor_seconds > 0
 
 
 def test_the_kernels_are_of_the_level():
@@ -59,7 +59,7 @@ def test_a_second_run_measures_nothing():
 def test_unknown_parts_are_refused(capsys):
     with pytest.raises(SystemExit):
         tuning_cost.main(["everything"])
-    assert "accepted: trials, stock, exhaustive, rerun" in capsys.readouterr().err
+    assert "accepted: trials, stock, exhaustive, rerun, models" in capsys.readouterr().err
 
 
 def test_what_stands_for_our_kernels_in_the_other_loop_is_right():

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, Pipe
 from tvm_dual.errors import TvmDualError
 from tvm_dual.tuning.messages import Failed, Lost, Request
 
-#: Seconds that one call may take.
+#: Seconds of processor time that one call may take; by the clock ten times as many.
 PATIENCE = 60
 
 
@@ -24,7 +24,7 @@ class IsolatedBench:
     """A `tvm_dual.tuning.candidates.Bench`, or with an address a `RemoteBench`, in a process of its own."""
 
     def __init__(self, patience: int = PATIENCE, address: tuple[str, ...] = ()) -> None:
-        """Start the process when it is first needed; give calls up after `patience` seconds.
+        """Start the process when it is first needed; give calls up after `patience` seconds of processor time.
 
         `address` is a tracker's host and port, and the key of its servers.
         """
@@ -72,7 +72,7 @@ class IsolatedBench:
         return answer
 
     def _reason(self, lost: Lost) -> str:
-        if lost.signal == signal.SIGALRM:
+        if lost.signal in (signal.SIGALRM, signal.SIGPROF):
             return f"not done after {self._patience} s"
         return f"crashed: {signal.Signals(lost.signal).name if lost.signal else 'ended by itself'}"
 

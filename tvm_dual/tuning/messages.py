@@ -14,7 +14,7 @@ class Request:
     method : str
     arguments : tuple
     seconds : int
-        After which the call is given up.
+        Of processor time, after which the call is given up.
     """
 
     method: str

@@ -16,6 +16,9 @@ from multiprocessing.connection import Connection
 
 from tvm_dual.tuning.messages import Failed, Lost
 
+#: Seconds by the clock that a call may take for each second of processor time.
+_WAITING = 10
+
 
 def main() -> None:
     """Serve requests from the connection whose file descriptor is the first argument, until it closes.
@@ -46,13 +49,16 @@ def _serve(connection: Connection, make_bench: Callable) -> None:
             request = connection.recv()
         except EOFError:
             os._exit(0)
-        # Unhandled, the alarm ends the process, whatever native code it is in.
-        signal.alarm(request.seconds)
+        # Unhandled, an alarm ends the process, whatever native code it is in. On a busy machine a call takes long
+        # by the clock without anything being wrong with it.
+        signal.setitimer(signal.ITIMER_PROF, request.seconds)
+        signal.alarm(_WAITING * request.seconds)
         try:
             bench = bench or make_bench()
             answer = getattr(bench, request.method)(*request.arguments)
         except Exception:
             answer = Failed(traceback.format_exc())
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         connection.send(answer)
 

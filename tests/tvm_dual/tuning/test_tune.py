@@ -53,8 +53,9 @@ def test_a_build_says_that_its_kernels_are_tuned_and_computes_the_same(
     assert {kernel.origin for kernel in kernels} == {"tuned"}
     assert f"kernels: {len(kernels)} tuned" in str(with_logs.report)
     assert {kernel.origin for kernel in without.report.plan.kernels} == {"default"}
-    # Sums of bytes are exact in any order.
-    np.testing.assert_array_equal(run_stream(with_logs, calibration[0]), run_stream(without, calibration[0]))
+    # Sums of bytes are exact in any order, but LLVM may round once for two operations behind them.
+    found, wanted = run_stream(with_logs, calibration[0]), run_stream(without, calibration[0])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_complete_logs_are_left_as_they_are(tuned, model, calibration, gated):

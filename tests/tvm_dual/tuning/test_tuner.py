@@ -54,7 +54,9 @@ def test_trials_bound_what_is_measured(tmp_path, fake_benches):
     tune(tmp_path, benches, trials=10)
     assert [len(trials_of(tmp_path, w)) for w in KERNELS] == [10, 10]
     finals = [batch for batch in benches.batches if batch[0] == default_knobs(ROWS) and len(batch) <= FINALISTS + 1]
-    assert [len(batch) for batch in finals] == [FINALISTS + 1, 2] * 2
+    assert [len(batch) > 2 for batch in finals] == [True, False] * 2, (
+        "what wins is measured once more, with the default"
+    )
 
 
 def test_a_second_run_measures_nothing(tmp_path, fake_benches):
@@ -100,7 +102,7 @@ def test_another_density_is_another_measurement(tmp_path, fake_benches):
     tune(tmp_path, near, kernels={PAIRS: Usage(0.12)})
     tune(tmp_path, far, kernels={PAIRS: Usage(0.5)})
     assert near.batches == []
-    assert sum(map(len, far.batches[:-1])) == len(search_space(PAIRS))
+    assert sum(map(len, far.batches[:-2])) == len(search_space(PAIRS)), "the last two batches are the verdict"
 
 
 def test_failures_are_kept_apart_and_cost_only_themselves(tmp_path, fake_benches):
@@ -163,7 +165,7 @@ def timing(*seconds: float) -> Timing:
         ((10, 10, 10), (9, 9, 9), True),
         ((10, 10, 10), (9.95, 9.95, 9.95), False),  # within what is worth it
         ((10, 12, 14, 30, 30), (9.5, 9.5, 9.5, 9.5, 9.5), True),
-        ((10, 14, 18, 30, 30), (12.5, 12.5, 12.5, 12.5, 12.5), False),  # within the noise
+        ((10, 14, 18, 30, 30), (12, 13, 19, 29, 31), False),  # faster as often as not
     ],
 )
 def test_a_finalist_wins_only_beyond_doubt(default, other, wins):
