@@ -63,9 +63,9 @@ def sum_each(vectors: list, lanes: int):
     return vectors[0]
 
 
-def prefetch(element):
-    """Ask for the cache line of a buffer's element to be brought into the first level; a statement."""
-    read, nearest, data = T.int32(0), T.int32(3), T.int32(1)
+def prefetch(element, level: int = 1):
+    """Ask for the cache line of a buffer's element to be brought into the first level, or the second; a statement."""
+    read, nearest, data = T.int32(0), T.int32(4 - level), T.int32(1)
     return T.evaluate(
         T.call_llvm_intrin(
             T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(element), read, nearest, data, dtype="void"

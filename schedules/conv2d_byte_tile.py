@@ -1,0 +1,112 @@
+"""How a convolution of bytes is divided into bands, blocks and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schedules.conv2d_bytes import ByteBands, ByteConv, image_lines
+from schedules.conv2d_panels import panel_count
+from schedules.conv2d_shape import Conv2d
+from schedules.cpu import Isa
+
+#: Outputs of a vector.
+LANES = 16
+#: Bytes of its input that a band may read: with panels of weights it has to stay in a second level of 2 MB.
+BAND_BYTES = 768 << 10
+#: Tiles of pixels and vectors of outputs that eight tile registers hold, sums included.
+_AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
+#: Of 32 registers those that hold sums.
+_SUMS = 24
+#: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
+_WEIGHT_LINE, _PIXEL_LINE = 1.5, 0.5
+#: Cycles of a block beside its products, of a pixel that is looked at to see whether it is one of the output's, and of
+#: a line that is copied once more.
+_BLOCK, _LOOK, _COPY = 100, 4, 4
+
+
+@dataclass(frozen=True)
+class ByteTile:
+    """How a convolution of bytes is divided.
+
+    Attributes
+    ----------
+    pixels : int
+        Of a tile, at most 16; without AMX of a register tile.
+    tiles, vectors : int
+        Tiles of pixels, and vectors of outputs, that are computed together; without AMX one tile.
+    rows : int
+        Output rows of a band.
+    form : str
+        How pixels are read: `schedules.conv2d_bytes.image_lines`.
+    """
+
+    pixels: int
+    tiles: int
+    vectors: int
+    rows: int
+    form: str
+
+
+def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:
+    """Return the tile that takes least time by what products, loads and copies cost."""
+    cycles = _amx_cycles if isa.amx else _vnni_cycles
+    return min(_choices(isa, byte.conv), key=lambda tile: cycles(byte, tile))
+
+
+def _band_rows(conv: Conv2d) -> int:
+    """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
+    most = (BAND_BYTES // (conv.padded_width * conv.inputs) - conv.reach[0]) // conv.strides[0] + 1
+    return -(-conv.out_height // -(-conv.out_height // max(1, min(most, conv.out_height))))
+
+
+def _choices(isa: Isa, conv: Conv2d) -> Iterator[ByteTile]:
+    forms = ["rows", "spread"] + ["whole"] * (conv.strides == (1, 1))
+    # A panel that is not full overlaps the one before it.
+    most = max(1, conv.outputs // LANES)
+    blocks = _AMX_BLOCKS if isa.amx else [(1, vectors) for vectors in (1, 2, 3, 4)]
+    for form in forms:
+        rows = _band_rows(conv)
+        if form == "spread":
+            # The copy takes up more than the input.
+            rows = max(1, min(rows, BAND_BYTES // (image_lines(conv, 1, form).pixel * conv.out_width)))
+        lines = image_lines(conv, rows, form)
+        for tiles, vectors in blocks:
+            tallest = 16 if isa.amx else _SUMS // vectors
+            pixels = -(-lines.length // -(-lines.length // tallest))
+            if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
+                yield ByteTile(pixels, tiles, vectors, rows, form)
+
+
+def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
+    lines = image_lines(byte.conv, tile.rows, tile.form)
+    sums, rows = tile.tiles * tile.vectors, tile.tiles * tile.pixels
+    products = sums * max(tile.pixels, 8)
+    step = max(products, 16 * tile.vectors * _WEIGHT_LINE + rows * _PIXEL_LINE)
+    blocks = -(-lines.count * -(-lines.length // tile.pixels) // tile.tiles)
+    look = _LOOK * rows if lines.across != byte.conv.out_width else 0
+    block = lines.steps * step + _BLOCK + look
+    panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
+    return ByteBands(byte, tile.rows, tile.form).count * (panels * blocks * block + _copied(byte, tile))
+
+
+def _vnni_cycles(byte: ByteConv, tile: ByteTile) -> float:
+    """Two products or loads a cycle; a product is done after five."""
+    lines = image_lines(byte.conv, tile.rows, tile.form)
+    group = max(tile.pixels * tile.vectors / 2, (tile.pixels + tile.vectors) / 2, 5)
+    groups = sum(-(-length // 4) for _, length in lines.runs)
+    panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
+    blocks = lines.count * -(-lines.length // tile.pixels)
+    look = _LOOK * tile.pixels if lines.across != byte.conv.out_width else 0
+    block = groups * group + tile.pixels * tile.vectors * 3 + look
+    return ByteBands(byte, tile.rows, tile.form).count * (panels * blocks * block + _copied(byte, tile))
+
+
+def _copied(byte: ByteConv, tile: ByteTile) -> float:
+    bands = ByteBands(byte, tile.rows, tile.form)
+    size = (bands.copy_size if bands.copied else 0) / 64
+    if tile.form == "spread":
+        times, run = byte.conv.runs
+        # Each run is a copy of its own, of at least one line.
+        size += tile.rows * byte.conv.out_width * byte.conv.kernel[0] * times * (1 + run / 64)
+    return size * _COPY
