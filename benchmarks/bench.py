@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from benchmarks.levels import switch_amx_off
 from benchmarks.results import write_json
 from tvm_dual.console import progress_bars
 from tvm_dual.container import refuse_unwritable
 from tvm_dual.errors import PlanError
 
 
-def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Path] | None = None) -> None:
+def bench(
+    suite: str, path: Path, threads: int, short: bool, files: dict[str, Path] | None = None, amx: bool = True
+) -> None:
     """Run one suite.
 
     Parameters
@@ -24,6 +27,8 @@ def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Pa
         Less of everything.
     files : dict of Path, optional
         What the suite reads, by its names for it (``FILES`` of its module).
+    amx : bool
+        Whether engines may use matrix tiles: suites of convolutions.
 
     Raises
     ------
@@ -33,6 +38,8 @@ def bench(suite: str, path: Path, threads: int, short: bool, files: dict[str, Pa
         If the suite does not take one of the files.
     """
     refuse_unwritable(path, "--json")
+    if not amx:
+        switch_amx_off()
     module = importlib.import_module(f"benchmarks.{suite.replace('-', '_')}")
     for name in files or {}:
         if name not in module.FILES:

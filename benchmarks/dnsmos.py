@@ -74,6 +74,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             _SameScores(name, judging),
             MAX_CHANGE,
             AdvancedOptions(rule="damage"),
+            quantized=True,
         )
         for name in SCORES
     ]

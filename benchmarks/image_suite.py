@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import EngineSpec, Harness
+from benchmarks.levels import our_target
 from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
@@ -52,7 +53,7 @@ class Network:
     options : AdvancedOptions
         Of the dual form.
     quantized : bool
-        Whether peers run it in int8, too.
+        Whether it is run in int8, too.
     """
 
     name: str
@@ -100,6 +101,7 @@ def show(result: Result, path: Path) -> None:
             ("fastest fp32 peer / zero skipping alone", peer32, fastest(rows, ("fp32",), True, "skip")),
             ("fastest fp32 peer / our dense fp32", peer32, dense),
             ("fastest peer of any precision / dual", peer, dual),
+            ("fastest peer of any precision / ours of any", peer, fastest(rows, ("fp32", *LOW), True)),
         ):
             print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
         if dual:
@@ -112,11 +114,15 @@ def spread(items: list, count: int) -> list:
 
 
 def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> tuple[list[EngineSpec], str]:
-    builder = Builder(network.path, [network.calibration], streaming=True, threads=threads, progress=progress)
-    specs = []
+    builder = Builder(
+        network.path, [network.calibration], streaming=True, threads=threads, progress=progress, target=our_target()
+    )
+    specs, judged = [], {"evaluate": network.evaluate, "max_drop": network.max_drop}
+    if network.quantized:
+        library = builder.build("int8", options=AdvancedOptions(mode="dense"), **judged)
+        specs.append(our_spec(library, folder / f"{network.name}_int8.so", "dense"))
     for mode in _MODES:
         if mode == "dual":
-            judged = {"evaluate": network.evaluate, "max_drop": network.max_drop}
             library = builder.build("fp32", options=network.options, **judged)
         else:
             library = builder.build("fp32", options=AdvancedOptions(mode=mode))

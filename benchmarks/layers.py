@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.image_suite import Progress, Turns
+from benchmarks.levels import our_target
 from benchmarks.ours import our_spec
-from benchmarks.peers.images import image_peer_specs
+from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import fastest
 from tvm_dual.builder import Builder
 from tvm_dual.options import AdvancedOptions
@@ -108,6 +109,25 @@ def show(result: Result, path: Path) -> None:
                 ratio = peer["median_ms"] / row["median_ms"] if peer else math.nan
                 parts.append(f"{what}: {ratio:.2f}")
         print(f"{layer}: {peer['engine'] if peer else 'no peer'} / ours, {', '.join(parts)}")
+    for engine in ("openvino", "onnxruntime"):
+        ratios = [ratio for ratio in _int8_ratios(result.rows, engine) if not math.isnan(ratio)]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+        listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"int8, {engine} / ours dense: geometric mean {mean:.2f} ({listed})")
+
+
+def _int8_ratios(rows: list[dict], engine: str) -> list[float]:
+    """Return for each layer how many times slower an engine's int8 is than ours."""
+    found = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        times = {row["engine"]: row.get("median_ms") for row in rows if row["layer"] == layer and _is_int8(row)}
+        ours, other = times.get("tvm_dual"), times.get(engine)
+        found.append(other / ours if ours and other else math.nan)
+    return found
+
+
+def _is_int8(row: dict) -> bool:
+    return row["precision"] == "int8" and row["mode"] == "dense"
 
 
 def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Progress) -> list[dict]:
@@ -120,7 +140,9 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     dense = AdvancedOptions(mode="dense")
     gated = [AdvancedOptions(rule="damage", dimension_share=SHARE, closed_share=share) for share in size.closed]
     specs = [_ours(plain, images, options, folder, threads, progress) for options in (dense, *gated)]
+    specs.append(_ours(plain, images, dense, folder, threads, progress, "int8"))
     specs += image_peer_specs(str(plain), threads)
+    specs += quantized_peer_specs(str(plain), images, folder, threads)
     sweeps = [{}, *({"closed": share} for share in size.closed)]
     rows = _rows(layer, images, specs, sweeps, threads, size, progress)
     for share in size.zeros:
@@ -130,8 +152,9 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     return rows
 
 
-def _ours(path: Path, images, options: AdvancedOptions, folder: Path, threads: int, progress: Progress) -> EngineSpec:
-    library = Builder(path, [images], threads=threads, progress=progress).build("fp32", options=options)
+def _ours(path: Path, images, options, folder: Path, threads: int, progress: Progress, precision="fp32") -> EngineSpec:
+    builder = Builder(path, [images], threads=threads, progress=progress, target=our_target())
+    library = builder.build(precision, options=options)
     return our_spec(library, folder / f"{len(list(folder.iterdir()))}.so", options.mode)
 
 

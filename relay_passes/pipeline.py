@@ -16,6 +16,7 @@ from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.mark_sites import MarkSites
 from relay_passes.one_memory import OneMemory
+from relay_passes.pass_bytes import PassBytes
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_gru import RewriteGru
@@ -58,7 +59,7 @@ def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
 
 
 def _rewrites() -> list[tvm.transform.Pass]:
-    return [RewriteDense(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
+    return [RewriteDense(), PassBytes(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
 
 
 def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:

@@ -1,7 +1,7 @@
 """RewriteConv2d: a planned convolution becomes a step of kernels, and its pooling another kernel.
 
-A convolution without a gate is one kernel, dense or skipping zeros. One with a gate is project, little, gate,
-gated tiles; the little module alone is the first two.
+A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes. One with a gate is project,
+little, gate, gated tiles; the little module alone is the first two.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
+from relay_passes.conv2d_bytes_stage import convolved_bytes, read_images
 from relay_passes.conv2d_site import COMPOSITE, read_conv2d
 from relay_passes.conv2d_stages import Conv2dStages
 from relay_passes.mark_sites import layer_activation
-from relay_passes.site_plan import read_form, read_little
+from relay_passes.site_plan import planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules.pool import max_pool2d
@@ -34,13 +35,18 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         return None
     site, isa = read_conv2d(function, call, layer_activation(function)), form.level()
     conv, inputs, counts, threshold, residual = site.conv, [(site.x, (site.conv.input_size,))], [], None, None
+    images = read_images(function)
+    kinds = (images.source_type, images.residual_type, images.result_type) if images else ("float32",) * 3
     with StepBuilder() as step:
         stages = Conv2dStages(step, isa, conv, form.threads)
-        x = step.input("x", (conv.input_size,))
+        x = step.input("x", (conv.input_size,), kinds[0])
         if site.residual is not None:
             inputs.append((site.residual, (conv.output_size,)))
-            residual = step.input("residual", (conv.output_size,))
-        if form.gated:
+            residual = step.input("residual", (conv.output_size,), kinds[1])
+        if images is not None:
+            bias = planned_bias(function, 0, site.weight.reshape(conv.outputs, -1), site.bias)
+            y = convolved_bytes(step, isa, conv, form.threads, images, site.weight, bias, x, residual)
+        elif form.gated:
             threshold = (3, conv.outputs)
             sums = stages.little_sums(form.hidden, read_little(function), x)
             opened, count = stages.gate(sums, residual, step.input("limits", threshold))
@@ -51,6 +57,6 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         else:
             y = stages.exact(form.input, site.weight, site.bias, x, residual)
         if site.pool is not None:
-            y = step.call("max_pool2d", kernel(max_pool2d, isa, site.pool, form.threads), y)
+            y = step.call("max_pool2d", kernel(max_pool2d, isa, site.pool, form.threads, kinds[2]), y)
         step.finish(y, *counts)
     return StepCall(step, inputs, outputs=[[tuple(call.ty.shape)]], threshold=threshold)

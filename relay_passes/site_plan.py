@@ -34,6 +34,8 @@ class SiteForm:
     threads : int
     isa : str
         A key of `schedules.cpu.ISAS`.
+    scale, zero : float, int
+        Scale and zero point of the bytes that a convolution of int8 reads.
     """
 
     precision: str
@@ -42,6 +44,8 @@ class SiteForm:
     rule: str
     threads: int
     isa: str
+    scale: float = 0.0
+    zero: int = 0
 
     @property
     def gated(self) -> bool:
@@ -88,6 +92,7 @@ class AttachPlan:
             if form is None:
                 continue
             attributes = {f"dual.{key}": getattr(form, key) for key in _TEXT} | {"dual.threads": form.threads}
+            attributes |= {"dual.scale": form.scale, "dual.zero": form.zero}
             attributes["dual.means"] = [tvm.runtime.tensor(mean) for mean in self._means.get(str(name), ())]
             if form.needs_little:
                 little = self._littles[str(name)]
@@ -105,7 +110,10 @@ def read_form(function: relax.Function) -> SiteForm | None:
     if not function.attrs or "dual.precision" not in function.attrs:
         return None
     return SiteForm(
-        **{key: str(function.attrs[f"dual.{key}"]) for key in _TEXT}, threads=int(function.attrs["dual.threads"])
+        **{key: str(function.attrs[f"dual.{key}"]) for key in _TEXT},
+        threads=int(function.attrs["dual.threads"]),
+        scale=float(function.attrs["dual.scale"]),
+        zero=int(function.attrs["dual.zero"]),
     )
 
 

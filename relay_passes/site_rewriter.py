@@ -111,17 +111,16 @@ class _CallMutator(PyExprMutator):
         self.changed = False
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        if not isinstance(call.op, tvm.ir.GlobalVar):
-            return call
-        function = self._module[call.op]
+        function = self._module[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
         if not isinstance(function, relax.Function) or not function.attrs:
-            return call
+            return super().visit_call_(call)
         if function.attrs.get("Composite") != self._composite:
-            return call
-        planned = self._rewrite(function, call)
+            return super().visit_call_(call)
+        # Not checked against the site's function: what a rewritten site gives may be bytes, which that does not take.
+        given = relax.Call(call.op, [self.visit_expr(argument) for argument in call.args], ret_ty=call.ty)
+        planned = self._rewrite(function, given)
         if planned is None:
-            return call
+            return super().visit_call_(call)
         self.changed = True
         return self._put(planned, str(function.attrs["dual.site"]))
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from schedules.conv2d_bytes import ByteBands, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count
-from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 
 #: Outputs of a vector.
 LANES = 16
-#: Bytes of its input that a band may read: with panels of weights it has to stay in a second level of 2 MB.
-BAND_BYTES = 768 << 10
+#: Bytes that a band may read and write: with panels of weights it has to stay in a second level of 2 MB, since each
+#: panel of outputs reads all of it again, and writes a part of each cache line.
+BAND_BYTES = 640 << 10
 #: Tiles of pixels and vectors of outputs that eight tile registers hold, sums included.
 _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
 #: Of 32 registers those that hold sums.
@@ -51,25 +51,28 @@ class ByteTile:
 def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:
     """Return the tile that takes least time by what products, loads and copies cost."""
     cycles = _amx_cycles if isa.amx else _vnni_cycles
-    return min(_choices(isa, byte.conv), key=lambda tile: cycles(byte, tile))
+    return min(_choices(isa, byte), key=lambda tile: cycles(byte, tile))
 
 
-def _band_rows(conv: Conv2d) -> int:
+def _band_rows(byte: ByteConv, form: str) -> int:
     """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
-    most = (BAND_BYTES // (conv.padded_width * conv.inputs) - conv.reach[0]) // conv.strides[0] + 1
+    conv = byte.conv
+    read = conv.strides[0] * conv.padded_width * conv.inputs
+    written = conv.out_width * conv.outputs * (1 if byte.result == "uint8" else 4)
+    if form == "spread":
+        read += image_lines(conv, 1, form).pixel * conv.out_width
+    most = (BAND_BYTES - (conv.reach[0] - conv.strides[0]) * conv.padded_width * conv.inputs) // (read + written)
     return -(-conv.out_height // -(-conv.out_height // max(1, min(most, conv.out_height))))
 
 
-def _choices(isa: Isa, conv: Conv2d) -> Iterator[ByteTile]:
+def _choices(isa: Isa, byte: ByteConv) -> Iterator[ByteTile]:
+    conv = byte.conv
     forms = ["rows", "spread"] + ["whole"] * (conv.strides == (1, 1))
     # A panel that is not full overlaps the one before it.
     most = max(1, conv.outputs // LANES)
     blocks = _AMX_BLOCKS if isa.amx else [(1, vectors) for vectors in (1, 2, 3, 4)]
     for form in forms:
-        rows = _band_rows(conv)
-        if form == "spread":
-            # The copy takes up more than the input.
-            rows = max(1, min(rows, BAND_BYTES // (image_lines(conv, 1, form).pixel * conv.out_width)))
+        rows = _band_rows(byte, form)
         lines = image_lines(conv, rows, form)
         for tiles, vectors in blocks:
             tallest = 16 if isa.amx else _SUMS // vectors

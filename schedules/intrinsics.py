@@ -179,6 +179,11 @@ def chunk(isa: Isa, n: int) -> int:
     return min(isa.lanes, 1 << (n.bit_length() - 1))
 
 
+def vector_lanes(isa: Isa, n: int, dtype: str) -> int:
+    """Return the widest vector of `dtype` (``float32`` or ``uint8``) that fits in `n` elements: a power of two."""
+    return min(isa.vector_bytes if dtype == "uint8" else isa.lanes, 1 << (n.bit_length() - 1))
+
+
 def span(start, width: int):
     """Index of `width` neighbours from `start` on."""
     return T.ramp(start, 1, width) if width > 1 else start

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.intrinsics import chunk, span
+from schedules.intrinsics import span, vector_lanes
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class MaxPool2d:
         return self.batch * self.out_height * self.out_width * self.channels
 
 
-def max_pool2d(isa: Isa, pool: MaxPool2d, threads: int):
-    """Return the kernel ``(x: f32[input size]) -> y: f32[output size]``. Threads share the output rows."""
+def max_pool2d(isa: Isa, pool: MaxPool2d, threads: int, dtype: str = "float32"):
+    """Return the kernel ``(x: [input size]) -> y: [output size]``, both of `dtype`. Threads share the output rows."""
     channels, size = pool.channels, pool.batch * pool.height * pool.width * pool.channels
-    lanes, rows = chunk(isa, channels), pool.batch * pool.out_height
+    lanes, rows = vector_lanes(isa, channels, dtype), pool.batch * pool.out_height
     down, across = pool.window
     # What is left over is covered by a last vector that overlaps the one before it.
     vectors = -(-channels // lanes)
@@ -60,7 +60,7 @@ def max_pool2d(isa: Isa, pool: MaxPool2d, threads: int):
         return found
 
     @T.prim_func(s_tir=True, private=True)
-    def pooled(x: T.Buffer((size,), "float32"), y: T.Buffer((pool.output_size,), "float32")):
+    def pooled(x: T.Buffer((size,), dtype), y: T.Buffer((pool.output_size,), dtype)):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         for task in T.parallel(threads):
             with T.sblock("rows"):

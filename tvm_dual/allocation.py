@@ -175,4 +175,4 @@ def _tuned(taken: list[Step], path: list[Step], judged: _Judged) -> tuple[list[S
 
 
 def _may_gate(model: Model, name: str) -> bool:
-    return model.sites[name].can_gate and name not in model.options.keep_dense
+    return model.gates(name)

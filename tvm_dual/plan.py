@@ -48,6 +48,8 @@ class SitePlan:
     operations, all_operations : float
         Multiply-adds per call, little module included, mean over the calibration data, and those of the big module;
         per vector, if a call may see any number.
+    scale, zero : float, int
+        Scale and zero point of the bytes that a convolution of int8 reads.
     """
 
     name: str
@@ -68,6 +70,8 @@ class SitePlan:
     gate_factors: tuple[float, ...] = ()
     operations: float = 0.0
     all_operations: float = 0.0
+    scale: float = 0.0
+    zero: int = 0
 
 
 @dataclass(frozen=True)

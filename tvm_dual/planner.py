@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates
+from tvm_dual.byte_convs import bytes_reason, choose_bytes, planned_bytes
 from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
@@ -28,6 +29,7 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     the gates is searched under the quality budget, for each rule; the faster rule is kept, and all
     of it only if it beats the exact forms. Convolutions have bounds of their own (`tvm_dual.allocation`).
     """
+    model = choose_bytes(model, quality, progress)
     fits = Fits(model)
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
@@ -121,7 +123,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     trained = plan.finetuning if any(site.tuned for site in planned.values()) else None
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
     sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
-    model = replace(model, options=options).sized(sizes)
+    model = replace(model, options=options, on_bytes=planned_bytes(plan)).sized(sizes)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
@@ -183,7 +185,7 @@ def _left_plan(site: Site) -> SitePlan:
 
 def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, density: float) -> SitePlan:
     forms, fit = variant.forms[site.name], variant.fits.get(site.name)
-    precision = site.precision(model.precision)
+    precision = model.site_precision(site.name, forms)
     read = bytes_read(
         site,
         forms,
@@ -204,6 +206,9 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         operations=operations(site, forms, density, model.observations[site.name], fit.little if fit else None),
         all_operations=float(all_operations(site)),
     )
+    if site.conv and precision == "int8":
+        levels = model.on_bytes[site.name]
+        plan = replace(plan, scale=levels.scale, zero=levels.zero)
     if fit is not None:
         plan = replace(
             plan,
@@ -223,6 +228,8 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
 
 def _reason(model: Model, site: Site, forms: tuple[str, str]) -> str:
     zeros = float((model.observations[site.name].inputs[0] == 0).mean())
+    if site.conv and model.precision == "int8" and "rows" not in forms and "little" not in forms:
+        return bytes_reason(model, site, zeros)
     parts = []
     if "columns" in forms:
         parts.append(f"{zeros:.0%} of the inputs are zero")

@@ -122,10 +122,11 @@ def share_open(variant: Variant) -> float:
 
 def best_exact(model: Model, fits: Fits, progress) -> Variant:
     """Choose between every row and zero skipping, per matrix, in the whole model."""
-    skipping = {name: exact_form(site, site.nonnegative) for name, site in model.sites.items()}
+    skips = {name: site.nonnegative and name not in model.on_bytes for name, site in model.sites.items()}
+    skipping = {name: exact_form(site, skips[name]) for name, site in model.sites.items()}
     choices = [skipping]
     for name, site in model.sites.items():
-        if site.nonnegative:
+        if skips[name]:
             choices.append(skipping | {name: exact_form(site, False)})
     variants = []
     for i, forms in enumerate(choices):
@@ -145,7 +146,7 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
     start = {}
     for name, site in model.sites.items():
         form = exact.forms[name]
-        if site.can_gate and name not in model.options.keep_dense:
+        if model.gates(name):
             form = gated_form(site, form)
         start[name] = form
     if start == exact.forms:
@@ -175,7 +176,7 @@ def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
     """Forms that differ from `start` in one matrix of one site."""
     found = []
     for name, form in start.items():
-        if not model.sites[name].can_gate or name in model.options.keep_dense:
+        if not model.gates(name):
             continue
         found += [start | {name: changed} for changed in forms_beside(model.sites[name], form, exact[name])]
     return found

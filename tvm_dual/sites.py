@@ -86,7 +86,7 @@ class Site:
         return self.can_rewrite and self.linear_before_reset and (self.conv is None or self.conv.outputs >= MOST_LANES)
 
     def precision(self, wanted: str) -> str:
-        """Return the precision of the big module in a build of precision `wanted`: convolutions have fp32 alone."""
+        """Return the precision of the big module in a build of `wanted`; of a convolution that is not on bytes."""
         return "fp32" if self.kind == "conv2d" else wanted
 
     @property

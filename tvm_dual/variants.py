@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from relay_passes.site_plan import SiteForm
+from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.calibration import CalibrationData, InputStream
@@ -42,6 +43,8 @@ class Model:
     options : AdvancedOptions
     left : tuple of Site
         Sites that no kernel of ours applies to; TVM compiles them.
+    on_bytes : dict of Affine
+        Convolutions that are computed on bytes in their dense form, and the scale and zero point of their inputs.
     known : dict of SiteFit
         Little modules fitted so far, which builds of one model share.
     """
@@ -54,6 +57,7 @@ class Model:
     options: AdvancedOptions
     left: tuple[Site, ...] = ()
     known: dict[tuple, SiteFit] = field(default_factory=dict)
+    on_bytes: dict[str, Affine] = field(default_factory=dict)
 
     @property
     def longest(self) -> InputStream:
@@ -67,10 +71,23 @@ class Model:
 
     def site_forms(self, forms: Forms, rule: str = "") -> dict[str, SiteForm]:
         """Return what the compiler takes for `forms`."""
-        return {
-            name: self.compiler.form(self.sites[name].precision(self.precision), *form, rule)
-            for name, form in forms.items()
-        }
+        found = {}
+        for name, form in forms.items():
+            found[name] = self.compiler.form(self.site_precision(name, form), *form, rule)
+            if name in self.on_bytes and found[name].precision == "int8":
+                levels = self.on_bytes[name]
+                found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
+        return found
+
+    def gates(self, name: str) -> bool:
+        """Whether a gate is tried on a site: convolutions on bytes are faster than any gate on floats."""
+        return self.sites[name].can_gate and name not in self.options.keep_dense and name not in self.on_bytes
+
+    def site_precision(self, name: str, form: tuple[str, str]) -> str:
+        """Return the precision of a site's big module in a form."""
+        if self.sites[name].conv and name in self.on_bytes and form[0] == "dense":
+            return "int8"
+        return self.sites[name].precision(self.precision)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import openvino
 import torch
@@ -14,30 +15,42 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from benchmarks.harness import EngineSpec
+from benchmarks.levels import without_amx
 from benchmarks.peers.base import Engine, EngineError
-from schedules.cpu import native_isa
+from schedules.cpu import cpu_flags, native_isa
 from tvm_dual.errors import ModelError
 
 #: Images that the ranges of activations are taken from.
 QUANTIZATION_CALLS = 200
+#: First version of ONNX whose quantized weights have a scale for each channel.
+_SCALE_PER_CHANNEL = 13
 
 
 def image_peer_specs(model_path: str, threads: int) -> tuple[EngineSpec, ...]:
-    """Every peer for one model without states, unquantized; PyTorch in both layouts of images."""
+    """Every fp32 peer for one model without states, PyTorch in both layouts of images; bf16 where the CPU has it."""
     peers = (
         ("torch", "fp32", "TorchImageEngine", {"channels_last": False}),
         ("torch", "fp32", "TorchImageEngine", {"channels_last": True}),
         ("onnxruntime", "fp32", "OnnxRuntimeImageEngine", {}),
         ("openvino", "fp32", "OpenVinoImageEngine", {}),
-        ("openvino", "bf16", "OpenVinoImageEngine", {}),
     )
-    arguments = {"model_path": str(model_path), "threads": threads}
+    if has_bf16():
+        peers += (
+            ("torch", "bf16", "TorchImageEngine", {"channels_last": True}),
+            ("openvino", "bf16", "OpenVinoImageEngine", {}),
+        )
     return tuple(
         EngineSpec(
-            engine, "dense", precision, f"benchmarks.peers.images:{name}", arguments | {"precision": precision} | extra
+            *(engine, "dense", precision, f"benchmarks.peers.images:{name}"),
+            {"model_path": str(model_path), "precision": precision, "threads": threads, **extra},
         )
         for engine, precision, name, extra in peers
     )
+
+
+def has_bf16() -> bool:
+    """Whether bf16 instructions exist, and are left to peers: without them bf16 is slower than fp32."""
+    return not without_amx() and bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def quantized_peer_specs(model_path: str, images: np.ndarray, folder: Path, threads: int) -> tuple[EngineSpec, ...]:
@@ -74,8 +87,13 @@ def quantize_images(model_path: str, images: np.ndarray, path: Path) -> Path:
         def get_next(self) -> dict | None:
             return next(self._images, None)
 
-    prepared = path.with_suffix(".prepared.onnx")
-    quant_pre_process(model_path, prepared)
+    prepared, current = path.with_suffix(".prepared.onnx"), path.with_suffix(".current.onnx")
+    model = onnx.load(model_path)
+    if max(entry.version for entry in model.opset_import if not entry.domain) < _SCALE_PER_CHANNEL:
+        # Older operators have one scale for all channels; OpenVINO refuses more.
+        model = onnx.version_converter.convert_version(model, _SCALE_PER_CHANNEL)
+    onnx.save(model, current)
+    quant_pre_process(str(current), prepared)
     # Without VNNI sums of two products saturate at 16 bits, and the guide says to take 7 of the 8 bits.
     isa = native_isa()
     reduced = isa is None or not isa.vnni
@@ -87,7 +105,7 @@ def quantize_images(model_path: str, images: np.ndarray, path: Path) -> Path:
 class _ImageEngine(Engine):
     """An engine that carries nothing from call to call."""
 
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "bf16", "int8")
 
     def reset(self) -> None:
         """Do nothing: there is no state."""
@@ -137,7 +155,7 @@ class OpenVinoImageEngine(_ImageEngine):
 
 
 class TorchImageEngine(_ImageEngine):
-    """PyTorch in fp32, traced and optimized for inference.
+    """PyTorch in fp32 or bf16, traced and optimized for inference.
 
     Parameters
     ----------
@@ -147,7 +165,7 @@ class TorchImageEngine(_ImageEngine):
         Layout of images in memory: NHWC instead of NCHW.
     """
 
-    precisions = ("fp32",)
+    precisions = ("fp32", "bf16")
 
     def __init__(self, model_path: str, precision: str, threads: int, *, channels_last: bool):
         super().__init__(model_path, precision, threads)
@@ -155,8 +173,10 @@ class TorchImageEngine(_ImageEngine):
         model = onnx.load(model_path)
         self._channels_last = channels_last
         extents = model.graph.input[0].type.tensor_type.shape.dim
-        example = torch.zeros([extent.dim_value or 1 for extent in extents])
-        network = _Graph(model.graph, torch.channels_last if channels_last else torch.contiguous_format).eval()
+        self._type = torch.bfloat16 if precision == "bf16" else torch.float32
+        example = torch.zeros([extent.dim_value or 1 for extent in extents], dtype=self._type)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        network = _Graph(model.graph, layout, self._type).eval()
         with torch.inference_mode(), warnings.catch_warnings():
             # Both are announced as deprecated; they are still the fastest that PyTorch offers here.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -164,7 +184,7 @@ class TorchImageEngine(_ImageEngine):
 
     @torch.inference_mode()
     def step(self, frame: np.ndarray) -> np.ndarray:
-        return self._network(torch.from_numpy(frame)[None]).numpy().reshape(self.shape)
+        return self._network(torch.from_numpy(frame)[None].to(self._type)).float().numpy().reshape(self.shape)
 
     def facts(self) -> dict:
         return {"form": "NHWC" if self._channels_last else "NCHW"}
@@ -173,7 +193,7 @@ class TorchImageEngine(_ImageEngine):
 class _Graph(nn.Module):
     """The nodes of an ONNX graph, one after another."""
 
-    def __init__(self, graph: onnx.GraphProto, layout: torch.memory_format):
+    def __init__(self, graph: onnx.GraphProto, layout: torch.memory_format, type_: torch.dtype):
         super().__init__()
         self._nodes = [(node.op_type, list(node.input), node.output[0], _attributes(node)) for node in graph.node]
         for kind, *_ in self._nodes:
@@ -187,6 +207,7 @@ class _Graph(nn.Module):
                 self._weights[tensor.name] = array.tolist()
                 continue
             value = torch.tensor(array)
+            value = value.to(type_) if value.is_floating_point() else value
             self._weights[tensor.name] = value.contiguous(memory_format=layout) if value.dim() == 4 else value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

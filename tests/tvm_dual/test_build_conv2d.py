@@ -12,10 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from relay_passes.pipeline import prepare_pipeline
+from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.errors import PlanError
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
 
 EXACT = AdvancedOptions(mode="skip")
 
@@ -82,9 +84,42 @@ def test_a_chain_of_convolutions_gives_the_same_as_its_layers(spectrograms):
     assert forms["conv2d1"] == forms["conv2d2"] == ("columns", "fp32")
 
 
-def test_forms_of_convolutions_are_chosen_by_time_and_convolutions_keep_fp32_in_an_int8_build(spectrograms):
+def test_convolutions_of_an_int8_build_are_on_bytes_where_the_cpu_multiplies_them(spectrograms):
     model, arrays = chain_model()
     builder = Builder(model, [spectrograms], streaming=True)
+    if not ISAS[builder.isa].vnni:
+        pytest.skip("this CPU lacks avx512_vnni")
+    library = builder.build("int8", options=AdvancedOptions(mode="dense"))
+    plan = library.report.plan
+    convs = [site for site in plan.sites if site.kind == "conv2d"]
+    assert [(site.input, site.precision) for site in convs] == [("dense", "int8")] * 3
+    assert all("8-bit" in site.reason and site.scale > 0 for site in convs)
+    assert 0 < convs[0].zero < 255 and convs[1].zero == convs[2].zero == 0
+    again = builder.build("int8", plan=Plan.from_json(plan.to_json()))
+    for x in spectrograms:
+        found = library.stream()(x)
+        np.testing.assert_allclose(found, chain_reference(arrays, x), atol=0.05)
+        np.testing.assert_array_equal(again.stream()(x), found)
+
+
+def test_convolutions_whose_bytes_cost_too_much_keep_floats(spectrograms):
+    model, _ = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True)
+    if not ISAS[builder.isa].vnni:
+        pytest.skip("this CPU lacks avx512_vnni")
+    kept = AdvancedOptions(mode="dense", keep_dense=("conv2d1",))
+    library = builder.build("int8", options=kept)
+    forms = {site.name: (site.precision, site.reason) for site in library.report.plan.sites}
+    assert forms["conv2d1"] == ("fp32", "fp32: kept by option") and forms["conv2d0"][0] == "int8"
+    exact = builder.build("int8", options=AdvancedOptions(mode="dense", keep_dense=("dense0",)), max_drop=0.003)
+    found = {site.name: site for site in exact.report.plan.sites if site.kind == "conv2d"}
+    floats = [site for site in found.values() if site.precision == "fp32"]
+    assert floats and all("below the budget" in site.reason for site in floats)
+
+
+def test_forms_of_convolutions_are_chosen_by_time(spectrograms):
+    model, arrays = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True, target="avx2")
     library = builder.build("int8", max_drop=0.5)
     plan = {site.name: site for site in library.report.plan.sites}
     assert {plan[f"conv2d{i}"].precision for i in range(3)} == {"fp32"} and plan["dense0"].precision == "int8"
