@@ -9,6 +9,8 @@ from tvm.script import tirx as T
 
 from relay_passes.one_memory import in_one_memory
 from schedules import cpu
+from schedules.conv2d import conv2d, default_tile
+from schedules.conv2d_shape import Conv2d
 
 N, ODD = 700, 33
 
@@ -100,3 +102,13 @@ def test_the_kernel_computes_the_same_and_replaces_its_state(placed):
         state = views[1][None].copy()
     np.testing.assert_array_equal(views[0], x[0])
     np.testing.assert_array_equal(views[2], weight)
+
+
+@pytest.mark.parametrize("level", cpu.ISAS.values(), ids=list(cpu.ISAS))
+def test_sums_of_a_convolution_stay_in_registers_while_weights_are_fetched_ahead(level):
+    conv = Conv2d(1, 128, 1, 1024, 128, (64, 1), padding=(31, 0, 32, 0))
+    kernel, _ = in_one_memory(conv2d(level, conv, default_tile(level, conv), 1), 4, {})
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    code = tvm.compile(module, target=cpu.tvm_target(level, 1)).mod.imports[0].inspect_source("ll")
+    loops = [block for block in code.split("\n\n") if "call void @llvm.prefetch" in block]
+    assert loops and all("fmuladd" in block and "store " not in block for block in loops)
