@@ -109,6 +109,6 @@ def test_sums_of_a_convolution_stay_in_registers_while_weights_are_fetched_ahead
     conv = Conv2d(1, 128, 1, 1024, 128, (64, 1), padding=(31, 0, 32, 0))
     kernel, _ = in_one_memory(conv2d(level, conv, default_tile(level, conv), 1), 4, {})
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    code = tvm.compile(module, target=cpu.tvm_target(level, 1)).mod.imports[0].inspect_source("ll")
+    code = tvm.compile(module, target=cpu.tvm_target(level, 1)).mod.inspect_source("ll")
     loops = [block for block in code.split("\n\n") if "call void @llvm.prefetch" in block]
     assert loops and all("fmuladd" in block and "store " not in block for block in loops)
