@@ -1,7 +1,9 @@
-"""DropIdleTransposes: a transposition that only moves axes of length one moves no values.
+"""DropIdleTransposes: transpositions that move no values go.
 
-Models that swap batch and time around recurrent layers are full of them once both are one. They
-become reshapes, which cost nothing, or vanish where the shape stays.
+One that only moves axes of length one moves none. Models that swap batch and time around recurrent layers are full of
+them once both are one. They become reshapes, which cost nothing, or vanish where the shape stays. Two in a row are
+one: a model that takes its images channels last and transposes them for its convolutions has its own undone by
+`relay_passes.channels_last`, and would move each image twice for nothing.
 """
 
 from __future__ import annotations
@@ -21,21 +23,24 @@ class DropIdleTransposes:
         dropper = _Dropper(module)
         main = dropper.visit_expr(module["main"])
         dropper.builder_.update_func(module.get_global_var("main"), main)
-        return relax.transform.CanonicalizeBindings()(dropper.builder_.get())
+        # The first of two that became one may be read by nobody.
+        tidy = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
+        return tvm.transform.Sequential(tidy)(dropper.builder_.get())
 
 
 @mutator
 class _Dropper(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
-        if getattr(call.op, "name", "") != "relax.permute_dims":
+        if not _is_transposition(call):
             return call
         source = call.args[0]
-        if not isinstance(source, relax.Var) or source.ty.shape is None:
-            return call
+        order, before = _order(call), self.lookup_binding(source)
+        if _is_transposition(before):
+            inner = _order(before)
+            source, order = before.args[0], [inner[axis] for axis in order]
+            call = relax.op.permute_dims(source, order)
         extents = list(source.ty.shape)
-        axes = call.attrs.axes
-        order = list(range(len(extents)))[::-1] if axes is None else [int(axis) % len(extents) for axis in axes]
         long = [axis for axis in order if not (isinstance(extents[axis], tvm.tirx.IntImm) and int(extents[axis]) == 1)]
         if long != sorted(long):
             return call
@@ -43,3 +48,16 @@ class _Dropper(PyExprMutator):
         if all(tvm_ffi.structural_equal(a, b) for a, b in zip(shape, extents, strict=True)):
             return source
         return relax.op.reshape(source, shape)
+
+
+def _is_transposition(value: relax.Expr | None) -> bool:
+    """Whether a value is a transposition of a variable of known shape."""
+    if not isinstance(value, relax.Call) or getattr(value.op, "name", "") != "relax.permute_dims":
+        return False
+    return isinstance(value.args[0], relax.Var) and value.args[0].ty.shape is not None
+
+
+def _order(call: relax.Call) -> list[int]:
+    """Return for each axis of a transposition's result the axis of its operand."""
+    rank, axes = len(call.args[0].ty.shape), call.attrs.axes
+    return list(range(rank))[::-1] if axes is None else [int(axis) % rank for axis in axes]

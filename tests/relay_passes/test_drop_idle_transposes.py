@@ -56,9 +56,35 @@ def test_the_others_stay():
             with R.dataflow():
                 y = R.reshape(x, R.shape([1, t, 4]))
                 z = R.tanh(y)
-                o = R.permute_dims(z)
-                p = R.reshape(o, R.shape([4, 1, t]))
+                p = R.permute_dims(z, axes=[2, 0, 1])
                 R.output(p)
             return p
+
+    tvm.ir.assert_structural_equal(DropIdleTransposes()(Before), Expected)
+
+
+def test_two_in_a_row_are_one_or_none():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4), "float32")) -> R.Tensor((4, 2, 3), "float32"):
+            with R.dataflow():
+                a = R.permute_dims(x, axes=[0, 2, 1])
+                b = R.permute_dims(a, axes=[0, 2, 1])
+                c = R.tanh(b)
+                d = R.permute_dims(c, axes=[0, 2, 1])
+                e = R.permute_dims(d, axes=[1, 0, 2])
+                R.output(e)
+            return e
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4), "float32")) -> R.Tensor((4, 2, 3), "float32"):
+            with R.dataflow():
+                c = R.tanh(x)
+                e = R.permute_dims(c, axes=[2, 0, 1])
+                R.output(e)
+            return e
 
     tvm.ir.assert_structural_equal(DropIdleTransposes()(Before), Expected)
