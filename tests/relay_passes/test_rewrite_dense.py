@@ -103,7 +103,8 @@ def test_exact_form_over_nonzero_inputs(tools):
     weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
     before = planned(tools, weight, bias, SiteForm("fp32", "columns", "", "", 1, "avx2"))
     packed, meta = columns.pack_columns_fp32(ISA, weight, bias)
-    listing, product = nonzeros.nonzero_floats(ISA, 4), columns.columns_fp32(ISA, 6, 4, 1)
+    knobs = columns.default_columns(ISA, 6, 4)
+    listing, product = nonzeros.nonzero_floats(ISA, 4), columns.columns_fp32(ISA, 6, 4, 1, knobs)
     listed = [tensor(*map(int, b.shape), dtype=str(b.dtype)) for b in listing.params[1:]]
     found = [f"listed{i}" for i in range(len(listed))]
     stages = [

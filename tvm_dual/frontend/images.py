@@ -13,6 +13,8 @@ from tvm_dual.errors import ModelError
 #: What errors say of images whose rows or columns are open.
 FIXED = "accepted: fixed rows and columns. Export the model for images of one size; for several sizes build one each"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+#: Axes of a batch of images.
+_IMAGE = 4
 _PADDING = ("constant", "reflect", "edge")
 
 
@@ -26,7 +28,8 @@ def refuse_images(model: onnx.ModelProto) -> None:
     graph = model.graph
     for value in graph.input:
         extents = value.type.tensor_type.shape.dim
-        if any(dim.HasField("dim_value") and dim.dim_value < 1 for dim in extents):
+        # Of other inputs 0 is what some exporters write for an open extent.
+        if len(extents) >= _IMAGE and any(dim.HasField("dim_value") and dim.dim_value < 1 for dim in extents):
             raise ModelError(
                 f"input '{value.name}': shape {_shown(extents)}; accepted: extents from 1 on, or open. "
                 "Export the model with images of one pixel or more"
