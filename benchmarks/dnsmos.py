@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -43,6 +44,11 @@ FULL = Size(Turns(10, 6), calibration=12, judging=6, clips=6)
 SHORT = Size(Turns(3, 2), calibration=4, judging=2, clips=2)
 
 
+def network_path(network: str) -> Path:
+    """Return a network's file in the package ``speechmos``; raises as `benchmarks.packages.package_file` does."""
+    return package_file("speechmos", "dnsmos_models", f"{network}.onnx")
+
+
 def run(threads: int, size: Size, progress: Progress) -> Result:
     """Build each network in all forms, and measure it with the peers.
 
@@ -67,7 +73,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     networks = [
         Network(
             name,
-            package_file("speechmos", "dnsmos_models", f"{name}.onnx"),
+            network_path(name),
             data,
             speech,
             partial(_quality, name),

@@ -94,13 +94,13 @@ def dnsmos_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return what planning compares for the networks that score speech."""
     from benchmarks.audio.mixing import calibration_clips
     from benchmarks.audio.mos import RATE, SCORES, spectrogram
-    from benchmarks.dnsmos import SHORT, model_path
+    from benchmarks.dnsmos import SHORT, network_path
     from benchmarks.image_suite import spread
 
     clips, found = spread(calibration_clips(RATE), SHORT.calibration), {}
     speech = np.stack([spectrogram(clip.noisy) for clip in clips])
     for name in SCORES:
-        found |= _network_kernels(model_path(name), speech, threads, AdvancedOptions(rule="damage"))
+        found |= _network_kernels(network_path(name), speech, threads, AdvancedOptions(rule="damage"))
     return found
 
 

@@ -56,3 +56,11 @@ def test_the_command_tunes_for_each_level_and_reports(monkeypatch, tmp_path, cap
 def test_levels_are_checked_before_anything_takes_long():
     with pytest.raises(PlanError, match="target 'sparc' is not known"):
         suite_kernels.main(["nsnet2", "--targets", "sparc"])
+
+
+def test_networks_that_score_speech_are_found(monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite_kernels, "_network_kernels", lambda path, *_: asked.append(path) or {})
+    suite_kernels.dnsmos_kernels(1, ())
+    assert [path.name for path in asked] == ["sig.onnx", "bak_ovr.onnx"]
+    assert all(path.is_file() for path in asked)
