@@ -16,7 +16,8 @@ from torch import nn
 
 from benchmarks.harness import EngineSpec
 from benchmarks.levels import without_amx
-from benchmarks.peers.base import Engine, EngineError
+from benchmarks.peers.base import Engine
+from benchmarks.peers.openvino_peer import latency_options
 from schedules.cpu import cpu_flags, native_isa
 from tvm_dual.errors import ModelError
 
@@ -105,7 +106,7 @@ def quantize_images(model_path: str, images: np.ndarray, path: Path) -> Path:
 class _ImageEngine(Engine):
     """An engine that carries nothing from call to call."""
 
-    precisions = ("fp32", "bf16", "int8")
+    precisions = ("fp32", "int8")
 
     def reset(self) -> None:
         """Do nothing: there is no state."""
@@ -136,16 +137,9 @@ class OpenVinoImageEngine(_ImageEngine):
     def __init__(self, model_path: str, precision: str, threads: int):
         super().__init__(model_path, precision, threads)
         core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError("this CPU has no bf16 instructions (avx512_bf16 or amx_bf16)")
         model = core.read_model(model_path)
         model.reshape([extent.get_length() if extent.is_static else 1 for extent in model.input(0).partial_shape])
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        }
+        options = latency_options(core, precision, threads)
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def step(self, frame: np.ndarray) -> np.ndarray:

@@ -12,6 +12,27 @@ from benchmarks.peers.rewrites import int8_weights
 from benchmarks.peers.streaming import recurrent_states, streaming_model
 
 
+def latency_options(core: openvino.Core, precision: str, threads: int) -> dict:
+    """Return the options of a model that is called one frame at a time.
+
+    Raises
+    ------
+    EngineError
+        If `precision` is bf16 and the CPU has no such instructions: OpenVINO would emulate them.
+    """
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capabilities:
+        raise EngineError(
+            "this CPU has no bf16 instructions (avx512_bf16 or amx_bf16); OpenVINO offers " + ", ".join(capabilities)
+        )
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+
+
 class OpenVinoEngine(Engine):
     """OpenVINO with the latency hint: fp32, bf16, or int8 weights with activations quantized as they come.
 
@@ -35,22 +56,11 @@ class OpenVinoEngine(Engine):
     def __init__(self, model_path: str, precision: str, threads: int, sequence: int = 1, *, expand: bool = True):
         super().__init__(model_path, precision, threads, sequence)
         core = openvino.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == "bf16" and "BF16" not in capabilities:
-            raise EngineError(
-                "this CPU has no bf16 instructions (avx512_bf16 or amx_bf16); OpenVINO offers "
-                + ", ".join(capabilities)
-            )
+        options = latency_options(core, precision, threads)
         model = streaming_model(onnx.load(model_path), sequence)
         states = recurrent_states(model)
         if expand:
             model = expand_recurrent(model)
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        }
         if precision == "int8":
             model = int8_weights(model)
             # Of 0 (off), 32, 64, 128 and 600, 64 was the fastest.

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.audio.mos import RATE, scores, spectrogram
 from benchmarks.image_suite import spread
+from benchmarks.peers.base import EngineError
 from benchmarks.peers.images import OnnxRuntimeImageEngine, OpenVinoImageEngine, TorchImageEngine
 from tvm_dual.errors import ModelError
 
@@ -77,6 +78,11 @@ def test_peers_compute_what_the_graph_computes(tmp_path, engine, options, pads):
     for frame in np.random.default_rng(1).standard_normal((3, 9, 7)).astype("float32"):
         (wanted,) = session.run(None, {"x": frame[None]})
         np.testing.assert_allclose(peer.step(frame), wanted[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_an_engine_does_not_compute_is_refused(tmp_path):
+    with pytest.raises(EngineError, match="does not run 'bf16'; choose one of fp32, int8"):
+        OnnxRuntimeImageEngine(write_model(tmp_path / "small.onnx"), "bf16", 1)
 
 
 def test_a_model_that_pytorch_has_no_form_of_is_refused(tmp_path):
