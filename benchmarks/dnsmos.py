@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.audio.mixing import calibration_clips, evaluation_clips, judging_clips
 from benchmarks.audio.mos import RATE, SCORES, scores, spectrogram
-from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks, show, spread
+from benchmarks.image_suite import Judge, Network, Progress, Result, Turns, run_networks, show, spread
 from benchmarks.packages import package_file
 from tvm_dual.options import AdvancedOptions
 
@@ -77,7 +77,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             data,
             speech,
             partial(_quality, name),
-            _SameScores(name, judging),
+            Judge(judging, _SameScores(name)),
             MAX_CHANGE,
             AdvancedOptions(rule="damage"),
             quantized=True,
@@ -88,14 +88,13 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
 
 
 class _SameScores:
-    """From a library to the largest change of a score, below zero; the first library is what others are compared to."""
+    """From outputs to the largest change of a score, below zero; the first ones are what others are compared to."""
 
-    def __init__(self, network: str, speech: np.ndarray) -> None:
-        self._network, self._speech, self._wanted = network, speech, None
+    def __init__(self, network: str) -> None:
+        self._network, self._wanted = network, None
 
-    def __call__(self, library) -> float:
-        run = library.stream()
-        found = scores(self._network, np.concatenate([run(frame[None]) for frame in self._speech]))
+    def __call__(self, outputs: np.ndarray) -> float:
+        found = scores(self._network, outputs)
         if self._wanted is None:
             self._wanted = found
         return -_largest_change(found, self._wanted)

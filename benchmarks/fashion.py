@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fashion_data import HELD_BACK, Fashion, read_fashion
-from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks
+from benchmarks.image_suite import Judge, Network, Progress, Result, Turns, run_networks
 from tvm_dual.errors import DataError
-from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
 #: Options of the command that name what the suite reads.
@@ -72,7 +71,7 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         train.images[: size.calibration],
         test.images[: size.images],
         lambda outputs, published: {"accuracy": accuracy(outputs, labels)},
-        Judge(judging),
+        Judge(judging.images, lambda outputs: accuracy(outputs, judging.labels)),
         MAX_DROP,
         AdvancedOptions(rule="damage", dimension_share=SHARE),
         quantized=True,
@@ -83,16 +82,3 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     """Return the percentage of images whose highest output is their label's."""
     return float((outputs.reshape(len(labels), -1).argmax(axis=1) == labels).mean() * 100)
-
-
-class Judge:
-    """From a library to its accuracy in percent."""
-
-    def __init__(self, data: Fashion) -> None:
-        """Judge on `data`."""
-        self._data = data
-
-    def __call__(self, library: DualLibrary) -> float:
-        """Run every image."""
-        run = library.stream()
-        return accuracy(np.concatenate([run(image[None]) for image in self._data.images]), self._data.labels)

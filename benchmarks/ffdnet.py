@@ -11,13 +11,12 @@ import matplotlib.image
 import numpy as np
 import onnx
 
-from benchmarks.image_suite import Network, Progress, Result, Turns, run_networks
+from benchmarks.image_suite import Judge, Network, Progress, Result, Turns, run_networks
 from benchmarks.image_suite import show as show_rows
 from benchmarks.networks import ffdnet_model, read_weights
 from benchmarks.packages import package_file
 from benchmarks.tables import fastest
 from tvm_dual.errors import DataError
-from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
 __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
@@ -95,7 +94,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             parts(noisy["calibration"]),
             parts(noisy["evaluation"]),
             lambda outputs, published: {"psnr_db": psnr(outputs, noisy["evaluation"], clean["evaluation"])},
-            Judge(noisy["judging"], clean["judging"]),
+            Judge(parts(noisy["judging"]), lambda outputs: psnr(outputs, noisy["judging"], clean["judging"])),
             MAX_DROP,
             AdvancedOptions(rule="damage"),
             quantized=True,
@@ -169,16 +168,3 @@ def psnr(outputs: np.ndarray, noisy: np.ndarray, clean: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio of denoised images, dB, the mean over images."""
     errors = np.square(denoised(outputs, noisy) - clean, dtype="float64").mean(axis=(1, 2))
     return float(-10 * np.log10(errors).mean())
-
-
-class Judge:
-    """From a library to the PSNR of what it denoises."""
-
-    def __init__(self, noisy: np.ndarray, clean: np.ndarray) -> None:
-        """Judge on `noisy` images beside the `clean` ones."""
-        self._noisy, self._clean, self._parts = noisy, clean, parts(noisy)
-
-    def __call__(self, library: DualLibrary) -> float:
-        """Run every image."""
-        run = library.stream()
-        return psnr(np.concatenate([run(image[None]) for image in self._parts]), self._noisy, self._clean)

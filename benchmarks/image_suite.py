@@ -75,6 +75,19 @@ class Result:
     reports: dict[str, str]
 
 
+class Judge:
+    """From a library to the score of what it gives for some calls."""
+
+    def __init__(self, calls: np.ndarray, score: Callable[[np.ndarray], float]) -> None:
+        """Judge on `calls`, float32 (calls, *input shape), by `score` of all outputs, float32 (calls, ...)."""
+        self._calls, self._score = calls, score
+
+    def __call__(self, library: DualLibrary) -> float:
+        """Run every call."""
+        run = library.stream()
+        return self._score(np.concatenate([run(call[None]) for call in self._calls]))
+
+
 def run_networks(networks: list[Network], threads: int, turns: Turns, progress: Progress) -> Result:
     """Build each network in all our forms, and measure them with the peers."""
     rows, reports = [], {}
