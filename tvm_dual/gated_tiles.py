@@ -13,6 +13,7 @@ from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
+from tvm_dual.tile_gates import open_channels
 
 
 class GatedTiles:
@@ -64,20 +65,13 @@ class GatedTiles:
         projection, rows, bias = self.parameters
         exact, added = self._exact[pixels], self._added[pixels]
         rough = linear(linear(self._x[pixels], projection) - self._center, rows, bias) + added
-        with torch.no_grad():
-            opened = self._open(rough, limit)
+        opened = self._open(rough.detach(), limit)
         return self._after(torch.where(opened, exact, rough)) - self._after(exact)
 
     def _open(self, sums, limit: float):
         site, fit = self._site, self._fit
-        a, b, d = (
-            self._torch.from_numpy(row)
-            for row in thresholds(site, "damage", limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
-        )
-        harms, opened = (d * (a * sums + b).clamp(0, 1)) ** 2, self._torch.zeros(sums.shape, dtype=bool)
-        for panel in self._panels:
-            opened[:, panel] |= (harms[:, panel].sum(dim=1) > 1)[:, None]
-        return opened
+        table = thresholds(site, "damage", limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        return self._torch.from_numpy(open_channels(table, sums.numpy(), self._panels)[0])
 
     def _after(self, sums):
         torch, kind = self._torch, self._site.activation
