@@ -72,7 +72,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
         Called with ``(phase, done, total)``.
     """
     rule = "damage" if model.options.rule == "auto" else model.options.rule
-    sizes = {name: sizes_of(model, name) for name in model.sites if _may_gate(model, name)}
+    sizes = {name: sizes_of(model, name) for name in model.sites if model.gates(name)}
     times = time_sites(model, sizes, progress)
     exact = Fits(model).variant({name: found.form for name, found in times.items()})
     choices = choices_of(model, rule, times, progress)
@@ -172,7 +172,3 @@ def _tuned(taken: list[Step], path: list[Step], judged: _Judged) -> tuple[list[S
     taken = _within_budget(taken, [step for step in path if step not in taken], judged)
     in_budget = judged.held[_state(taken)][1]
     return taken, replace(found, closed_form_in_budget=closed, tuned_in_budget=in_budget)
-
-
-def _may_gate(model: Model, name: str) -> bool:
-    return model.gates(name)
