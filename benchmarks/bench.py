@@ -28,7 +28,7 @@ def bench(
     files : dict of Path, optional
         What the suite reads, by its names for it (``FILES`` of its module).
     amx : bool
-        Whether engines may use matrix tiles: suites of convolutions.
+        Whether engines may use matrix tiles: suites of convolutions; ONNX Runtime does as it likes.
 
     Raises
     ------

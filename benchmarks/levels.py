@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
-#: What oneDNN, within PyTorch and OpenVINO, looks at; it is read when an engine starts.
+#: What oneDNN, within PyTorch and OpenVINO, looks at; it is read when an engine starts. ONNX Runtime has no such
+#: switch.
 VARIABLE, WITHOUT_TILES = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI"
 
 
 def switch_amx_off() -> None:
-    """Keep engines that start from here on, ours and the peers', from matrix tiles."""
+    """Keep engines that start from here on from matrix tiles: ours, PyTorch and OpenVINO."""
     os.environ[VARIABLE] = WITHOUT_TILES
 
 

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", required=True, help="file to write")
     bench.add_argument("--threads", type=int, default=1)
     bench.add_argument("--short", action="store_true", help="less of everything")
-    bench.add_argument("--no-amx", action="store_true", help="images: keep all engines from AMX, ours too")
+    bench.add_argument("--no-amx", action="store_true", help="images: without AMX, but for ONNX Runtime")
     bench.add_argument("--calibration", help="of an ONNX file: .npz file of inputs, as build takes it")
     bench.add_argument("--checkpoint", help="what examples/word_lm/train.py or examples/fashion/train.py wrote")
     bench.add_argument("--corpus", help="word-lm: the Brown corpus, .tgz or folder, if make corpus did not fetch it")
