@@ -75,7 +75,7 @@ class Size:
     judging: tuple[int, int]
     evaluation: tuple[int, int]
     exact_peers: bool
-    max_drop: float = 0.25
+    max_drop: float = 0.32
     options: AdvancedOptions = LITTLE
 
 
