@@ -75,7 +75,7 @@ class Size:
     judging: tuple[int, int]
     evaluation: tuple[int, int]
     exact_peers: bool
-    max_drop: float = 0.32
+    max_drop: float = 0.335
     options: AdvancedOptions = LITTLE
 
 

@@ -44,6 +44,8 @@ HALF = 0.5
 EPSILONS = (0.3, 0.5, 0.7)
 #: Sizes of little modules alone, as shares of what they read: static low-rank models, up to half the weights.
 SIZES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+#: Shares of closed rows of trained little modules, and the one at which they are trained.
+TRAINED_SHARES, TRAINED_AT = (0.7, 0.8, 0.85, 0.9, 0.95, 1.0), 0.9
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Curve:
     rule: str
     options: AdvancedOptions
     shares: tuple[float, ...]
+    trained: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,7 @@ def run(
         all_curves = curves(size.options)
         for done, curve in enumerate(all_curves):
             progress("curves", done, len(all_curves))
-            for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}"):
+            for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}", progress):
                 specs.append(spec)
                 facts.append(found)
         for spec, found in little_alone(builder, size.options, folder):
@@ -121,13 +124,19 @@ def curves(options: AdvancedOptions) -> list[Curve]:
         # The paper's own form is the one that has a whole curve.
         shares = SHARES if epsilon == 0.5 else (HALF,)
         found.append(Curve(f"paper, random {epsilon} fp32", "fp32", "activation", paper, shares))
+    coarse = replace(options, projection="random", epsilon=0.5, little_bits=2)
+    found.append(Curve("paper, random 0.5, 2 bit fp32", "fp32", "activation", coarse, (HALF,)))
     for bits in LITTLE_BITS:
         little = replace(options, little_bits=bits)
         found.append(Curve(f"little {bits} bit int8", "int8", "damage", little, (HALF, 1.0)))
+    if options.finetune_steps:
+        found.append(Curve("damage int8, trained", "int8", "damage", options, TRAINED_SHARES, trained=True))
     return found
 
 
-def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Path) -> Iterator[tuple[EngineSpec, dict]]:
+def points(
+    curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Path, progress: Progress
+) -> Iterator[tuple[EngineSpec, dict]]:
     """Build a curve's library; yield an engine for each of its shares, and what its row should say.
 
     Parameters
@@ -139,6 +148,8 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
     threads : int
     folder : Path
         Made here; receives the library and the thresholds.
+    progress : callable
+        Of the training of a trained curve's little module.
 
     Raises
     ------
@@ -150,7 +161,10 @@ def points(curve: Curve, builder: Builder, plan: Plan, threads: int, folder: Pat
     if not site.can_gate:
         raise PlanError(f"sweep: the model's layer is of kind {site.kind}; accepted: a kind with a gated kernel")
     forms = tuple("rows" if part == "dense" else part for part in exact_form(site, False))
-    variant = Fits(model).variant({site.name: forms}, curve.rule, 0.0, plan)
+    fits = Fits(model)
+    variant = fits.variant({site.name: forms}, curve.rule, 0.0, plan)
+    if curve.trained and fits.finetune({site.name: forms}, limit_at_share(variant, TRAINED_AT), progress):
+        variant = fits.variant({site.name: forms}, curve.rule, 0.0, plan)
     little = variant.fits[site.name].little
     isa = ISAS[model.compiler.isa]
     folder.mkdir()

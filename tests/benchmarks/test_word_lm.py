@@ -1,6 +1,7 @@
 """The suites of the word model, from the command line to their files, at a tiny size."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -35,11 +36,12 @@ def few(monkeypatch):
     monkeypatch.setattr(word_lm, "SHORT", TINY)
     monkeypatch.setattr(word_lm, "all_peers", some)
     monkeypatch.setattr(word_lm, "measure_loading", partial(word_lm.measure_loading, repeats=1))
-    monkeypatch.setattr(word_lm_sweep, "SHORT", TINY)
+    monkeypatch.setattr(word_lm_sweep, "SHORT", replace(TINY, options=replace(TINY.options, finetune_steps=2)))
     monkeypatch.setattr(word_lm_sweep, "all_peers", lambda *arguments: [])
     curves = word_lm_sweep.curves
-    monkeypatch.setattr(word_lm_sweep, "curves", lambda *arguments: curves(*arguments)[:1])
+    monkeypatch.setattr(word_lm_sweep, "curves", lambda *arguments: curves(*arguments)[:: len(curves(*arguments)) - 1])
     monkeypatch.setattr(word_lm_sweep, "SHARES", (0.0, 0.5, 1.0))
+    monkeypatch.setattr(word_lm_sweep, "TRAINED_SHARES", (0.5,))
     monkeypatch.setattr(word_lm_sweep, "SIZES", (0.5,))
 
 
@@ -85,7 +87,9 @@ def test_sweep(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
     assert (alone["curve"], alone["mode"]) == ("little alone", "little") and alone["dimensions"] > 0
     assert not any("error" in row for row in rows) and (tmp_path / "out.png").stat().st_size > 10_000
     exact = next(row for row in rows if (row["mode"], row["precision"]) == ("dense", "fp32"))["quality"]
+    *points, trained = points
     assert [row["curve"] for row in points] == ["damage fp32"] * 3
+    assert trained["curve"] == "damage int8, trained" and trained["closed"] == pytest.approx(0.5, abs=0.05)
     assert points[0]["quality"]["perplexity"] == pytest.approx(exact["perplexity"], rel=1e-4)
     assert [row["closed"] for row in points] == pytest.approx([0, 0.5, 1], abs=0.05)
     read = [row["weight_bytes_read"] for row in points]
@@ -95,6 +99,8 @@ def test_sweep(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
 
 def test_curves_are_those_of_the_papers_table():
     found = {curve.name: curve for curve in word_lm_sweep.curves(AdvancedOptions())}
+    coarse = found.pop("paper, random 0.5, 2 bit fp32").options
+    assert (coarse.projection, coarse.epsilon, coarse.little_bits) == ("random", 0.5, 2)
     sizes = {
         c.options.site_size("lstm0", 3000, rows=6000): c for c in found.values() if c.options.projection == "random"
     }
