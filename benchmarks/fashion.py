@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from tvm_dual.options import AdvancedOptions
 FILES = ("checkpoint",)
 #: Accuracy in percent that the plan may lose on images that were held back from training.
 MAX_DROP = 0.3
-#: Directions of little modules, as a share of a layer's channels.
-SHARE = 0.125
+#: Little modules of an eighth of a layer's channels; two and four times as many are looked at, too.
+DUAL = AdvancedOptions(rule="damage", dimension_share=1 / 8)
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,24 @@ class Size:
     turns : Turns
     calibration, judging, images : int
         Images to calibrate on, to choose thresholds on, and to time and judge.
+    options : AdvancedOptions
+        Of the dual form.
     """
 
     turns: Turns
     calibration: int
     judging: int
     images: int
+    options: AdvancedOptions = DUAL
 
 
-FULL = Size(Turns(10, 60), calibration=2000, judging=HELD_BACK, images=10_000)
+FULL = Size(
+    Turns(10, 60),
+    calibration=2000,
+    judging=HELD_BACK,
+    images=10_000,
+    options=replace(DUAL, finetune_steps=300, search_steps=4),
+)
 SHORT = Size(Turns(3, 30), calibration=500, judging=1000, images=1000)
 
 
@@ -73,7 +82,7 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         lambda outputs, published: {"accuracy": accuracy(outputs, labels)},
         Judge(judging.images, lambda outputs: accuracy(outputs, judging.labels)),
         MAX_DROP,
-        AdvancedOptions(rule="damage", dimension_share=SHARE),
+        size.options,
         quantized=True,
     )
     return run_networks([network], threads, size.turns, progress)

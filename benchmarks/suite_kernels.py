@@ -106,7 +106,7 @@ def dnsmos_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
 
 def fashion_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
     """Return what planning compares for networks on images of clothes."""
-    from benchmarks.fashion import SHARE, SHORT
+    from benchmarks.fashion import DUAL, SHORT
     from benchmarks.fashion_data import read_fashion
 
     paths, found = [path for path in checkpoints if path.suffix == ".onnx"], {}
@@ -114,7 +114,7 @@ def fashion_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
         raise DataError("--checkpoints: no .onnx file; accepted: what examples/fashion/train.py wrote")
     images = read_fashion("train").images[: SHORT.calibration]
     for path in paths:
-        found |= _network_kernels(path, images, threads, AdvancedOptions(rule="damage", dimension_share=SHARE))
+        found |= _network_kernels(path, images, threads, DUAL)
     return found
 
 
