@@ -75,7 +75,7 @@ class Size:
     judging: tuple[int, int]
     evaluation: tuple[int, int]
     exact_peers: bool
-    max_drop: float = 0.335
+    max_drop: float = 0.32
     options: AdvancedOptions = LITTLE
 
 
@@ -86,7 +86,7 @@ FULL = Size(
     judging=(64, 115),
     evaluation=(64, 115),
     exact_peers=True,
-    options=replace(LITTLE, finetune_steps=250),
+    options=replace(LITTLE, finetune_steps=400),
 )
 SHORT = Size(2, 70, (20, 300), (16, 60), (16, 60), exact_peers=False, options=replace(LITTLE, search_steps=0))
 
