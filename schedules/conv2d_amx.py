@@ -10,13 +10,15 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.conv2d_bytes import STEP, Lines
-from schedules.conv2d_panels import panel_column
+from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.intrinsics import prefetch
 
 #: Tile registers; rows of a tile; outputs of one.
 REGISTERS, ROWS, LANES = 8, 16, 16
+#: Bytes of weights that stay in a second level of 2 MB beside a band.
+KEPT_BYTES = 1 << 20
 
 
 def tile_op(name: str, *operands):
@@ -71,47 +73,53 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     Panels are those from `first` to `last`. `image` holds what the band reads from `origin` on, `to` is its first pixel
-    in the output; `store` writes 16 sums. What follows the sums of one block of tiles is done between the products of
-    the next, which leave the vector units idle.
+    in the output; `store` writes 16 sums. Sums of one block of tiles leave their registers one by one as the next block
+    takes these, and what follows them is done between the products of that block, which leave the vector units idle.
+    Of the first block zeros are finished that way, in the place that its sums are written to later.
     """
     pixels, tiles, vectors = tile.pixels, tile.tiles, tile.vectors
-    sums, width, rows = tiles * vectors, tile.vectors * LANES, tile.tiles * tile.pixels
+    sums, width = tiles * vectors, tile.vectors * LANES
     per_line = -(-lines.length // pixels)
     every = lines.count * per_line
     blocks = -(-every // tiles)
     downs, times, steps = lines.loops
-    all_steps, size = downs * times * steps, sums * pixels * LANES
-    down_by, across_by = lines.strides
+    all_steps, down_by, across_by = downs * times * steps, *lines.strides
     wide, across_all = conv.out_width, lines.across
+    more = max(0, vectors - tiles)
+    # Rows of each tile that are finished in a step.
+    rows = -(-pixels // all_steps)
+    weight_bytes = panel_count(conv.outputs, width) * lines.steps * width * STEP
     # Rows of the next panel's weights that each step asks for, so that all have come when it is due.
-    asked = -(-vectors * ROWS // blocks)
+    asked = -(-vectors * ROWS // blocks) if weight_bytes > KEPT_BYTES and blocks < 2 * ROWS * vectors else 0
+
+    def place(pixel):
+        """Return where a pixel of the lines lies in the output.
+
+        Those between its rows are nobody's: they are written, too, where a pixel of the next row is written later.
+        """
+        return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
 
     @T.inline
-    def write(operands, y, at, column, total, row):
-        for v in T.unroll(vectors):
-            store(operands, y, at + v * LANES, column + v * LANES, total[T.ramp(row + v * LANES, 1, LANES)])
+    def finish(operands, y, to, column, total, start, row):
+        """Write the sums of `rows` rows of each tile."""
+        for i in T.unroll(tiles):
+            for j in T.unroll(rows):
+                at: T.let = (to + place(start[i] + row + j)) * conv.outputs + column
+                sum_at: T.let = (i * pixels + row + j) * width
+                for v in T.unroll(vectors):
+                    store(operands, y, at + v * LANES, column + v * LANES, total[T.ramp(sum_at + v * LANES, 1, LANES)])
 
     @T.inline
-    def finish(operands, y, to, panel, total, origin, start, first, last):
-        """Write the sums of some rows of a block; those of pixels between the output's rows are nobody's."""
-        column: T.let = panel_column(panel, conv.outputs, width)
-        for row in T.serial(first, last):
-            pixel: T.let = start[row // pixels] + row % pixels
-            if across_all == wide:
-                write(operands, y, (to + pixel) * conv.outputs + column, column, total, origin + row * width)
-            else:
-                if pixel % across_all < wide:
-                    write(
-                        operands,
-                        y,
-                        (to + pixel // across_all * wide + pixel % across_all) * conv.outputs + column,
-                        column,
-                        total,
-                        origin + row * width,
-                    )
+    def load_weights(weight, panel, at, v):
+        tile_op(
+            "tileloadd64",
+            T.cast(sums + tiles + v, "int8"),
+            T.address_of(weight[panel, at, v, 0, 0]),
+            T.int64(STEP),
+        )
 
     @T.inline
-    def multiply(image, weight, base, panel, at, skip):
+    def load(image, weight, base, panel, at, skip):
         for i in T.unroll(tiles):
             tile_op(
                 "tileloadd64",
@@ -119,70 +127,85 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 T.address_of(image[base[i] + skip]),
                 T.int64(lines.pixel),
             )
-        for v in T.unroll(vectors):
-            tile_op(
-                "tileloadd64",
-                T.cast(sums + tiles + v, "int8"),
-                T.address_of(weight[panel, at, v, 0, 0]),
-                T.int64(STEP),
-            )
-            for i in T.unroll(tiles):
-                tile_op(
-                    "tdpbusd",
-                    T.cast(i * vectors + v, "int8"),
-                    T.cast(sums + i, "int8"),
-                    T.cast(sums + tiles + v, "int8"),
-                )
+            if i < vectors:
+                load_weights(weight, panel, at, i)
+        for v in T.unroll(more):
+            load_weights(weight, panel, at, tiles + v)
+
+    @T.inline
+    def multiply(i, v):
+        tile_op(
+            "tdpbusd",
+            T.cast(i * vectors + v, "int8"),
+            T.cast(sums + i, "int8"),
+            T.cast(sums + tiles + v, "int8"),
+        )
+
+    @T.inline
+    def unload(total, i, v):
+        tile_op(
+            "tilestored64",
+            T.cast(i * vectors + v, "int8"),
+            T.address_of(total[i * pixels * width + v * LANES]),
+            T.int64(4 * width),
+        )
 
     @T.inline
     def compute(image, origin, operands, y, to, first, last):
         weight = operands[0]
-        total = T.alloc_buffer((2 * size,), "int32", scope="local")
-        base = T.alloc_buffer((tiles,), "int32", scope="local")
-        start = T.alloc_buffer((tiles,), "int32", scope="local")
-        before = T.alloc_buffer((tiles,), "int32", scope="local")
+        total = T.alloc_buffer((sums * pixels * LANES,), "int32")
+        base = T.alloc_buffer((tiles,), "int32")
+        start = T.alloc_buffer((tiles,), "int32")
+        before = T.alloc_buffer((tiles,), "int32")
+        for i in T.unroll(tiles):
+            start[i] = T.min(i, every - tiles + i) // per_line * across_all + i % per_line * pixels
+        for i in T.unroll(sums):
+            tile_op("tilezero", T.cast(i, "int8"))
         for n in T.serial((last - first) * blocks):
             panel: T.let = first + n // blocks
+            column: T.let = panel_column(T.max(first, first + (n - 1) // blocks), conv.outputs, width)
             for i in T.unroll(tiles):
                 number: T.let = T.min(n % blocks * tiles, every - tiles) + i
                 line: T.let = number // per_line
-                column: T.let = T.min(number % per_line * pixels, lines.length - pixels)
+                left: T.let = T.min(number % per_line * pixels, lines.length - pixels)
                 before[i] = start[i]
-                start[i] = line * across_all + column
-                base[i] = origin + line * lines.line + column * lines.pixel
-            for i in T.unroll(sums):
-                tile_op("tilezero", T.cast(i, "int8"))
+                start[i] = line * across_all + left
+                base[i] = origin + line * lines.line + left * lines.pixel
             for down in T.serial(downs):
                 for across in T.serial(times):
                     for step in T.serial(steps):
                         at: T.let = (down * times + across) * steps + step
-                        multiply(image, weight, base, panel, at, down * down_by + across * across_by + step * STEP)
-                        if blocks < 2 * ROWS * vectors and panel + 1 < last:
-                            for ask in T.serial(asked):
-                                line_of: T.let = T.min(n % blocks * asked + ask, vectors * ROWS - 1)
-                                prefetch(weight[panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
-                        if n > 0:
-                            finish(
-                                operands,
-                                y,
-                                to,
-                                first + (n - 1) // blocks,
-                                total,
-                                (n + 1) % 2 * size,
-                                before,
-                                at * rows // all_steps,
-                                (at + 1) * rows // all_steps,
-                            )
+                        load(image, weight, base, panel, at, down * down_by + across * across_by + step * STEP)
+                        if at == 0:
+                            for i in T.unroll(tiles):
+                                for v in T.unroll(vectors):
+                                    unload(total, i, v)
+                                    tile_op("tilezero", T.cast(i * vectors + v, "int8"))
+                                    multiply(i, v)
+                        else:
+                            for i in T.unroll(tiles):
+                                for v in T.unroll(vectors):
+                                    multiply(i, v)
+                        if asked > 0:
+                            if panel + 1 < last:
+                                for ask in T.serial(asked):
+                                    line_of: T.let = T.min(n % blocks * asked + ask, vectors * ROWS - 1)
+                                    prefetch(weight[panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
+                        if at * rows < pixels:
+                            finish(operands, y, to, column, total, before, T.min(at * rows, pixels - rows))
+        if first < last:
             for i in T.unroll(tiles):
                 for v in T.unroll(vectors):
-                    tile_op(
-                        "tilestored64",
-                        T.cast(i * vectors + v, "int8"),
-                        T.address_of(total[n % 2 * size + i * pixels * width + v * LANES]),
-                        T.int64(4 * width),
-                    )
-        done: T.let = (last - first) * blocks
-        if done > 0:
-            finish(operands, y, to, last - 1, total, (done + 1) % 2 * size, start, 0, rows)
+                    unload(total, i, v)
+            for row in T.serial(-(-pixels // rows)):
+                finish(
+                    operands,
+                    y,
+                    to,
+                    panel_column(last - 1, conv.outputs, width),
+                    total,
+                    start,
+                    T.min(row * rows, pixels - rows),
+                )
 
     return compute
