@@ -35,7 +35,7 @@ def configure(isa: Isa, tile):
     def nothing():
         pass
 
-    if not isa.amx:
+    if not (isa.amx and tile.matrix):
         return nothing
 
     @T.inline
@@ -55,7 +55,7 @@ def configure(isa: Isa, tile):
     return begin
 
 
-def release(isa: Isa):
+def release(isa: Isa, tile):
     """Return the macro that gives tile registers back."""
 
     @T.inline
@@ -66,14 +66,14 @@ def release(isa: Isa):
     def end():
         tile_op("tilerelease")
 
-    return end if isa.amx else nothing
+    return end if isa.amx and tile.matrix else nothing
 
 
 def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     Panels are those from `first` to `last`. `image` holds what the band reads from `origin` on, `to` is its first pixel
-    in the output; `store` writes 16 sums. Sums of one block of tiles leave their registers one by one as the next block
+    in the output; `store` is `schedules.conv2d_int8.finish_sums`. Sums of one block of tiles leave their registers one by one as the next block
     takes these, and what follows them is done between the products of that block, which leave the vector units idle.
     Of the first block zeros are finished that way, in the place that its sums are written to later.
     """
@@ -99,15 +99,13 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         """
         return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
 
-    @T.inline
     def finish(operands, y, to, column, total, start, row):
         """Write the sums of `rows` rows of each tile."""
-        for i in T.unroll(tiles):
-            for j in T.unroll(rows):
-                at: T.let = (to + place(start[i] + row + j)) * conv.outputs + column
-                sum_at: T.let = (i * pixels + row + j) * width
-                for v in T.unroll(vectors):
-                    store(operands, y, at + v * LANES, column + v * LANES, total[T.ramp(sum_at + v * LANES, 1, LANES)])
+        each = [(i, j) for i in range(tiles) for j in range(rows)]
+        places = [(to + place(start[i] + row + j)) * conv.outputs + column for i, j in each]
+        at = [(i * pixels + row + j) * width for i, j in each]
+        values = [[total[T.ramp(first + v * LANES, 1, LANES)] for v in range(vectors)] for first in at]
+        store(operands, y, places, column, values)
 
     @T.inline
     def load_weights(weight, panel, at, v):

@@ -20,9 +20,11 @@ _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
 _SUMS = 24
 #: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
 _WEIGHT_LINE, _PIXEL_LINE = 1.5, 0.5
-#: Cycles of a block beside its products, of a pixel that is looked at to see whether it is one of the output's, and of
-#: a line that is copied once more.
-_BLOCK, _LOOK, _COPY = 100, 4, 4
+#: Cycles of a product of tiles of no pixels: each three of these take another one.
+_PRODUCT = 10.5
+#: Cycles of a block beside its products, of what follows a vector of sums, of a pixel whose place in the output is
+#: looked for, and of a line that is copied once more.
+_BLOCK, _FINISH, _LOOK, _COPY = 100, 4, 2, 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ByteTile:
         Output rows of a band.
     form : str
         How pixels are read: `schedules.conv2d_bytes.image_lines`.
+    matrix : bool
+        Whether tiles are those of AMX, where it exists; of few taps sums take less time than what a tile costs.
     """
 
     pixels: int
@@ -46,12 +50,23 @@ class ByteTile:
     vectors: int
     rows: int
     form: str
+    matrix: bool = True
 
 
 def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:
     """Return the tile that takes least time by what products, loads and copies cost."""
-    cycles = _amx_cycles if isa.amx else _vnni_cycles
-    return min(_choices(isa, byte), key=lambda tile: cycles(byte, tile))
+    return min(byte_tiles(isa, byte), key=lambda tile: byte_cycles(isa, byte, tile))
+
+
+def byte_tiles(isa: Isa, byte: ByteConv) -> list[ByteTile]:
+    """Return the tiles that are worth a thought."""
+    matrix = [True, False] if isa.amx else [False]
+    return [tile for each in matrix for tile in _choices(byte, each)]
+
+
+def byte_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
+    """Return how many cycles a convolution is expected to take."""
+    return (_amx_cycles if isa.amx and tile.matrix else _vnni_cycles)(byte, tile)
 
 
 def _band_rows(byte: ByteConv, form: str) -> int:
@@ -65,38 +80,40 @@ def _band_rows(byte: ByteConv, form: str) -> int:
     return -(-conv.out_height // -(-conv.out_height // max(1, min(most, conv.out_height))))
 
 
-def _choices(isa: Isa, byte: ByteConv) -> Iterator[ByteTile]:
+def _choices(byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
     conv = byte.conv
     forms = ["rows", "spread"] + ["whole"] * (conv.strides == (1, 1))
     # A panel that is not full overlaps the one before it.
     most = max(1, conv.outputs // LANES)
-    blocks = _AMX_BLOCKS if isa.amx else [(1, vectors) for vectors in (1, 2, 3, 4)]
+    blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in (1, 2, 3, 4)]
     for form in forms:
         rows = _band_rows(byte, form)
         lines = image_lines(conv, rows, form)
         for tiles, vectors in blocks:
-            tallest = 16 if isa.amx else _SUMS // vectors
+            tallest = 16 if matrix else _SUMS // vectors
             pixels = -(-lines.length // -(-lines.length // tallest))
             if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
-                yield ByteTile(pixels, tiles, vectors, rows, form)
+                yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
 
 
 def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
     lines = image_lines(byte.conv, tile.rows, tile.form)
     sums, rows = tile.tiles * tile.vectors, tile.tiles * tile.pixels
-    products = sums * max(tile.pixels, 8)
+    products = sums * (_PRODUCT + tile.pixels / 3)
     step = max(products, 16 * tile.vectors * _WEIGHT_LINE + rows * _PIXEL_LINE)
     blocks = -(-lines.count * -(-lines.length // tile.pixels) // tile.tiles)
+    # What follows the sums takes units that products leave alone.
+    finish = sums * tile.pixels * _FINISH - 0.75 * lines.steps * step
     look = _LOOK * rows if lines.across != byte.conv.out_width else 0
-    block = lines.steps * step + _BLOCK + look
+    block = lines.steps * step + max(_BLOCK, finish) + look
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
     return ByteBands(byte, tile.rows, tile.form).count * (panels * blocks * block + _copied(byte, tile))
 
 
 def _vnni_cycles(byte: ByteConv, tile: ByteTile) -> float:
-    """Two products or loads a cycle; a product is done after five."""
+    """Two products a cycle, hardly as many loads; a product is done after five."""
     lines = image_lines(byte.conv, tile.rows, tile.form)
-    group = max(tile.pixels * tile.vectors / 2, (tile.pixels + tile.vectors) / 2, 5)
+    group = max(tile.pixels * tile.vectors / 2, (tile.pixels + tile.vectors) / 1.6, 5)
     groups = sum(-(-length // 4) for _, length in lines.runs)
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
     blocks = lines.count * -(-lines.length // tile.pixels)

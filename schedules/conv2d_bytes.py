@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.intrinsics import span
 from schedules.quantize import round_up
 
 #: Bytes that a product of tiles adds up at a time.
@@ -204,6 +205,28 @@ def clipped_bytes(values, lanes: int):
     return T.Cast(f"uint8x{lanes}", T.min(low, T.broadcast(T.int32(255), lanes)))
 
 
+def packed_bytes(vectors: list, parts: int) -> list:
+    """Return four vectors of 16 floats each as `clipped_bytes` does, in `parts` vectors of bytes (AVX-512)."""
+    words = [_pack("packssdw", "int16x32", *map(_whole, vectors[i : i + 2])) for i in (0, 2)]
+    # Packing takes turns between its operands every 16 bytes: four bytes of each vector at a time.
+    mixed = T.reinterpret(_pack("packuswb", "int8x64", *words), dtype="int32x16")
+    each = 16 // parts
+    order = [i // 4 + i % 4 * 4 for i in range(16)]
+    return [
+        T.reinterpret(T.Shuffle([mixed], order[part * each : (part + 1) * each]), dtype=f"uint8x{4 * each}")
+        for part in range(parts)
+    ]
+
+
+def _whole(values):
+    return T.Cast("int32x16", values)
+
+
+def _pack(name: str, dtype: str, first, second):
+    intrinsic = T.llvm_lookup_intrinsic_id(f"llvm.x86.avx512.{name}.512")
+    return T.call_llvm_pure_intrin(intrinsic, first, second, dtype=dtype)
+
+
 def copy_rows(isa: Isa, byte: ByteConv, rows: int):
     """Return the macro ``(x, affine, scratch, origin, image, top)`` that copies `rows` padded rows from `top` on."""
     conv, quantize = byte.conv, byte.source == "float32"
@@ -250,9 +273,18 @@ def copy_rows(isa: Isa, byte: ByteConv, rows: int):
 
 
 def spread_taps(conv: Conv2d, rows: int):
-    """Return the macro ``(image, origin, spread, to)`` that writes all taps of each pixel one behind the other."""
+    """Return the macro ``(image, origin, spread, to)`` that writes all taps of each pixel one behind the other.
+
+    A run is copied whole by vectors as long as one or longer: what they write behind it is overwritten by the next run,
+    or has weights of zero. So `image` can be read for `STEP` bytes behind its end.
+    """
     width, taps = conv.padded_width * conv.inputs, round_up(conv.taps, STEP)
     times, run = conv.runs
+    runs = conv.kernel[0] * times
+    # The last runs must not reach into the next pixel's.
+    lanes = STEP
+    while lanes > 1 and (lanes >= 2 * run or (runs - 1) * run + round_up(run, lanes) > taps):
+        lanes //= 2
 
     @T.inline
     def spread_out(image, origin, spread, to):
@@ -260,14 +292,17 @@ def spread_taps(conv: Conv2d, rows: int):
             for column in T.serial(conv.out_width):
                 start: T.let = origin + row * (conv.strides[0] * width) + column * (conv.strides[1] * conv.inputs)
                 end: T.let = to + (row * conv.out_width + column) * taps
-                for down in T.serial(conv.kernel[0]):
-                    for across in T.serial(times):
-                        for i in T.serial(run):
-                            spread[end + (down * times + across) * run + i] = image[
-                                start
-                                + down * (conv.dilation[0] * width)
-                                + across * (conv.dilation[1] * conv.inputs)
-                                + i
+                for down in T.unroll(conv.kernel[0]):
+                    for across in T.unroll(times):
+                        for i in T.serial(-(-run // lanes)):
+                            spread[span(end + (down * times + across) * run + i * lanes, lanes)] = image[
+                                span(
+                                    start
+                                    + down * (conv.dilation[0] * width)
+                                    + across * (conv.dilation[1] * conv.inputs)
+                                    + i * lanes,
+                                    lanes,
+                                )
                             ]
 
     return spread_out

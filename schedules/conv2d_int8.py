@@ -30,6 +30,7 @@ from schedules.conv2d_bytes import (
     ByteConv,
     clipped_bytes,
     image_lines,
+    packed_bytes,
 )
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import vnni_panels
@@ -99,9 +100,10 @@ def pack_conv2d_int8(
 
 
 def finish_sums(byte: ByteConv):
-    """Return the macro ``(operands, y, at, column, sums)`` that writes 16 sums, those of the outputs from `column` on.
+    """Return ``(operands, y, places, column, sums)``, which writes the sums of some pixels.
 
-    `at` is their place in the output.
+    `places` are where the outputs from `column` on lie of each pixel, `sums` for each pixel its vectors of 16 sums. Call
+    it while a kernel is parsed. What becomes bytes is packed by fours where rows of a pixel are two vectors or four.
     """
     conv, to_bytes = byte.conv, byte.result == "uint8"
     outputs, nonlinearity = conv.outputs, NONLINEARITIES[conv.activation]
@@ -125,17 +127,36 @@ def finish_sums(byte: ByteConv):
         if not cut:
             values = nonlinearity(values) * T.broadcast(affine[OUT_INVERSE], LANES)
             values = values + T.broadcast(affine[OUT_ZERO], LANES)
-        return clipped_bytes(values, LANES)
+        return values
+
+    def as_stored(values):
+        return clipped_bytes(values, LANES) if to_bytes else values
 
     @T.inline
-    def store(operands, y, at, column, sums):
-        if outputs >= LANES:
-            y[T.ramp(at, 1, LANES)] = finished(operands, at, column, sums)
-        else:
-            few = T.alloc_buffer((LANES,), byte.result, scope="local")
-            few[T.ramp(0, 1, LANES)] = finished(operands, at, column, sums)
-            for i in T.serial(outputs):
-                y[at + i] = few[i]
+    def store_few(operands, y, at, column, sums):
+        few = T.alloc_buffer((LANES,), byte.result)
+        few[T.ramp(0, 1, LANES)] = as_stored(finished(operands, at, column, sums))
+        for i in T.serial(outputs):
+            y[at + i] = few[i]
+
+    def store(operands, y, places, column, sums):
+        vectors = len(sums[0])
+        if outputs < LANES:
+            for place, (only,) in zip(places, sums, strict=True):
+                store_few(operands, y, place, column, only)
+            return
+        parts = [
+            (place + v * LANES, finished(operands, place + v * LANES, column + v * LANES, part))
+            for place, row in zip(places, sums, strict=True)
+            for v, part in enumerate(row)
+        ]
+        while to_bytes and vectors in (2, 4) and len(parts) >= 4:
+            four, parts = parts[:4], parts[4:]
+            packed = packed_bytes([values for _, values in four], 4 // vectors)
+            for (at, _), level in zip(four[::vectors], packed, strict=True):
+                T.buffer_store(y, level, [T.ramp(at, 1, vectors * LANES)])
+        for at, values in parts:
+            T.buffer_store(y, as_stored(values), [T.ramp(at, 1, LANES)])
 
     return store
 
@@ -150,7 +171,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
     lines, bands = image_lines(conv, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     panels, columns = panel_count(conv.outputs, size), max(conv.outputs, size)
     by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
-    compute = (amx_panels if isa.amx else vnni_panels)(lines, conv, tile, finish_sums(byte))
+    compute = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, conv, tile, finish_sums(byte))
 
     @T.inline
     def over_panels(image, origin, context, to):
@@ -167,7 +188,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
         last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
         each_band(x, operands[3], scratch, (operands, y, first_panel, last_panel), task, first_band, last_band)
 
-    begin, end = configure(isa, tile), release(isa)
+    begin, end = configure(isa, tile), release(isa, tile)
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(

@@ -29,47 +29,52 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
         value = T.reinterpret(image[T.ramp(at, 1, GROUP)], dtype="int32")
         return T.reinterpret(T.broadcast(value, LANES), dtype="int8x64")
 
+    def registers():
+        # See `schedules.conv2d_tile`: only such buffers lie in registers.
+        return [T.alloc_buffer((LANES,), "int32") for _ in range(pixels * vectors)]
+
+    def clear(total):
+        for sums in total:
+            T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(0, 1, LANES)])
+
+    def multiply(total, image, at, weight, panel, step, g):
+        each = [weight[panel, step, v, g, T.ramp(0, 1, STEP)] for v in range(vectors)]
+        for p in range(pixels):
+            levels = four(image, at + p * lines.pixel)
+            for v in range(vectors):
+                sums = total[p * vectors + v]
+                added = dot4(isa, sums[T.ramp(0, 1, LANES)], levels, each[v])
+                T.buffer_store(sums, added, [T.ramp(0, 1, LANES)])
+
     @T.inline
     def add_up(total, image, weight, panel, base):
-        for p in T.unroll(pixels):
-            for v in T.unroll(vectors):
-                total[p * vectors + v, T.ramp(0, 1, LANES)] = T.broadcast(T.int32(0), LANES)
+        clear(total)
         for down in T.serial(downs):
             for across in T.serial(times):
                 for step in T.serial(steps):
                     at: T.let = (down * times + across) * steps + step
                     skip: T.let = base + down * down_by + across * across_by + step * STEP
                     for g in T.serial(T.min(STEP // GROUP, groups - step * (STEP // GROUP))):
-                        for p in T.unroll(pixels):
-                            for v in T.unroll(vectors):
-                                total[p * vectors + v, T.ramp(0, 1, LANES)] = dot4(
-                                    isa,
-                                    total[p * vectors + v, T.ramp(0, 1, LANES)],
-                                    four(image, skip + p * lines.pixel + g * GROUP),
-                                    weight[panel, at, v, g, T.ramp(0, 1, STEP)],
-                                )
+                        multiply(total, image, skip + g * GROUP, weight, panel, at, g)
+
+    def place(pixel):
+        """Return where a pixel of the lines lies in the output; see `schedules.conv2d_amx.amx_panels`."""
+        return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
+
+    def finish(operands, y, to, channel, total, pixel):
+        places = [(to + place(pixel + p)) * conv.outputs + channel for p in range(pixels)]
+        sums = [[total[p * vectors + v][T.ramp(0, 1, LANES)] for v in range(vectors)] for p in range(pixels)]
+        store(operands, y, places, channel, sums)
 
     @T.inline
     def compute(image, origin, operands, y, to, first, last):
         for panel in T.serial(first, last):
+            channel: T.let = panel_column(panel, conv.outputs, width)
             for number in T.serial(lines.count * per_line):
-                total = T.alloc_buffer((pixels * vectors, LANES), "int32", scope="local")
+                total = registers()
                 line: T.let = number // per_line
                 column: T.let = T.min(number % per_line * pixels, lines.length - pixels)
                 add_up(total, image, operands[0], panel, origin + line * lines.line + column * lines.pixel)
-                channel: T.let = panel_column(panel, conv.outputs, width)
-                for p in T.unroll(pixels):
-                    pixel: T.let = line * across_all + column + p
-                    if (across_all == wide) or (pixel % across_all < wide):
-                        for v in T.unroll(vectors):
-                            store(
-                                operands,
-                                y,
-                                (to + pixel // across_all * wide + pixel % across_all) * conv.outputs
-                                + channel
-                                + v * LANES,
-                                channel + v * LANES,
-                                total[p * vectors + v, T.ramp(0, 1, LANES)],
-                            )
+                finish(operands, y, to, channel, total, line * across_all + column)
 
     return compute
