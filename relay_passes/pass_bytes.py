@@ -24,20 +24,28 @@ class PassBytes:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with the attributes in place."""
-        found = _Images(module)
+        found = Images(module)
         result = IRModule(module.functions, attrs=module.attrs)
         for target, attributes in found.attributes().items():
             result[target] = result[target].with_attrs(attributes)
         return result
 
 
-class _Images:
-    """Who writes and who reads each image of ``main``."""
+class Images:
+    """Who writes and who reads each image of ``main``.
+
+    Attributes
+    ----------
+    calls : dict
+        For each site of bytes the variable that its result is bound to, and its call.
+    readers : dict
+        For each variable what reads it: a site of bytes, or None.
+    """
 
     def __init__(self, module: IRModule) -> None:
         self._module = module
-        self._calls: dict = {}
-        self._readers: dict[relax.Var, list] = {}
+        self.calls: dict = {}
+        self.readers: dict[relax.Var, list] = {}
         for block in module["main"].body.blocks:
             for binding in block.bindings:
                 self._note(binding)
@@ -47,9 +55,9 @@ class _Images:
         value, target = binding.value, None
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar) and self._scale(value.op):
             target = value.op
-            self._calls[target] = (binding.var, value)
+            self.calls[target] = (binding.var, value)
         for variable in _variables(value):
-            self._readers.setdefault(variable, []).append(target)
+            self.readers.setdefault(variable, []).append(target)
 
     def _scale(self, target) -> tuple[float, int] | None:
         """Return the scale and zero point of what a site of bytes reads, None of any other function."""
@@ -61,9 +69,9 @@ class _Images:
 
     def attributes(self) -> dict:
         """Return what each site of bytes gains."""
-        found: dict = {target: {} for target in self._calls}
-        for target, (image, _) in self._calls.items():
-            readers = self._readers.get(image, [])
+        found: dict = {target: {} for target in self.calls}
+        for target, (image, _) in self.calls.items():
+            readers = self.readers.get(image, [])
             if None in readers or image in self._kept:
                 continue
             first = next((reader for reader in readers if self._reads(reader)[0].same_as(image)), None)
@@ -82,7 +90,7 @@ class _Images:
 
     def _reads(self, target) -> tuple[relax.Expr, relax.Expr | None]:
         """Return the image that a site convolves, and the one that it adds."""
-        site = read_conv2d(self._module[target], self._calls[target][1], None)
+        site = read_conv2d(self._module[target], self.calls[target][1], None)
         return site.x, site.residual
 
 

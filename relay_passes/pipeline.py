@@ -14,6 +14,7 @@ from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
 from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
+from relay_passes.join_bytes import JoinBytes
 from relay_passes.mark_sites import MarkSites
 from relay_passes.one_memory import OneMemory
 from relay_passes.pass_bytes import PassBytes
@@ -59,7 +60,7 @@ def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
 
 
 def _rewrites() -> list[tvm.transform.Pass]:
-    return [RewriteDense(), PassBytes(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
+    return [RewriteDense(), PassBytes(), JoinBytes(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
 
 
 def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:

@@ -6,12 +6,15 @@ little, gate, gated tiles; the little module alone is the first two.
 
 from __future__ import annotations
 
+from functools import partial
+
 import tvm
 from tvm import IRModule, relax
 
 from relay_passes.conv2d_bytes_stage import convolved_bytes, read_images
 from relay_passes.conv2d_site import COMPOSITE, read_conv2d
 from relay_passes.conv2d_stages import Conv2dStages
+from relay_passes.join_bytes import CHAIN, rewrite_chain
 from relay_passes.mark_sites import layer_activation
 from relay_passes.site_plan import planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
@@ -25,8 +28,8 @@ class RewriteConv2d:
     """The pass."""
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
-        """Return `module` with every planned convolution as a step of kernels."""
-        return SiteRewriter(module, COMPOSITE, _rewrite).run()
+        """Return `module` with every planned convolution as a step of kernels, and every chain of them."""
+        return SiteRewriter(module, {COMPOSITE: _rewrite, CHAIN: partial(rewrite_chain, module)}).run()
 
 
 def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:

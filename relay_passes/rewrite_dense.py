@@ -26,7 +26,7 @@ class RewriteDense:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with every planned dense site as a step of kernels."""
-        return SiteRewriter(module, "dual.dense", _rewrite).run()
+        return SiteRewriter(module, {"dual.dense": _rewrite}).run()
 
 
 def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:

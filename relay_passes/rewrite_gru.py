@@ -23,7 +23,7 @@ class RewriteGru:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with every planned GRU site as a step of kernels."""
-        return SiteRewriter(module, "dual.gru", _rewrite).run()
+        return SiteRewriter(module, {"dual.gru": _rewrite}).run()
 
 
 def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:

@@ -25,7 +25,7 @@ class RewriteLstm:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with every planned LSTM site as a step of kernels."""
-        return SiteRewriter(module, "dual.lstm", _rewrite).run()
+        return SiteRewriter(module, {"dual.lstm": _rewrite}).run()
 
 
 def _rewrite(function: relax.Function, call: relax.Call) -> SiteCall | None:

@@ -84,15 +84,15 @@ Rewrite = Callable[[relax.Function, relax.Call], SiteCall | None]
 
 
 class SiteRewriter:
-    """Applies one rewrite to all sites of a kind."""
+    """Applies rewrites to all sites of some kinds."""
 
-    def __init__(self, module: IRModule, composite: str, rewrite: Rewrite) -> None:
-        """Rewrite the calls in ``main`` of functions whose ``Composite`` is `composite`."""
-        self._module, self._composite, self._rewrite = module, composite, rewrite
+    def __init__(self, module: IRModule, rewrites: dict[str, Rewrite]) -> None:
+        """Rewrite the calls in ``main`` of functions whose ``Composite`` is a key of `rewrites`."""
+        self._module, self._rewrites = module, rewrites
 
     def run(self) -> IRModule:
         """Return the rewritten module."""
-        mutator_ = _CallMutator(self._module, self._composite, self._rewrite)
+        mutator_ = _CallMutator(self._module, self._rewrites)
         main = mutator_.visit_expr(self._module["main"])
         if not mutator_.changed:
             return self._module
@@ -103,9 +103,9 @@ class SiteRewriter:
 
 @mutator
 class _CallMutator(PyExprMutator):
-    def __init__(self, module: IRModule, composite: str, rewrite: Rewrite) -> None:
+    def __init__(self, module: IRModule, rewrites: dict[str, Rewrite]) -> None:
         super().__init__(module)
-        self._module, self._composite, self._rewrite = module, composite, rewrite
+        self._module, self._rewrites = module, rewrites
         self.thresholds: list[tuple[str, relax.Var]] = []
         self.counts: list[tuple[str, relax.Var]] = []
         self.changed = False
@@ -114,11 +114,12 @@ class _CallMutator(PyExprMutator):
         function = self._module[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
         if not isinstance(function, relax.Function) or not function.attrs:
             return super().visit_call_(call)
-        if function.attrs.get("Composite") != self._composite:
+        rewrite = self._rewrites.get(function.attrs.get("Composite"))
+        if rewrite is None:
             return super().visit_call_(call)
         # Not checked against the site's function: what a rewritten site gives may be bytes, which that does not take.
         given = relax.Call(call.op, [self.visit_expr(argument) for argument in call.args], ret_ty=call.ty)
-        planned = self._rewrite(function, given)
+        planned = rewrite(function, given)
         if planned is None:
             return super().visit_call_(call)
         self.changed = True

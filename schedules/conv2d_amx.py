@@ -86,11 +86,20 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     all_steps, down_by, across_by = downs * times * steps, *lines.strides
     wide, across_all = conv.out_width, lines.across
     more = max(0, vectors - tiles)
-    # Rows of each tile that are finished in a step.
-    rows = -(-pixels // all_steps)
+    # Rows that are finished together: a part of a tile, as many as make up for the steps there are.
+    least = min(pixels, -(-tiles * pixels // all_steps))
+    rows = next(n for n in range(least, pixels + 1) if pixels % n == 0)
+    every_part = tiles * pixels // rows
+    at_once = -(-every_part // all_steps)
     weight_bytes = panel_count(conv.outputs, width) * lines.steps * width * STEP
     # Rows of the next panel's weights that each step asks for, so that all have come when it is due.
     asked = -(-vectors * ROWS // blocks) if weight_bytes > KEPT_BYTES and blocks < 2 * ROWS * vectors else 0
+
+    def finish_rows(operands, y, to, column, total, pixel, row):
+        places = [(to + place(pixel + j)) * conv.outputs + column for j in range(rows)]
+        at = [(row + j) * width for j in range(rows)]
+        values = [[total[T.ramp(first + v * LANES, 1, LANES)] for v in range(vectors)] for first in at]
+        store(operands, y, places, column, values)
 
     def place(pixel):
         """Return where a pixel of the lines lies in the output.
@@ -99,13 +108,11 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         """
         return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
 
-    def finish(operands, y, to, column, total, start, row):
-        """Write the sums of `rows` rows of each tile."""
-        each = [(i, j) for i in range(tiles) for j in range(rows)]
-        places = [(to + place(start[i] + row + j)) * conv.outputs + column for i, j in each]
-        at = [(i * pixels + row + j) * width for i, j in each]
-        values = [[total[T.ramp(first + v * LANES, 1, LANES)] for v in range(vectors)] for first in at]
-        store(operands, y, places, column, values)
+    @T.inline
+    def finish(operands, y, to, column, total, start, part):
+        """Write the sums of `rows` rows of one tile, in the order of pixels."""
+        pixel: T.let = start[part * rows // pixels] + part * rows % pixels
+        finish_rows(operands, y, to, column, total, pixel, part * rows)
 
     @T.inline
     def load_weights(weight, panel, at, v):
@@ -150,7 +157,6 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
 
     @T.inline
     def compute(image, origin, operands, y, to, first, last):
-        weight = operands[0]
         total = T.alloc_buffer((sums * pixels * LANES,), "int32")
         base = T.alloc_buffer((tiles,), "int32")
         start = T.alloc_buffer((tiles,), "int32")
@@ -173,7 +179,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 for across in T.serial(times):
                     for step in T.serial(steps):
                         at: T.let = (down * times + across) * steps + step
-                        load(image, weight, base, panel, at, down * down_by + across * across_by + step * STEP)
+                        load(image, operands[0], base, panel, at, down * down_by + across * across_by + step * STEP)
                         if at == 0:
                             for i in T.unroll(tiles):
                                 for v in T.unroll(vectors):
@@ -188,22 +194,18 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                             if panel + 1 < last:
                                 for ask in T.serial(asked):
                                     line_of: T.let = T.min(n % blocks * asked + ask, vectors * ROWS - 1)
-                                    prefetch(weight[panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
-                        if at * rows < pixels:
-                            finish(operands, y, to, column, total, before, T.min(at * rows, pixels - rows))
+                                    prefetch(operands[0][panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
+                        if at_once == 1:
+                            if at < every_part:
+                                finish(operands, y, to, column, total, before, at)
+                        else:
+                            for part in T.serial(at * at_once, T.min((at + 1) * at_once, every_part)):
+                                finish(operands, y, to, column, total, before, part)
         if first < last:
             for i in T.unroll(tiles):
                 for v in T.unroll(vectors):
                     unload(total, i, v)
-            for row in T.serial(-(-pixels // rows)):
-                finish(
-                    operands,
-                    y,
-                    to,
-                    panel_column(last - 1, conv.outputs, width),
-                    total,
-                    start,
-                    T.min(row * rows, pixels - rows),
-                )
+            for part in T.serial(every_part):
+                finish(operands, y, to, panel_column(last - 1, conv.outputs, width), total, start, part)
 
     return compute

@@ -1,0 +1,154 @@
+"""JoinBytes: convolutions of bytes with large images between them become one chain.
+
+Each of these images would come and go through L3 or memory. As a chain the convolutions are computed band by band
+(`schedules.conv2d_chain`), and what is between them stays in L2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from relay_passes.conv2d_bytes_stage import ByteImages, read_images
+from relay_passes.conv2d_site import Conv2dSite, read_conv2d
+from relay_passes.mark_sites import layer_activation
+from relay_passes.pass_bytes import Images
+from relay_passes.site_plan import planned_bias, read_form
+from relay_passes.site_rewriter import StepCall
+from relay_passes.step import StepBuilder
+from schedules.conv2d_bytes import ByteConv
+from schedules.conv2d_chain import ByteChain, can_chain, can_pool, conv2d_chain, pack_chain
+from schedules.registry import kernel
+
+CHAIN = "dual.conv2d_chain"
+#: Bytes of an image that does not stay in a second level of 2 MB beside what else its reader needs.
+LARGE = 640 << 10
+
+
+@tvm.transform.module_pass(opt_level=0, name="JoinBytes")
+class JoinBytes:
+    """The pass; run it after `relay_passes.pass_bytes.PassBytes`.
+
+    A chain is a function with ``Composite`` ``dual.conv2d_chain`` that calls its sites one after another.
+    """
+
+    def transform_module(self, module: IRModule, _context) -> IRModule:
+        """Return `module` with chains in place of the last site of each."""
+        chains = _chains(module)
+        if not chains:
+            return module
+        joined = _Join(module, chains)
+        main = joined.visit_expr(module["main"])
+        joined.builder_.update_func(module.get_global_var("main"), main)
+        return relax.transform.DeadCodeElimination(["main"])(joined.builder_.get())
+
+
+@dataclass(frozen=True, eq=False)
+class _Link:
+    """A site of bytes and its call."""
+
+    target: tvm.ir.GlobalVar
+    call: relax.Call
+    site: Conv2dSite
+    images: ByteImages
+
+
+def _chains(module: IRModule) -> list[list[_Link]]:
+    """Return the sites of each chain, in order."""
+    found = Images(module)
+    links = {
+        target: _Link(target, call, _site(module, target, call), read_images(module[target]))
+        for target, (_, call) in found.calls.items()
+    }
+    follows = {}
+    for target, link in links.items():
+        image, _ = found.calls[target]
+        readers = found.readers.get(image, [])
+        if link.images.result is None or len(readers) != 1 or not _joinable(link, links[readers[0]], module):
+            continue
+        follows[target] = readers[0]
+    chains = []
+    for target in follows:
+        if target in follows.values():
+            continue
+        chain = [target]
+        while chain[-1] in follows:
+            chain.append(follows[chain[-1]])
+        chains.append([links[each] for each in chain])
+    return chains
+
+
+def _joinable(first: _Link, second: _Link, module: IRModule) -> bool:
+    forms = [read_form(module[link.target]) for link in (first, second)]
+    same = (forms[0].isa, forms[0].threads) == (forms[1].isa, forms[1].threads)
+    pool = second.site.pool
+    kinds = same and first.site.pool is None and (pool is None or can_pool(pool))
+    return kinds and first.site.conv.output_size >= LARGE and all(can_chain(s.site.conv) for s in (first, second))
+
+
+def _site(module: IRModule, target, call: relax.Call) -> Conv2dSite:
+    return read_conv2d(module[target], call, layer_activation(module[target]))
+
+
+@mutator
+class _Join(PyExprMutator):
+    """Puts a call of a chain in place of that of its last site."""
+
+    def __init__(self, module: IRModule, chains: list[list[_Link]]) -> None:
+        super().__init__(module)
+        self._module, self._chains = module, {chain[-1].target: chain for chain in chains}
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        chain = self._chains.get(call.op) if isinstance(call.op, tvm.ir.GlobalVar) else None
+        if chain is None:
+            return super().visit_call_(call)
+        image = chain[0].site.x
+        target = self.builder_.add_func(_chain_function(self._module, chain, image), "conv2d_chain")
+        return relax.Call(target, [self.visit_expr(image)])
+
+
+def _chain_function(module: IRModule, chain: list[_Link], image: relax.Expr) -> relax.Function:
+    names = [str(module[link.target].attrs["dual.site"]) for link in (chain[0], chain[-1])]
+    x, bindings = relax.Var("x", image.ty), []
+    value = x
+    for link in chain:
+        arguments = [value if argument.same_as(link.site.x) else argument for argument in link.call.args]
+        value = relax.DataflowVar(f"y{len(bindings)}", link.call.ty)
+        bindings.append(relax.VarBinding(value, relax.Call(link.target, arguments, ret_ty=link.call.ty)))
+    result = relax.Var("result", value.ty)
+    block = relax.DataflowBlock([*bindings, relax.VarBinding(result, value)])
+    attributes = {"Composite": CHAIN, "dual.site": "_to_".join(names)}
+    function = relax.Function([x], relax.SeqExpr([block], result), value.ty)
+    return function.with_attrs(attributes)
+
+
+def rewrite_chain(module: IRModule, function: relax.Function, call: relax.Call) -> StepCall:
+    """Return the step, one kernel, in place of the call of a chain; `module` holds its sites."""
+    calls = [b.value for b in function.body.blocks[0].bindings if isinstance(b.value, relax.Call)]
+    functions = [module[value.op] for value in calls]
+    sites = [_site(module, value.op, value) for value in calls]
+    images = [read_images(each) for each in functions]
+    form = read_form(functions[0])
+    convs = tuple(
+        ByteConv(site.conv, image.source_type, image.result_type, image.source_type)
+        for site, image in zip(sites, images, strict=True)
+    )
+    chain = ByteChain(convs, sites[-1].pool)
+    biases = [
+        planned_bias(each, 0, site.weight.reshape(len(site.weight), -1), site.bias)
+        for each, site in zip(functions, sites, strict=True)
+    ]
+    packed = pack_chain(
+        *(form.level(), chain, [site.weight for site in sites], biases),
+        [image.source for image in images],
+        images[-1].result,
+    )
+    with StepBuilder() as step:
+        x = step.input("x", (sites[0].conv.input_size,), images[0].source_type)
+        operands = [step.operand(name, value) for name, value in zip(("weight", "floats"), packed, strict=True)]
+        stage = kernel(conv2d_chain, form.level(), chain, form.threads)
+        step.finish(step.call("conv2d_chain", stage, x, *operands))
+    return StepCall(step, [(call.args[0], (sites[0].conv.input_size,))], outputs=[[tuple(call.ty.shape)]])

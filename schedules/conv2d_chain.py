@@ -1,0 +1,368 @@
+"""Convolutions of bytes one behind the other, band by band: what is between them never leaves L2.
+
+An image of a megabyte or more that one convolution writes and the next one reads comes and goes through L3 or memory.
+Here each band of rows passes through all convolutions before the next one starts. The input of each lies in a buffer of
+its own, padding included, all with rows of the same length; the last rows of a buffer, which the next band reads again,
+move to its top. A convolution whose outputs need rows below them is as many rows behind the one before it, so that rows
+above and below the image pass, too: they are overwritten with what padding consists of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import lcm
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from schedules.conv2d_amx import amx_panels, configure, release
+from schedules.conv2d_byte_tile import ByteTile, byte_cycles, byte_tiles
+from schedules.conv2d_bytes import AFFINE, STEP, ZERO, ByteConv, Lines, copy_rows, image_lines
+from schedules.conv2d_int8 import Affine, finish_sums, pack_conv2d_int8
+from schedules.conv2d_panels import panel_count
+from schedules.conv2d_vnni import LANES, vnni_panels
+from schedules.cpu import Isa
+from schedules.intrinsics import span, vector_lanes
+from schedules.pool import MaxPool2d
+from schedules.quantize import round_up
+
+#: Bytes of all buffers: they and the weights have to stay in a second level of 2 MB.
+CHAIN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ByteChain:
+    """Convolutions of which each reads what the one before it writes, as bytes.
+
+    Attributes
+    ----------
+    convs : tuple of ByteConv
+        Of one image, with strides and dilation of 1 and outputs as large as the input; nothing is added to any.
+    pool : MaxPool2d or None
+        What follows the last one; its windows do not overlap.
+    """
+
+    convs: tuple[ByteConv, ...]
+    pool: MaxPool2d | None = None
+
+    @property
+    def first(self) -> ByteConv:
+        """The one that reads the image."""
+        return self.convs[0]
+
+    @property
+    def last(self) -> ByteConv:
+        """The one whose result is pooled."""
+        return self.convs[-1]
+
+    @property
+    def before(self) -> int:
+        """Columns of padding at the left of each buffer."""
+        return max(byte.conv.padding[1] for byte in self.convs)
+
+    @property
+    def pitch(self) -> int:
+        """Columns of each buffer."""
+        return self.first.conv.width + self.before + max(byte.conv.padding[3] for byte in self.convs)
+
+    @property
+    def every(self) -> int:
+        """What rows of a band are a multiple of."""
+        return self.pool.strides[0] if self.pool else 1
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The row of each convolution's output at which the first band starts: zero or less."""
+        below = np.cumsum([byte.conv.padding[2] for byte in self.convs[1:]], dtype=int)
+        start = -(-int(below[-1]) % self.every)
+        return (start, *(start - int(rows) for rows in below))
+
+    @property
+    def output_size(self) -> int:
+        """Values of the result."""
+        return self.pool.output_size if self.pool else self.last.conv.output_size
+
+    @property
+    def rows(self) -> int:
+        """Output rows of a band."""
+        conv = self.first.conv
+        kept = sum(self.pitch * byte.conv.inputs * (byte.conv.kernel[0] - 1) for byte in self.convs)
+        wide = self.last.conv.outputs * (1 if self.last.result == "uint8" else 4)
+        row = self.pitch * (sum(byte.conv.inputs for byte in self.convs) + wide)
+        # What a band lacks that has none above it is made up for by the next.
+        least = sum(byte.conv.kernel[0] - 1 for byte in self.convs)
+        most = max(least, (CHAIN_BYTES - kept) // row, self.every)
+        every = conv.height - self.offsets[-1]
+        return round_up(-(-every // -(-every // most)), self.every)
+
+    @property
+    def bands(self) -> int:
+        """Bands of the image."""
+        return -(-(self.first.conv.height - self.offsets[-1]) // self.rows)
+
+    def tiles(self, isa: Isa) -> tuple[ByteTile, ...]:
+        """Return the tile of each convolution."""
+        found = []
+        for byte in self.convs:
+            tiles = [tile for tile in byte_tiles(isa, byte) if tile.form == "whole"]
+            best = min(tiles, key=lambda tile, byte=byte: byte_cycles(isa, byte, tile))
+            found.append(replace(best, rows=self.rows))
+        return tuple(found)
+
+
+def can_chain(conv, batch: int = 1) -> bool:
+    """Say whether a `Conv2d` can be part of a chain."""
+    kept = (conv.out_height, conv.out_width) == (conv.height, conv.width)
+    ones = {*conv.strides, *conv.dilation} == {1}
+    return kept and ones and conv.batch == batch and not conv.residual and conv.outputs >= LANES
+
+
+def can_pool(pool: MaxPool2d) -> bool:
+    """Say whether a pooling can end a chain."""
+    return pool.window == pool.strides
+
+
+def pack_chain(
+    isa: Isa,
+    chain: ByteChain,
+    weights: list[np.ndarray],
+    biases: list[np.ndarray],
+    affines: list[Affine],
+    result: Affine | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: i8[rows, 16, 64], floats: f32)``.
+
+    Parameters
+    ----------
+    isa : Isa
+    chain : ByteChain
+    weights, biases : list of ndarray, float32
+        Of each convolution, as `schedules.conv2d_int8.pack_conv2d_int8` takes them.
+    affines : list of Affine
+        Of the bytes that each one reads.
+    result : Affine, optional
+        Of the result, if it is bytes.
+    """
+    rows, floats = [], []
+    targets = [*affines[1:], result]
+    for byte, tile, weight, bias, source, target in zip(
+        chain.convs, chain.tiles(isa), weights, biases, affines, targets, strict=True
+    ):
+        packed, *parts = pack_conv2d_int8(byte, tile, weight, bias, source, target)
+        rows.append(packed.reshape(-1, 16, STEP))
+        floats += parts
+    return np.concatenate(rows), np.concatenate(floats)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of a merged operand that is indexed like an operand of its own."""
+
+    whole: tirx.Buffer
+    start: int
+    shape: tuple[int, ...] = ()
+
+    def __getitem__(self, index):
+        if not self.shape:
+            if isinstance(index, tirx.Ramp):
+                return self.whole[T.ramp(self.start + index.base, index.stride, index.lanes)]
+            return self.whole[self.start + index]
+        panel, step, vector, row, column = index
+        _, steps, vectors = self.shape
+        return self.whole[self.start + (panel * steps + step) * vectors + vector, row, column]
+
+
+def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
+    """Return the kernel ``(x, weight, floats) -> y``; `pack_chain` gives the operands. Threads share the bands."""
+    tiles, count, rows, pitch = chain.tiles(isa), len(chain.convs), chain.rows, chain.pitch
+    convs = [byte.conv for byte in chain.convs]
+    bands, before, height, width = chain.bands, chain.before, convs[0].height, convs[0].width
+    offsets, inner = chain.offsets, [_inner(conv, rows, pitch) for conv in convs]
+    lines = [_lines(conv, rows, pitch, width) for conv in convs]
+    shapes = [
+        (panel_count(conv.outputs, tile.vectors * LANES), line.steps, tile.vectors)
+        for conv, tile, line in zip(convs, tiles, lines, strict=True)
+    ]
+    columns = [max(conv.outputs, tile.vectors * LANES) for conv, tile in zip(convs, tiles, strict=True)]
+    weight_starts = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)]).tolist()
+    float_starts = np.cumsum([0, *(2 * n + AFFINE for n in columns)]).tolist()
+    # Of each convolution's input, and of the last one's output.
+    sizes = [
+        # The place of a task's buffer counts in pixels, too.
+        round_up(((rows + conv.kernel[0] - 1) * pitch + conv.kernel[1]) * conv.inputs + STEP, lcm(STEP, conv.inputs))
+        for conv in convs
+    ]
+    sizes.append(rows * pitch * convs[-1].outputs)
+    types = ["uint8"] * count + [chain.last.result]
+    computes = [
+        (amx_panels if isa.amx and tile.matrix else vnni_panels)(line, each, tile, finish_sums(replace(byte, conv=each)))
+        for line, each, tile, byte in zip(lines, inner, tiles, chain.convs, strict=True)
+    ]
+    states = [(configure(isa, tile), release(isa, tile)) for tile in tiles]
+    padded = replace(convs[0], padding=(convs[0].padding[0], before, 0, pitch - width - before))
+    copy = copy_rows(isa, replace(chain.first, conv=padded), rows + convs[0].kernel[0] - 1)
+    pooled = _pooled(isa, chain)
+    weight_rows, n_floats = weight_starts[-1], float_starts[-1]
+
+    def parts(weight, floats, layer, x):
+        start, n = float_starts[layer], columns[layer]
+        scale, bias, affine = (_Part(floats, start + at) for at in (0, n, 2 * n))
+        return _Part(weight, weight_starts[layer], shapes[layer]), scale, bias, affine, x
+
+    def allocated():
+        return [T.sblock_alloc_buffer((threads * n,), kind) for n, kind in zip(sizes, types, strict=True)]
+
+    def fill(layer):
+        """Return the macro ``(buffer, start, size, value)``."""
+
+        @T.inline
+        def filled(buffer, start, size, value):
+            for i in T.serial(size):
+                buffer[start + i] = value
+
+        return filled
+
+    set_all = fill(0)
+
+    def clear_one(layer):
+        @T.inline
+        def cleared(buffers, floats, task):
+            zero: T.let = _level(parts(None, floats, layer, None)[3])
+            set_all(buffers[layer], task * sizes[layer], sizes[layer], zero)
+
+        return cleared
+
+    def one(layer):
+        conv, compute, (begin, end) = convs[layer], computes[layer], states[layer]
+        last = layer == count - 1
+        follow = None if last else convs[layer + 1]
+        kept = 0 if last else follow.kernel[0] - 1
+        to = kept * pitch + (0 if last else before)
+        skip, panels = (before - conv.padding[1]) * conv.inputs, shapes[layer][0]
+        moved = (conv.kernel[0] - 1) * pitch * conv.inputs
+        shift, gap = rows * pitch * conv.inputs, (pitch - width) * conv.outputs
+        line = pitch * conv.outputs
+
+        @T.inline
+        def computed(x, weight, floats, buffers, task, band):
+            image: T.let = task * sizes[layer]
+            out: T.let = task * (sizes[layer + 1] // conv.outputs)
+            begin()
+            compute(
+                buffers[layer],
+                image + skip,
+                parts(weight, floats, layer, x),
+                buffers[layer + 1],
+                to + out,
+                0,
+                panels,
+            )
+            end()
+            if not last:
+                zero: T.let = _level(parts(weight, floats, layer + 1, x)[3])
+                for row in T.serial(rows):
+                    at: T.let = task * sizes[layer + 1] + (kept + row) * line
+                    number: T.let = band * rows + offsets[layer] + row
+                    if (number < 0) or (number >= height):
+                        set_all(buffers[layer + 1], at, line + before * conv.outputs, zero)
+                    else:
+                        # Pixels between the rows have been written, too.
+                        set_all(buffers[layer + 1], at + (before + width) * conv.outputs, gap, zero)
+            if layer > 0:
+                for i in T.serial(moved):
+                    buffers[layer][image + i] = buffers[layer][image + shift + i]
+
+        return computed
+
+    layers, clears = [one(layer) for layer in range(count)], [clear_one(layer) for layer in range(count)]
+
+    def clear(buffers, floats, task):
+        for each in clears:
+            each(buffers, floats, task)
+
+    def compute_all(x, weight, floats, buffers, task, band):
+        for each in layers:
+            each(x, weight, floats, buffers, task, band)
+
+    @T.prim_func(s_tir=True, private=True)
+    def chained(
+        x: T.Buffer((convs[0].input_size,), chain.first.source),
+        weight: T.Buffer((weight_rows, 16, STEP), "int8"),
+        floats: T.Buffer((n_floats,), "float32"),
+        y: T.Buffer((chain.output_size,), chain.last.result),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        buffers = allocated()
+        for task in T.parallel(threads):
+            with T.sblock("bands"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(x[0 : convs[0].input_size], weight[0:weight_rows, 0:16, 0:STEP], floats[0:n_floats])
+                T.writes(y[0 : chain.output_size])
+                clear(buffers, floats, vt)
+                first: T.let = vt * bands // threads
+                # One band before its own gives a task what it reads above them.
+                for band in T.serial(T.max(0, first - 1), (vt + 1) * bands // threads):
+                    copy(
+                        x,
+                        parts(weight, floats, 0, x)[3],
+                        buffers[0],
+                        vt * sizes[0],
+                        0,
+                        band * rows + offsets[0] - convs[0].padding[0],
+                    )
+                    compute_all(x, weight, floats, buffers, vt, band)
+                    if band >= first:
+                        pooled(buffers[count], vt * sizes[count], y, band * rows + offsets[count - 1])
+
+    return chained
+
+
+def _level(affine):
+    """Return the byte that stands for zero."""
+    return T.Cast("uint8", T.Cast("int32", affine[ZERO]))
+
+
+def _inner(conv, rows: int, pitch: int):
+    """Return a convolution of a band whose output has all columns of a buffer."""
+    return replace(
+        conv,
+        height=rows + conv.kernel[0] - 1,
+        width=pitch + conv.kernel[1] - 1,
+        padding=(0, 0, 0, 0),
+    )
+
+
+def _lines(conv, rows: int, pitch: int, width: int) -> Lines:
+    """Return a band's pixels: one line, which ends with the last row's last pixel."""
+    whole = image_lines(replace(conv, width=pitch, padding=(0, 0, 0, 0)), rows, "whole")
+    return replace(whole, length=(rows - 1) * pitch + width)
+
+
+def _pooled(isa: Isa, chain: ByteChain):
+    """Return the macro ``(source, origin, y, top)`` that pools a band, whose first row is `top`, or copies it."""
+    conv, pitch, rows = chain.last.conv, chain.pitch, chain.rows
+    pool = chain.pool or MaxPool2d(1, conv.height, conv.width, conv.outputs, (1, 1), (1, 1))
+    (down, across), channels = pool.window, conv.outputs
+    lanes = vector_lanes(isa, channels, chain.last.result)
+    vectors = -(-channels // lanes)
+
+    def largest(source, corner):
+        found = source[span(corner, lanes)]
+        for i in range(1, down * across):
+            found = T.max(found, source[span(corner + (i // across * pitch + i % across) * channels, lanes)])
+        return found
+
+    @T.inline
+    def pooled(source, origin, y, top):
+        for row in T.serial(rows // down):
+            number: T.let = T.truncdiv(top, down) + row
+            if (number >= 0) and (number < pool.out_height):
+                for column in T.serial(pool.out_width):
+                    for v in T.serial(vectors):
+                        first: T.let = T.min(v * lanes, channels - lanes)
+                        y[span((number * pool.out_width + column) * channels + first, lanes)] = largest(
+                            source, origin + (row * down * pitch + column * across) * channels + first
+                        )
+
+    return pooled
