@@ -73,9 +73,10 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     Panels are those from `first` to `last`. `image` holds what the band reads from `origin` on, `to` is its first pixel
-    in the output; `store` is `schedules.conv2d_int8.finish_sums`. Sums of one block of tiles leave their registers one by one as the next block
-    takes these, and what follows them is done between the products of that block, which leave the vector units idle.
-    Of the first block zeros are finished that way, in the place that its sums are written to later.
+    in the output; `store` is `schedules.conv2d_int8.finish_sums`. Sums of one block of tiles leave their registers one
+    by one as the next block takes these, and what follows them is done between the products of that block, which leave
+    the vector units idle. Of the first block zeros are finished that way, in the place that its sums are written to
+    later.
     """
     pixels, tiles, vectors = tile.pixels, tile.tiles, tile.vectors
     sums, width = tiles * vectors, tile.vectors * LANES
@@ -162,7 +163,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         start = T.alloc_buffer((tiles,), "int32")
         before = T.alloc_buffer((tiles,), "int32")
         for i in T.unroll(tiles):
-            start[i] = T.min(i, every - tiles + i) // per_line * across_all + i % per_line * pixels
+            start[i] = i // per_line * across_all + T.min(i % per_line * pixels, lines.length - pixels)
         for i in T.unroll(sums):
             tile_op("tilezero", T.cast(i, "int8"))
         for n in T.serial((last - first) * blocks):
@@ -190,11 +191,10 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                             for i in T.unroll(tiles):
                                 for v in T.unroll(vectors):
                                     multiply(i, v)
-                        if asked > 0:
-                            if panel + 1 < last:
-                                for ask in T.serial(asked):
-                                    line_of: T.let = T.min(n % blocks * asked + ask, vectors * ROWS - 1)
-                                    prefetch(operands[0][panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
+                        if asked > 0 and panel + 1 < last:
+                            for ask in T.serial(asked):
+                                line_of: T.let = T.min(n % blocks * asked + ask, vectors * ROWS - 1)
+                                prefetch(operands[0][panel + 1, at, line_of // ROWS, line_of % ROWS, 0], level=2)
                         if at_once == 1:
                             if at < every_part:
                                 finish(operands, y, to, column, total, before, at)

@@ -196,7 +196,9 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     sizes.append(rows * pitch * convs[-1].outputs)
     types = ["uint8"] * count + [chain.last.result]
     computes = [
-        (amx_panels if isa.amx and tile.matrix else vnni_panels)(line, each, tile, finish_sums(replace(byte, conv=each)))
+        (amx_panels if isa.amx and tile.matrix else vnni_panels)(
+            line, each, tile, finish_sums(replace(byte, conv=each))
+        )
         for line, each, tile, byte in zip(lines, inner, tiles, chain.convs, strict=True)
     ]
     states = [(configure(isa, tile), release(isa, tile)) for tile in tiles]

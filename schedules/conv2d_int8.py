@@ -102,8 +102,8 @@ def pack_conv2d_int8(
 def finish_sums(byte: ByteConv):
     """Return ``(operands, y, places, column, sums)``, which writes the sums of some pixels.
 
-    `places` are where the outputs from `column` on lie of each pixel, `sums` for each pixel its vectors of 16 sums. Call
-    it while a kernel is parsed. What becomes bytes is packed by fours where rows of a pixel are two vectors or four.
+    `places` are where the outputs from `column` on lie of each pixel, `sums` for each pixel its vectors of 16 sums.
+    Call it while a kernel is parsed. What becomes bytes is packed by fours where a pixel has two vectors or four.
     """
     conv, to_bytes = byte.conv, byte.result == "uint8"
     outputs, nonlinearity = conv.outputs, NONLINEARITIES[conv.activation]

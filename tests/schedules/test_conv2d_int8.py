@@ -87,6 +87,21 @@ def test_any_tile_gives_the_same(level, form, types, pixels, tiles, vectors, row
     check(level, conv, types, 1, ByteTile(pixels, tiles if level.amx else 1, vectors, rows, form))
 
 
+def test_pixels_between_rows_are_overwritten(level):
+    # Columns 15 and 16 of the first tile's line are nobody's, and lie where the second tile's pixels are written.
+    conv = Conv2d(1, 6, 15, 64, 32, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    check(level, conv, TYPES[1], 1, ByteTile(16 if level.amx else 12, 2 if level.amx else 1, 2, 6, "whole"))
+
+
+@pytest.mark.parametrize("types", TYPES, ids=str)
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+def test_dot_products_where_tiles_exist(types, vectors):
+    if missing_flags(ISAS["amx"]):
+        pytest.skip("this CPU lacks AMX")
+    conv = Conv2d(1, 7, 9, 1, 70, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    check(ISAS["amx"], conv, types, 1, ByteTile(5, 1, vectors, 4, "rows", matrix=False))
+
+
 @pytest.mark.parametrize("conv", [Conv2d(1, 9, 8, 64, 48, (1, 1)), Conv2d(2, 6, 6, 32, 32, (3, 2), (2, 2))], ids=str)
 def test_bytes_that_need_no_copy(level, conv, threads):
     byte = ByteConv(conv, "uint8", "uint8")
