@@ -103,11 +103,12 @@ class ByteChain:
 
     def tiles(self, isa: Isa) -> tuple[ByteTile, ...]:
         """Return the tile of each convolution."""
-        found = []
+        found, length = [], (self.rows - 1) * self.pitch + self.first.conv.width
         for byte in self.convs:
             tiles = [tile for tile in byte_tiles(isa, byte) if tile.form == "whole"]
             best = min(tiles, key=lambda tile, byte=byte: byte_cycles(isa, byte, tile))
-            found.append(replace(best, rows=self.rows))
+            pixels = min(best.pixels, length)
+            found.append(replace(best, pixels=pixels, tiles=min(best.tiles, -(-length // pixels)), rows=self.rows))
         return tuple(found)
 
 
