@@ -16,6 +16,15 @@ Output = namedtuple("Output", "shape dtype")
 GUARD_BYTES = 256
 
 
+@pytest.fixture(params=[level for level in cpu.ISAS.values() if level.vnni], ids=lambda level: level.name)
+def byte_level(request) -> cpu.Isa:
+    """Return each level with 8-bit dot products that this machine runs."""
+    missing = cpu.missing_flags(request.param)
+    if missing:
+        pytest.skip(f"{request.param.name}: this CPU lacks {', '.join(missing)}")
+    return request.param
+
+
 def compile_kernel(isa: cpu.Isa, prim_func, threads: int = 1):
     """Return `prim_func` compiled for `isa`, as a function of TVM tensors."""
     module = tvm.IRModule({"main": prim_func.with_attr("global_symbol", "main")})

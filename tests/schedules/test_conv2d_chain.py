@@ -11,11 +11,10 @@ from schedules.conv2d_bytes import ByteConv
 from schedules.conv2d_chain import ByteChain, can_chain, conv2d_chain, pack_chain
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import ISAS, Isa, missing_flags
+from schedules.cpu import Isa
 from schedules.pool import MaxPool2d, max_pool2d
 from tests.schedules.conftest import Output, call, compile_kernel
 
-LEVELS = [level for level in ISAS.values() if level.vnni]
 AFFINES, RESULT = [Affine(0.03, 120), Affine(0.02, 3), Affine(0.04, 100), Affine(0.03, 0)], Affine(0.02, 5)
 
 
@@ -46,15 +45,6 @@ CASES = {
 }
 
 
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def level(request) -> Isa:
-    """Return each level with 8-bit dot products that this machine runs."""
-    missing = missing_flags(request.param)
-    if missing:
-        pytest.skip(f"{request.param.name}: this CPU lacks {', '.join(missing)}")
-    return request.param
-
-
 def case(name: str) -> ByteChain:
     layers, window, source, result = CASES[name]
     convs = [convolution(*layer) for layer in layers]
@@ -80,7 +70,7 @@ def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) 
 
 @pytest.mark.parametrize("room", [1, 20_000, 1 << 20], ids=["least", "some", "whole"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_chain_gives_what_its_convolutions_give(level, name, room, threads, monkeypatch):
+def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, threads, monkeypatch):
     monkeypatch.setattr(chains, "CHAIN_BYTES", room)
     chain = case(name)
     assert all(can_chain(byte.conv) for byte in chain.convs)
@@ -94,9 +84,9 @@ def test_a_chain_gives_what_its_convolutions_give(level, name, room, threads, mo
     x = rng.standard_normal(convs[0].input_size).astype("float32")
     if chain.first.source == "uint8":
         x = rng.integers(0, 256, convs[0].input_size).astype("uint8")
-    wanted = one_by_one(level, chain, x, weights, biases, affines, result)
-    packed = pack_chain(level, chain, weights, biases, affines, result)
-    kernel = compile_kernel(level, conv2d_chain(level, chain, threads), threads)
+    wanted = one_by_one(byte_level, chain, x, weights, biases, affines, result)
+    packed = pack_chain(byte_level, chain, weights, biases, affines, result)
+    kernel = compile_kernel(byte_level, conv2d_chain(byte_level, chain, threads), threads)
     (y,) = call(kernel, x, *packed, Output((chain.output_size,), chain.last.result), threads=threads)
     assert len(np.unique(wanted)) > 20
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)

@@ -24,15 +24,6 @@ TYPES = [("float32", "float32"), ("uint8", "uint8"), ("float32", "uint8"), ("uin
 SOURCE, RESIDUAL = Affine(0.03, 120), Affine(0.02, 131)
 
 
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def level(request) -> Isa:
-    """Return each level with 8-bit dot products that this machine runs."""
-    missing = missing_flags(request.param)
-    if missing:
-        pytest.skip(f"{request.param.name}: this CPU lacks {', '.join(missing)}")
-    return request.param
-
-
 def to_levels(values: np.ndarray, affine: Affine) -> np.ndarray:
     """Return values as bytes."""
     levels = values.astype("float32") * np.float32(1 / affine.scale) + np.float32(affine.zero + 0.5)
@@ -75,22 +66,24 @@ def check(isa: Isa, conv: Conv2d, types: tuple[str, str], threads: int, tile: By
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("conv", SHAPES, ids=str)
-def test_convolutions_of_bytes_match_numpy(level, conv, types, threads):
-    check(level, conv, types, threads)
+def test_convolutions_of_bytes_match_numpy(byte_level, conv, types, threads):
+    check(byte_level, conv, types, threads)
 
 
 @pytest.mark.parametrize("types", TYPES[:2], ids=str)
 @pytest.mark.parametrize("form", ["rows", "whole", "spread"])
 @pytest.mark.parametrize("pixels, tiles, vectors, rows", [(1, 1, 1, 1), (5, 2, 2, 2), (3, 1, 3, 4)])
-def test_any_tile_gives_the_same(level, form, types, pixels, tiles, vectors, rows):
+def test_any_tile_gives_the_same(byte_level, form, types, pixels, tiles, vectors, rows):
     conv = Conv2d(2, 7, 6, 20, 57, (3, 2), padding=(1, 0, 1, 1), activation="relu", residual=True)
-    check(level, conv, types, 1, ByteTile(pixels, tiles if level.amx else 1, vectors, rows, form))
+    check(byte_level, conv, types, 1, ByteTile(pixels, tiles if byte_level.amx else 1, vectors, rows, form))
 
 
-def test_pixels_between_rows_are_overwritten(level):
+def test_pixels_between_rows_are_overwritten(byte_level):
     # Columns 15 and 16 of the first tile's line are nobody's, and lie where the second tile's pixels are written.
     conv = Conv2d(1, 6, 15, 64, 32, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    check(level, conv, TYPES[1], 1, ByteTile(16 if level.amx else 12, 2 if level.amx else 1, 2, 6, "whole"))
+    check(
+        byte_level, conv, TYPES[1], 1, ByteTile(16 if byte_level.amx else 12, 2 if byte_level.amx else 1, 2, 6, "whole")
+    )
 
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
@@ -103,10 +96,16 @@ def test_dot_products_where_tiles_exist(types, vectors):
 
 
 @pytest.mark.parametrize("conv", [Conv2d(1, 9, 8, 64, 48, (1, 1)), Conv2d(2, 6, 6, 32, 32, (3, 2), (2, 2))], ids=str)
-def test_bytes_that_need_no_copy(level, conv, threads):
+def test_bytes_that_need_no_copy(byte_level, conv, threads):
     byte = ByteConv(conv, "uint8", "uint8")
     assert byte.direct
-    check(level, conv, TYPES[1], threads, replace(default_byte_tile(level, byte), form="rows", pixels=3, tiles=1))
+    check(
+        byte_level,
+        conv,
+        TYPES[1],
+        threads,
+        replace(default_byte_tile(byte_level, byte), form="rows", pixels=3, tiles=1),
+    )
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -123,14 +122,14 @@ def test_every_level_compiles(isa):
     compile_kernel(isa, conv2d_int8(isa, byte, default_byte_tile(isa, byte), 1))
 
 
-def test_the_extremes_of_bytes_add_up_exactly(level):
+def test_the_extremes_of_bytes_add_up_exactly(byte_level):
     conv = Conv2d(1, 4, 5, 200, 32, (3, 3), padding=(1, 1, 1, 1))
     byte = ByteConv(conv, "uint8", "float32", "uint8")
-    tile = default_byte_tile(level, byte)
+    tile = default_byte_tile(byte_level, byte)
     weight = np.where(np.arange(32)[:, None, None, None] % 2, 1.0, -1.0) * np.ones((32, 3, 3, 200), "float32")
     packed = pack_conv2d_int8(byte, tile, weight.astype("float32"), np.zeros(32, "float32"), Affine(1.0))
     x = np.full(conv.input_size, 255, "uint8")
-    kernel = compile_kernel(level, conv2d_int8(level, byte, tile, 1))
+    kernel = compile_kernel(byte_level, conv2d_int8(byte_level, byte, tile, 1))
     (y,) = call(kernel, x, *packed, np.zeros(1, "uint8"), Output((conv.output_size,), "float32"))
     inside = y.reshape(4, 5, 32)[1:3, 1:4]
     np.testing.assert_allclose(inside, np.broadcast_to(255.0 * 1800 * weight[:, 0, 0, 0], inside.shape), rtol=1e-6)
