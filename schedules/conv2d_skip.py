@@ -1,9 +1,13 @@
-"""Zero skipping: a convolution over the nonzero values of its input alone. Exact.
+"""Zero skipping: a convolution over the values of its input that are not zero. Exact, unless limits say otherwise.
 
-Behind a ReLU most values are zero, and each would be multiplied with a vector of weights per tap. Here every row
-of the input is listed once, a few rows at a time, so that lists stay in L2; a register tile of neighbouring pixels
-adds up, for each kernel row, the weights of one run of a list. One pixel alone multiplies the fewest values; more of
-them share each weight that is read, which counts where neighbours are zero together or few values are.
+Behind a ReLU most values are zero, and each would be multiplied with a vector of weights per tap. Here every row of the
+input is a list of those that are not (`schedules.nonzero_rows`). For each row of the kernel that list is walked along
+(`schedules.conv2d_walk`): a value is read once for all outputs of a row that it counts for, and the weights that it is
+multiplied with, of one row of the kernel and a few vectors of outputs, stay in the first cache. Between walks sums wait
+in memory.
+
+Images come as floats, which are listed a few rows at a time, so that lists stay in L2; or the convolution before has
+listed them already. Then nothing goes through memory but lists.
 """
 
 from __future__ import annotations
@@ -11,157 +15,306 @@ from __future__ import annotations
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.conv2d_panels import pack_panels, panel_column, panel_count
+from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import store_pixel
+from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk
 from schedules.cpu import Isa
 from schedules.knobs import SkipTile
-from schedules.nonzero_rows import list_room, list_row, positions
+from schedules.nonzero_rows import RowLists, list_row
 from schedules.panels import panel_size
+
+#: Sums in registers, at most by default: of 16 registers at AVX2; more did not pay at AVX-512, where they cost cache.
+_SUMS = 12
+#: Outputs of a row at once, at most by default.
+_OUTPUTS = 4
 
 
 def default_skip_tile(isa: Isa, conv: Conv2d) -> SkipTile:
-    """Return the tile that suits most layers: eight sums hide an addition's latency of four cycles at two a cycle."""
-    pixels = min(2, conv.out_width)
-    return SkipTile(pixels, panel_size(isa, conv.outputs, 8 // pixels) // isa.lanes)
+    """Return the tile that suits most layers."""
+    every = outputs_at_once(across(conv))
+    most = -(-every // -(-every // _OUTPUTS))
+    return SkipTile(most, panel_size(isa, conv.outputs, min(8, _SUMS // most)) // isa.lanes)
 
 
-def pack_conv2d_skip(isa: Isa, tile: SkipTile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: f32[panels * taps * panel], bias: f32[max(outputs, panel)])`` of `conv2d_skip`.
+def pack_conv2d_skip(
+    isa: Isa, conv: Conv2d, tile: SkipTile, weight: np.ndarray, bias: np.ndarray, limits: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: f32[panels * taps * panel], bias: f32[max(outputs, panel)], limits: f32[inputs])``.
 
-    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``.
+    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``; without `limits` nothing but zero is skipped.
     """
-    packed, padded = pack_panels(isa, weight, bias, tile.vectors)
-    return packed.reshape(-1), padded
+    conv = across(conv)
+    packed, padded = pack_walk(isa, conv, tile.outputs, tile.vectors, weight, bias)
+    return packed, padded, np.zeros(conv.inputs, "float32") if limits is None else limits.astype("float32")
 
 
-def _tile(isa: Isa, conv: Conv2d, tile: SkipTile):
-    """Return the macro that computes one register tile from the lists of the rows that it sees.
+def input_lists(conv: Conv2d) -> RowLists:
+    """Return the layout of the lists that such a convolution reads."""
+    conv = across(conv)
+    return RowLists(conv.batch * conv.height, conv.width, conv.inputs)
 
-    ``(lists, operands, y, to, panel, column, top, start, stop)``: `to` is the tile's first pixel in the output,
-    `column` the first column, padding included, that it sees, `top` the first row; kernel rows from `start` to `stop`
-    lie inside the image.
+
+def output_lists(conv: Conv2d) -> RowLists:
+    """Return the layout of lists of what a convolution gives."""
+    return RowLists(conv.batch * conv.out_height, conv.out_width, conv.outputs)
+
+
+def _walk(isa: Isa, conv: Conv2d, vectors: int, group: Group, margin: int):
+    """Return the macro ``(lists, at, weight, base, sums, to)`` that adds one row's products to a row of sums.
+
+    The row's block of ``lists`` begins at `at`, the weights of this walk at `base`, and the sums of the row's first
+    output, `margin` outputs behind ones that nobody reads, at `to`.
     """
-    lanes, size, slots = isa.lanes, panel_size(isa, conv.outputs, tile.vectors), conv.reach[0]
-    pixels, vectors, begun = tile.pixels, size // lanes, positions(conv, tile.pixels) + 1
-    runs, neighbours = (1, conv.kernel[1]) if conv.dilation[1] == 1 else (conv.kernel[1], 1)
-    store = store_pixel(isa, conv)
+    lanes, sets, size = isa.lanes, group.sets, vectors * isa.lanes
+    layout, stride = input_lists(conv), conv.strides[1]
+    before = (margin + 1 - sets) * size
 
-    @T.inline
-    def compute(lists, operands, y, to, panel, column, top, start, stop):
-        values, places, starts, task = lists
-        weight, bias, residual = operands
-        total = T.alloc_buffer((pixels * vectors, lanes), "float32", scope="local")
-        out: T.let = panel_column(panel, conv.outputs, size)
-        for p in T.unroll(pixels):
-            for v in T.unroll(vectors):
-                total[p * vectors + v, T.ramp(0, 1, lanes)] = bias[T.ramp(out + v * lanes, 1, lanes)]
-        for down in T.serial(start, stop):
-            slot: T.let = (task * slots + (top + down * conv.dilation[0]) % slots) * begun
-            for across in T.serial(runs):
-                left: T.let = column + across * conv.dilation[1]
-                tap: T.let = (down * runs + across) * neighbours
-                base: T.let = (panel * conv.taps + (tap - left) * conv.inputs) * size
-                first: T.let = starts[slot + left]
-                last: T.let = starts[slot + left + neighbours]
+    def start(total):
+        for vector in total:
+            T.buffer_store(vector, T.broadcast(T.float32(0), lanes), [T.ramp(0, 1, lanes)])
+
+    def load(total, sums, at, which):
+        for v in range(vectors):
+            T.buffer_store(
+                total[which * vectors + v], sums[T.ramp(at + v * lanes, 1, lanes)], [T.ramp(0, 1, lanes)]
+            )
+
+    def save(total, sums, at, which):
+        for v in range(vectors):
+            T.buffer_store(sums, total[which * vectors + v][T.ramp(0, 1, lanes)], [T.ramp(at + v * lanes, 1, lanes)])
+
+    def multiply(total, value, weight, place, newest, backs):
+        for tap, back in enumerate(backs):
+            for v in range(vectors):
+                vector = total[(newest - back) % sets * vectors + v]
+                product = T.broadcast(value, lanes) * weight[T.ramp(place + tap * size + v * lanes, 1, lanes)]
+                T.buffer_store(vector, vector[T.ramp(0, 1, lanes)] + product, [T.ramp(0, 1, lanes)])
+
+    def begun(lists, at, place):
+        pixel = T.min(T.max(place - conv.padding[1], 0), conv.width)
+        return T.reinterpret(lists[at + pixel], dtype="int32")
+
+    def step(newest: int):
+        def of_phase(phase, offset: int):
+            taps = len(phase.columns)
+
+            @T.inline
+            def add(total, lists, at, weight, base, turn):
+                place: T.let = (turn * sets + newest) * stride + phase.place
+                first: T.let = begun(lists, at, place)
+                last: T.let = begun(lists, at, place + 1)
                 for i in T.serial(first, last):
-                    place: T.let = base + places[i]
-                    for v in T.unroll(vectors):
-                        for p in T.unroll(pixels):
-                            total[p * vectors + v, T.ramp(0, 1, lanes)] = (
-                                total[p * vectors + v, T.ramp(0, 1, lanes)]
-                                + T.broadcast(values[p, i], lanes) * weight[T.ramp(place + v * lanes, 1, lanes)]
-                            )
-        for p in T.unroll(pixels):
-            for v in T.unroll(vectors):
-                store(
-                    y,
-                    residual,
-                    (to + p) * conv.outputs + out + v * lanes,
-                    total[p * vectors + v, T.ramp(0, 1, lanes)],
-                )
+                    channel: T.let = T.reinterpret(lists[at + layout.places + i], dtype="int32")
+                    multiply(
+                        total,
+                        lists[at + layout.values + i],
+                        weight,
+                        base + offset * conv.inputs * size + channel * (taps * size),
+                        newest,
+                        phase.sets,
+                    )
 
-    return compute
+            return add
 
+        offsets = np.cumsum([0, *(len(phase.columns) for phase in group.phases)])
+        phases = [of_phase(phase, int(offset)) for phase, offset in zip(group.phases, offsets, strict=False)]
 
-def _over_rows(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
-    """Return the macro ``(x, padded, lists, operands, y)`` that computes a task's share of the output rows.
+        def all_phases(*arguments):
+            for add in phases:
+                add(*arguments)
 
-    ``padded`` receives a row of the input at a time, with its padding. Lists of the rows that an output row sees
-    lie in a ring of slots; each row is listed when it is first seen.
-    """
-    size, pixels, slots = panel_size(isa, conv.outputs, tile.vectors), tile.pixels, conv.reach[0]
-    room, begun = list_room(isa, conv, pixels), positions(conv, pixels) + 1
-    panels, rows, gap = panel_count(conv.outputs, size), conv.batch * conv.out_height, conv.dilation[0]
-    row_values, inside = conv.padded_width * conv.inputs, conv.width * conv.inputs
-    before = conv.padding[1] * conv.inputs
-    compute, listed = _tile(isa, conv, tile), list_row(isa, conv, pixels, size)
+        @T.inline
+        def stepped(total, lists, at, weight, base, sums, to, turn):
+            load(total, sums, to + before + (turn * sets + newest + sets - 1) * size, newest)
+            all_phases(total, lists, at, weight, base, turn)
+            save(total, sums, to + before + (turn * sets + newest) * size, (newest + 1) % sets)
+
+        return stepped
+
+    steps = [step(newest) for newest in range(sets)]
+
+    def all_steps(*arguments):
+        for stepped in steps:
+            stepped(*arguments)
+
+    def registers():
+        return [T.alloc_buffer((lanes,), "float32") for _ in range(sets * vectors)]
 
     @T.inline
-    def over_rows(x, padded, lists, operands, y):
-        values, places, starts, task = lists
-        ready = T.alloc_buffer((1,), "int32", scope="local")
-        ready[0] = 0
-        for i in T.serial(row_values):
-            padded[task * row_values + i] = T.float32(0)
-        for row in T.serial(task * rows // threads, (task + 1) * rows // threads):
-            image: T.let = row // conv.out_height
-            top: T.let = row % conv.out_height * conv.strides[0] - conv.padding[0]
-            bottom: T.let = T.min(top + slots, conv.height)
-            if row % conv.out_height == 0:
-                ready[0] = 0
-            for seen in T.serial(T.max(ready[0], T.max(top, 0)), bottom):
-                slot: T.let = task * slots + seen % slots
-                for i in T.serial(inside):
-                    padded[task * row_values + before + i] = x[(image * conv.height + seen) * inside + i]
-                listed(padded, task * row_values, values, places, slot * room, starts, slot * begun)
-            ready[0] = T.max(ready[0], bottom)
-            start: T.let = T.max(0, (gap - 1 - top) // gap)
-            stop: T.let = T.min(conv.kernel[0], (conv.height - 1 - top) // gap + 1)
-            for panel in T.serial(panels):
-                for t in T.serial(-(-conv.out_width // pixels)):
-                    first: T.let = T.min(t * pixels, conv.out_width - pixels)
-                    to: T.let = row * conv.out_width + first
-                    compute(lists, operands, y, to, panel, first * conv.strides[1], top, start, T.max(start, stop))
+    def walked(lists, at, weight, base, sums, to):
+        total = registers()
+        start(total)
+        for turn in T.serial(group.rounds):
+            all_steps(total, lists, at, weight, base, sums, to, turn)
 
-    return over_rows
+    return walked
 
 
-def conv2d_skip(isa: Isa, conv: Conv2d, tile: SkipTile, threads: int):
-    """Return the kernel ``(x: f32[input size], weight, bias, residual: f32[residual size]) -> y: f32[output size]``.
+class _Rows:
+    """The macros of a task's share of the output."""
 
-    ``weight`` and ``bias`` are from `pack_conv2d_skip`. Threads share the output rows.
+    def __init__(self, isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, reads: bool, writes: bool) -> None:
+        self._isa, self._conv, self._threads, self._reads, self._writes = isa, conv, threads, reads, writes
+        self.size = panel_size(isa, conv.outputs, tile.vectors)
+        self.panels = panel_count(conv.outputs, self.size)
+        self._walks = groups(conv, tile.outputs)
+        self._margin = max(group.sets for group in self._walks) - 1
+        #: Outputs of a row of sums, those that nobody reads included.
+        self._slots = self._margin + max(group.sets * group.rounds for group in self._walks)
+        self._by_rows = writes or conv.batch * conv.out_height >= threads
+        # Rows that an output row sees lie in a ring; each is listed when it is first seen.
+        self.ring = RowLists(1 if reads else threads * conv.reach[0], conv.width, conv.inputs)
+        #: Values of all tasks' sums, and of their finished rows, which are listed.
+        self.sums = threads * self._slots * self.size
+        self.finished = threads * conv.out_width * conv.outputs if writes else 1
+
+    def _walk_rows(self):
+        """Return ``(lists, at, weight, panel, down, sums, to)``: the products of one row of the kernel."""
+        conv, size, vectors = self._conv, self.size, self.size // self._isa.lanes
+        walks, base = [], 0
+        for group in self._walks:
+            walks.append((base, _walk(self._isa, conv, vectors, group, self._margin)))
+            base += sum(len(phase.columns) for phase in group.phases) * conv.inputs * size
+
+        def every(lists, at, weight, first, sums, to):
+            for offset, walk in walks:
+                walk(lists, at, weight, first + offset, sums, to)
+
+        @T.inline
+        def walked(lists, at, weight, panel, down, sums, to):
+            every(lists, at, weight, (panel * conv.kernel[0] + down) * base, sums, to)
+
+        return walked
+
+    def _compute(self):
+        """Return ``(lists, block, operands, sums, y, to, panel, task, top, start, stop)``: a row of one panel."""
+        isa, conv, size, lanes = self._isa, self._conv, self.size, self._isa.lanes
+        slots, margin, walked, store = self._slots, self._margin, self._walk_rows(), store_pixel(isa, conv)
+        vectors = size // lanes
+
+        @T.inline
+        def compute(lists, block, operands, sums, y, to, panel, task, top, start, stop):
+            weight, bias, residual = operands
+            out: T.let = panel_column(panel, conv.outputs, size)
+            origin: T.let = task * (slots * size)
+            for slot in T.serial(slots):
+                for v in T.unroll(vectors):
+                    sums[T.ramp(origin + slot * size + v * lanes, 1, lanes)] = bias[T.ramp(out + v * lanes, 1, lanes)]
+            for down in T.serial(start, stop):
+                walked(lists, block(top + down * conv.dilation[0]), weight, panel, down, sums, origin)
+            for pixel in T.serial(conv.out_width):
+                for v in T.unroll(vectors):
+                    store(
+                        y,
+                        residual,
+                        (to + pixel) * conv.outputs + out + v * lanes,
+                        sums[T.ramp(origin + (margin + pixel) * size + v * lanes, 1, lanes)],
+                    )
+
+        return compute
+
+    def macro(self):
+        """Return ``(x, ring, limits, operands, sums, finished, next_limits, y, task)``."""
+        isa, conv, threads, reads, writes = self._isa, self._conv, self._threads, self._reads, self._writes
+        panels, slots, gap, compute = self.panels, conv.reach[0], conv.dilation[0], self._compute()
+        by_rows, rows, inside = self._by_rows, conv.batch * conv.out_height, conv.width * conv.inputs
+        listed, given, result = list_row(isa, self.ring), input_lists(conv), output_lists(conv)
+        list_result, ring_block = list_row(isa, result), self.ring.block
+
+        @T.inline
+        def over_rows(x, ring, limits, operands, sums, finished, next_limits, y, task):
+            ready = T.alloc_buffer((1,), "int32")
+            ready[0] = 0
+            # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the lists.
+            ring[0] = T.float32(0)
+            first_row: T.let = task * rows // threads if by_rows else 0
+            last_row: T.let = (task + 1) * rows // threads if by_rows else rows
+            first_panel: T.let = 0 if by_rows else task * panels // threads
+            last_panel: T.let = panels if by_rows else (task + 1) * panels // threads
+            for row in T.serial(first_row, last_row):
+                image: T.let = row // conv.out_height
+                top: T.let = row % conv.out_height * conv.strides[0] - conv.padding[0]
+                bottom: T.let = T.min(top + slots, conv.height)
+                if not reads:
+                    if row % conv.out_height == 0:
+                        ready[0] = 0
+                    for seen in T.serial(T.max(ready[0], T.max(top, 0)), bottom):
+                        listed(
+                            x,
+                            (image * conv.height + seen) * inside,
+                            limits,
+                            ring,
+                            (task * slots + seen % slots) * ring_block,
+                        )
+                    ready[0] = T.max(ready[0], bottom)
+                start: T.let = T.max(0, (gap - 1 - top) // gap)
+                stop: T.let = T.max(start, T.min(conv.kernel[0], (conv.height - 1 - top) // gap + 1))
+                for panel in T.serial(first_panel, last_panel):
+                    compute(
+                        x if reads else ring,
+                        (lambda seen: (image * conv.height + seen) * given.block)
+                        if reads
+                        else (lambda seen: (task * slots + seen % slots) * ring_block),
+                        operands,
+                        sums,
+                        finished if writes else y,
+                        (task if writes else row) * conv.out_width,
+                        panel,
+                        task,
+                        top,
+                        start,
+                        stop,
+                    )
+                if writes:
+                    list_result(finished, task * (conv.out_width * conv.outputs), next_limits, y, row * result.block)
+
+        return over_rows
+
+
+def conv2d_skip(
+    isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, reads_lists: bool = False, writes_lists: bool = False
+):
+    """Return the kernel ``(x, weight, bias, limits, residual: f32[residual size], next_limits) -> y``.
+
+    ``weight``, ``bias`` and ``limits`` are from `pack_conv2d_skip`. ``x`` and ``y`` are images, ``f32[input size]`` and
+    ``f32[output size]``, or lists as `input_lists` and `output_lists` lay them out. Lists are written by
+    ``next_limits: f32[outputs]``, of one value, which nobody reads, where there are none; no residual is added to what
+    is listed. Threads share the output rows, or the panels of the only one.
     """
-    size = panel_size(isa, conv.outputs, tile.vectors)
-    weights, columns = panel_count(conv.outputs, size) * conv.taps * size, max(conv.outputs, size)
-    slots, row_values = threads * conv.reach[0], threads * conv.padded_width * conv.inputs
-    room, begun = slots * list_room(isa, conv, tile.pixels), slots * (positions(conv, tile.pixels) + 1)
-    over_rows = _over_rows(isa, conv, tile, threads)
+    conv = across(conv)
+    parts = _Rows(isa, conv, tile, threads, reads_lists, writes_lists)
+    weights, columns = parts.panels * conv.taps * parts.size, max(conv.outputs, parts.size)
+    read = input_lists(conv).size if reads_lists else conv.input_size
+    written = output_lists(conv).size if writes_lists else conv.output_size
+    ahead, over_rows = conv.outputs if writes_lists else 1, parts.macro()
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(
-        x: T.Buffer((conv.input_size,), "float32"),
+        x: T.Buffer((read,), "float32"),
         weight: T.Buffer((weights,), "float32"),
         bias: T.Buffer((columns,), "float32"),
+        limits: T.Buffer((conv.inputs,), "float32"),
         residual: T.Buffer((conv.residual_size,), "float32"),
-        y: T.Buffer((conv.output_size,), "float32"),
+        next_limits: T.Buffer((ahead,), "float32"),
+        y: T.Buffer((written,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        padded = T.sblock_alloc_buffer((row_values,), "float32")
-        values = T.sblock_alloc_buffer((tile.pixels, room), "float32")
-        places = T.sblock_alloc_buffer((room,), "int32")
-        starts = T.sblock_alloc_buffer((begun,), "int32")
+        ring = T.sblock_alloc_buffer((parts.ring.size,), "float32")
+        sums = T.sblock_alloc_buffer((parts.sums,), "float32")
+        finished = T.sblock_alloc_buffer((parts.finished,), "float32")
         for task in T.parallel(threads):
             with T.sblock("rows"):
                 vt = T.axis.spatial(threads, task)
-                T.reads(x[0 : conv.input_size], weight[0:weights], bias[0:columns], residual[0 : conv.residual_size])
-                T.writes(
-                    y[0 : conv.output_size],
-                    padded[0:row_values],
-                    values[0 : tile.pixels, 0:room],
-                    places[0:room],
-                    starts[0:begun],
+                T.reads(
+                    x[0:read],
+                    weight[0:weights],
+                    bias[0:columns],
+                    limits[0 : conv.inputs],
+                    residual[0 : conv.residual_size],
+                    next_limits[0:ahead],
                 )
-                over_rows(x, padded, (values, places, starts, vt), (weight, bias, residual), y)
+                T.writes(y[0:written], ring[0 : parts.ring.size], sums[0 : parts.sums], finished[0 : parts.finished])
+                over_rows(x, ring, limits, (weight, bias, residual), sums, finished, next_limits, y, vt)
 
     return convolved

@@ -106,11 +106,11 @@ class SkipTile:
 
     Attributes
     ----------
-    pixels, vectors : int
-        Of a register tile; at most as many pixels as an output row has.
+    outputs, vectors : int
+        Of the sums in registers: neighbouring pixels of the output, at most, and vectors of channels.
     """
 
-    pixels: int
+    outputs: int
     vectors: int
 
 

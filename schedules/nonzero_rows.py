@@ -1,74 +1,108 @@
-"""Lists of the nonzero values of an image's rows, which convolutions that skip zeros run over.
+"""Lists of the values of an image's rows that are not zero, which convolutions that skip zeros run over.
 
-A register tile computes a few neighbouring pixels of the output, which read the same weights from as many
-neighbouring pixels of the input. So a list holds, position by position, the channels in which any of these pixels
-is not zero, each with the values of all of them. What a kernel row reads of it is one run of the list.
+A list may leave out small values, too: of each channel those whose magnitude does not exceed a limit. With limits of
+zero nothing is lost.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.script import tirx as T
 
-from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
-from schedules.intrinsics import count_true, kept_first, span
+from schedules.intrinsics import count_true, kept_first, magnitude_bits, span
+from schedules.quantize import round_up
+
+#: Words of a cache line: every part of a row's list starts at one.
+_LINE = 16
 
 
-def positions(conv: Conv2d, pixels: int) -> int:
-    """Return the columns, padding included, that a row's list goes through."""
-    return (conv.out_width - pixels) * conv.strides[1] + conv.reach[1]
+@dataclass(frozen=True)
+class RowLists:
+    """Where things lie in the lists of an image, one ``float32`` buffer whose integers are reinterpreted.
 
+    Each row has a block: where each pixel's values begin, and the last one's end; the values; their channels.
 
-def list_room(isa: Isa, conv: Conv2d, pixels: int) -> int:
-    """Return the length of the memory for a row's list: a whole vector is stored at the end of the list."""
-    return positions(conv, pixels) * conv.inputs + isa.lanes
-
-
-def list_row(isa: Isa, conv: Conv2d, pixels: int, scale: int):
-    """Return the macro ``(row, of, values, places, at, starts, first)`` that lists one row.
-
-    The row's pixels, padding included, lie in ``row`` from `of` on. Of each value of the list, that of the p-th of
-    the `pixels` is written to ``values[p]`` from `at` on, and its place, position in the row times `scale`, to
-    ``places: i32``. Where the values of each position begin in these is written to ``starts: i32`` from `first` on,
-    behind them the end.
+    Attributes
+    ----------
+    rows : int
+        Of all images.
+    width, channels : int
     """
-    lanes, inputs, step = isa.lanes, conv.inputs, conv.strides[1] * conv.inputs
-    chunks, columns = inputs // lanes, positions(conv, pixels)
 
-    def any_nonzero(row, start, width):
-        """Whether one of the pixels' values is not zero, whatever its sign, for `width` channels from `start` on."""
-        bits = T.int32(0)
-        for p in range(pixels):
-            value = row[span(start + p * step, width)]
-            bits = bits | T.reinterpret(value, dtype=f"int32x{width}" if width > 1 else "int32")
-        return bits & T.int32(0x7FFFFFFF) != T.int32(0)
+    rows: int
+    width: int
+    channels: int
+
+    @property
+    def values(self) -> int:
+        """Where in a block the values begin."""
+        return round_up(self.width + 1, _LINE)
+
+    @property
+    def places(self) -> int:
+        """Where in a block the channels begin."""
+        return self.values + self._room
+
+    @property
+    def block(self) -> int:
+        """Words of a row's block."""
+        return self.places + self._room
+
+    @property
+    def size(self) -> int:
+        """Words of all blocks."""
+        return self.rows * self.block
+
+    @property
+    def _room(self) -> int:
+        # A whole vector is stored at the end of a list.
+        return round_up(self.width * self.channels + _LINE, _LINE)
+
+
+def list_row(isa: Isa, layout: RowLists):
+    """Return the macro ``(row, of, limits, lists, at)`` that lists one row.
+
+    The row's pixels lie in ``row`` from `of` on, channel by channel; what does not exceed ``limits: f32[channels]`` in
+    magnitude is left out. `at` is where the row's block begins in ``lists``.
+    """
+    lanes, channels, width = isa.lanes, layout.channels, layout.width
+    chunks, values, places = channels // lanes, layout.values, layout.places
+
+    def above(row, start, limits, channel, lanes_):
+        """Whether values exceed their limits: as integers, which magnitudes are in the same order as."""
+        return magnitude_bits(row[span(start, lanes_)], lanes_) > magnitude_bits(limits[span(channel, lanes_)], lanes_)
+
+    def word(channel):
+        # TVM folds the only channel to a constant, of which it cannot reinterpret zero.
+        return T.float32(0) if channels == 1 else T.reinterpret(channel, dtype="float32")
 
     @T.inline
-    def listed(row, of, values, places, at, starts, first):
-        end = T.alloc_buffer((1,), "int32", scope="local")
-        end[0] = at
-        for column in T.serial(columns):
-            starts[first + column] = end[0]
+    def listed(row, of, limits, lists, at):
+        end = T.alloc_buffer((1,), "int32")
+        end[0] = 0
+        for pixel in T.serial(width):
+            lists[at + pixel] = T.reinterpret(end[0], dtype="float32")
             # Expressions, not variables: TVM cannot bind a vector of conditions.
             for chunk in T.serial(chunks):
-                here: T.let = column * inputs + chunk * lanes
-                for p in T.unroll(pixels):
-                    values[p, T.ramp(end[0], 1, lanes)] = kept_first(
-                        isa,
-                        "float32",
-                        row[T.ramp(of + here + p * step, 1, lanes)],
-                        any_nonzero(row, of + here, lanes),
-                    )
-                places[T.ramp(end[0], 1, lanes)] = kept_first(
-                    isa, "int32", T.ramp(here * scale, scale, lanes), any_nonzero(row, of + here, lanes)
+                here: T.let = of + pixel * channels + chunk * lanes
+                lists[T.ramp(at + values + end[0], 1, lanes)] = kept_first(
+                    isa, "float32", row[T.ramp(here, 1, lanes)], above(row, here, limits, chunk * lanes, lanes)
                 )
-                end[0] = end[0] + count_true(isa, any_nonzero(row, of + here, lanes))
-            for rest in T.serial(inputs - chunks * lanes):
-                place: T.let = column * inputs + chunks * lanes + rest
-                for p in T.unroll(pixels):
-                    values[p, end[0]] = row[of + place + p * step]
-                places[end[0]] = place * scale
-                end[0] = end[0] + T.Cast("int32", any_nonzero(row, of + place, 1))
-        starts[first + columns] = end[0]
+                lists[T.ramp(at + places + end[0], 1, lanes)] = T.reinterpret(
+                    kept_first(
+                        isa, "int32", T.ramp(chunk * lanes, 1, lanes), above(row, here, limits, chunk * lanes, lanes)
+                    ),
+                    dtype=f"float32x{lanes}",
+                )
+                end[0] = end[0] + count_true(isa, above(row, here, limits, chunk * lanes, lanes))
+            for rest in T.serial(channels - chunks * lanes):
+                channel: T.let = chunks * lanes + rest
+                place: T.let = of + pixel * channels + channel
+                lists[at + values + end[0]] = row[place]
+                lists[at + places + end[0]] = word(channel)
+                end[0] = end[0] + T.Cast("int32", above(row, place, limits, channel, 1))
+        lists[at + width] = T.reinterpret(end[0], dtype="float32")
 
     return listed

@@ -1,0 +1,113 @@
+"""Walking along a row of a convolution's input: which outputs each pixel counts for, and in which order.
+
+Of a row of the kernel, a pixel of the input multiplies weights of several outputs, all of which lie side by side in
+memory. As the walk goes on from pixel to pixel, these outputs move on by one for every stride, so that their sums stay
+in registers: of all sums the oldest are finished and the newest begun. Where a kernel has too many columns for that,
+the row is walked along several times, for a group of columns each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from schedules.conv2d_panels import pack_panels
+from schedules.conv2d_shape import Conv2d
+from schedules.cpu import Isa
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The pixels of the input at one place within each stride.
+
+    Attributes
+    ----------
+    place : int
+        Where the first one lies, padding included.
+    sets : tuple of int
+        How many outputs before the newest those lie that it counts for, one for each of `columns`.
+    columns : tuple of int
+        Of the kernel.
+    """
+
+    place: int
+    sets: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns of the kernel that are taken in one walk.
+
+    Attributes
+    ----------
+    sets : int
+        Outputs whose sums are in registers.
+    rounds : int
+        Of as many steps as `sets`: each step begins an output and finishes another.
+    phases : tuple of Phase
+        Of each step.
+    """
+
+    sets: int
+    rounds: int
+    phases: tuple[Phase, ...]
+
+
+def across(conv: Conv2d) -> Conv2d:
+    """Return the same convolution lying down: images of one column as images of one row, which they are in memory."""
+    if conv.padded_width != 1:
+        return conv
+    top, _, bottom, _ = conv.padding
+    return replace(
+        conv,
+        height=1,
+        width=conv.height,
+        kernel=(1, conv.kernel[0]),
+        strides=(1, conv.strides[0]),
+        padding=(0, top, 0, bottom),
+        dilation=(1, conv.dilation[0]),
+    )
+
+
+def outputs_at_once(conv: Conv2d) -> int:
+    """Return how many neighbouring outputs a pixel counts for, those that the kernel's gaps leave out included."""
+    return -(-conv.reach[1] // conv.strides[1])
+
+
+def groups(conv: Conv2d, most: int) -> tuple[Group, ...]:
+    """Return the walks that take all columns of the kernel, `most` outputs at once."""
+    stride, every = conv.strides[1], outputs_at_once(conv)
+    count = -(-every // most)
+    found = []
+    for i in range(count):
+        first, stop = every * i // count, every * (i + 1) // count
+        phases = []
+        for offset in range(stride):
+            # Column of the kernel, gaps included, by output.
+            columns = [(output - first, offset + stride * output) for output in range(first, stop)]
+            taken = [
+                (back, column // conv.dilation[1])
+                for back, column in columns
+                if column < conv.reach[1] and column % conv.dilation[1] == 0
+            ]
+            if taken:
+                phases.append(Phase(stride * first + offset, *zip(*taken, strict=True)))
+        sets = stop - first
+        found.append(Group(sets, -(-(conv.out_width + sets - 1) // sets), tuple(phases)))
+    return tuple(found)
+
+
+def pack_walk(
+    isa: Isa, conv: Conv2d, most: int, vectors: int, weight: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights in the order in which walks read them, and the bias, as `schedules.conv2d_panels.pack_panels`.
+
+    The weights are panel by panel, row by row of the kernel, walk by walk, phase by phase, channel by channel.
+    """
+    order = [np.array(phase.columns) for group in groups(conv, most) for phase in group.phases]
+    packed, padded = pack_panels(isa, weight, bias, vectors)
+    rows = packed.reshape(len(packed), *conv.kernel, conv.inputs, -1)
+    parts = [rows[:, :, columns].swapaxes(2, 3).reshape(*rows.shape[:2], -1) for columns in order]
+    return np.concatenate(parts, axis=2).reshape(-1), padded
