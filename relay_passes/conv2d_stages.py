@@ -19,8 +19,13 @@ from schedules.history import chosen_knobs
 from schedules.panels import panel_size
 from schedules.registry import kernel
 
+
+def _pack_dense(isa: Isa, _conv: Conv2d, tile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return pack_conv2d(isa, tile, weight, bias)
+
+
 #: By form: kernel and packing.
-_FORMS = {"dense": (conv2d, pack_conv2d), "columns": (conv2d_skip, pack_conv2d_skip)}
+_FORMS = {"dense": (conv2d, _pack_dense), "columns": (conv2d_skip, pack_conv2d_skip)}
 
 
 class Conv2dStages:
@@ -30,9 +35,15 @@ class Conv2dStages:
         """Emit for one level and number of threads."""
         self._step, self._isa, self._conv, self._threads = step, isa, conv, threads
 
-    def exact(self, form: str, weight, bias, x: relax.Var, residual: relax.Var | None) -> relax.Var:
-        """Return the convolution in the form ``dense`` or ``columns``; `residual` is added if there is one."""
-        return self._exact(form, self._conv, "", weight, bias, x, residual)
+    def exact(
+        self, form: str, weight, bias, x: relax.Var, residual: relax.Var | None, reads: bool = False, writes: bool = False
+    ) -> relax.Var:
+        """Return the convolution in the form ``dense`` or ``columns``; `residual` is added if there is one.
+
+        Both forms can give lists, that of columns alone reads them.
+        """
+        lists = (writes, reads) if form == "columns" else (writes,)
+        return self._exact(form, self._conv, "", weight, bias, x, residual, *lists)
 
     def little_sums(self, form: str, module: LittleModule, x: relax.Var) -> relax.Var:
         """Return what the little module predicts the sums to be, bias included; `form` is that of its projection."""
@@ -71,11 +82,13 @@ class Conv2dStages:
         rows = module.weight.reshape(-1, 1, 1, k)
         return self._exact("dense", spread, "little_", rows, module.bias, projected, residual)
 
-    def _exact(self, form: str, conv: Conv2d, name: str, weight, bias, x, residual: relax.Var | None) -> relax.Var:
+    def _exact(
+        self, form: str, conv: Conv2d, name: str, weight, bias, x, residual: relax.Var | None, *lists: bool
+    ) -> relax.Var:
         builder, pack = _FORMS[form]
         tile = chosen_knobs(builder.__name__, self._isa, conv.geometry, self._threads)
-        operands = self._operands(name, pack(self._isa, tile, weight, bias), residual)
-        stage = kernel(builder, self._isa, conv, tile, self._threads)
+        operands = self._operands(name, pack(self._isa, conv, tile, weight, bias), residual)
+        stage = kernel(builder, self._isa, conv, tile, self._threads, *lists)
         return self._step.call(f"{name}{builder.__name__}", stage, x, *operands)
 
     def _operands(self, name: str, packed: tuple[np.ndarray, np.ndarray], residual) -> list[relax.Var]:

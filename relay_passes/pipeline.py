@@ -18,6 +18,7 @@ from relay_passes.join_bytes import JoinBytes
 from relay_passes.mark_sites import MarkSites
 from relay_passes.one_memory import OneMemory
 from relay_passes.pass_bytes import PassBytes
+from relay_passes.pass_lists import PassLists
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_gru import RewriteGru
@@ -60,7 +61,7 @@ def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
 
 
 def _rewrites() -> list[tvm.transform.Pass]:
-    return [RewriteDense(), PassBytes(), JoinBytes(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
+    return [RewriteDense(), PassBytes(), JoinBytes(), PassLists(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
 
 
 def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:

@@ -1,6 +1,7 @@
 """RewriteConv2d: a planned convolution becomes a step of kernels, and its pooling another kernel.
 
-A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes. One with a gate is project,
+A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes; it may read and give lists in
+place of images (`relay_passes.pass_lists`). One with a gate is project,
 little, gate, gated tiles; the little module alone is the first two.
 """
 
@@ -16,9 +17,12 @@ from relay_passes.conv2d_site import COMPOSITE, read_conv2d
 from relay_passes.conv2d_stages import Conv2dStages
 from relay_passes.join_bytes import CHAIN, rewrite_chain
 from relay_passes.mark_sites import layer_activation
+from relay_passes.pass_lists import READS, WRITES
 from relay_passes.site_plan import planned_bias, read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
+from schedules.conv2d_skip import input_lists
+from schedules.nonzero_rows import output_lists
 from schedules.pool import max_pool2d
 from schedules.registry import kernel
 
@@ -37,12 +41,15 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
     if form is None:
         return None
     site, isa = read_conv2d(function, call, layer_activation(function)), form.level()
-    conv, inputs, counts, threshold, residual = site.conv, [(site.x, (site.conv.input_size,))], [], None, None
+    conv, counts, threshold, residual = site.conv, [], None, None
+    reads, writes = READS in function.attrs, WRITES in function.attrs
+    read = input_lists(conv).size if reads else conv.input_size
+    inputs = [(site.x, (read,))]
     images = read_images(function)
     kinds = (images.source_type, images.residual_type, images.result_type) if images else ("float32",) * 3
     with StepBuilder() as step:
         stages = Conv2dStages(step, isa, conv, form.threads)
-        x = step.input("x", (conv.input_size,), kinds[0])
+        x = step.input("x", (read,), kinds[0])
         if site.residual is not None:
             inputs.append((site.residual, (conv.output_size,)))
             residual = step.input("residual", (conv.output_size,), kinds[1])
@@ -58,8 +65,8 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         elif form.needs_little:
             y = stages.little(form.hidden, read_little(function), x, residual)
         else:
-            y = stages.exact(form.input, site.weight, site.bias, x, residual)
+            y = stages.exact(form.input, site.weight, site.bias, x, residual, reads, writes)
         if site.pool is not None:
             y = step.call("max_pool2d", kernel(max_pool2d, isa, site.pool, form.threads, kinds[2]), y)
         step.finish(y, *counts)
-    return StepCall(step, inputs, outputs=[[tuple(call.ty.shape)]], threshold=threshold)
+    return StepCall(step, inputs, outputs=[[(output_lists(conv).size,) if writes else tuple(call.ty.shape)]], threshold=threshold)

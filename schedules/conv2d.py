@@ -8,6 +8,8 @@ in L2 while all tiles of a band pass is taken a few kernel rows at a time, and s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tvm.script import tirx as T
 
@@ -17,8 +19,11 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
 from schedules.cpu import Isa
 from schedules.knobs import ConvTile
+from schedules.nonzero_rows import list_row, output_lists
 from schedules.panels import panel_size
 
+#: Bytes of a band's results that are listed.
+_LISTED_BYTES = 256 << 10
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -57,16 +62,19 @@ def pack_conv2d(isa: Isa, tile: ConvTile, weight: np.ndarray, bias: np.ndarray) 
     return pack_panels(isa, weight, bias, tile.vectors)
 
 
-def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
+def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: bool = False):
     """Return the kernel ``(x: f32[input size], weight, bias, residual: f32[residual size]) -> y: f32[output size]``.
 
     ``weight`` and ``bias`` are from `pack_conv2d`. Threads share the bands, or the panels of each band if that
-    leaves less waiting.
+    leaves less waiting. Instead of an image ``y`` may be lists of its values that are not zero, as
+    `schedules.nonzero_rows.output_lists` lays them out; no residual is added then.
     """
+    if writes_lists:
+        tile = replace(tile, rows=_listed_rows(conv, tile.rows))
     size = panel_size(isa, conv.outputs, tile.vectors)
     panels, bands = panel_count(conv.outputs, size), Bands(conv, tile.rows)
     tall, columns = min(tile.pixels, bands.pixels), max(conv.outputs, size)
-    by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
+    by_bands = writes_lists or _waiting(bands.count, threads) <= _waiting(panels, threads)
     tiles, vectors, kernel_rows = -(-bands.pixels // tall), size // isa.lanes, conv.kernel[0]
     rows = rows_at_once(conv, size, tiles)
     whole = not heavy(conv)
@@ -74,18 +82,30 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     sums = 1 if rows == kernel_rows else tiles * tall * vectors
     compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall, rows)
 
+    lists = output_lists(conv)
+    written, band_values = lists.size if writes_lists else conv.output_size, bands.pixels * conv.outputs
+    finished_values, listed = threads * band_values if writes_lists else 1, list_row(isa, lists)
+
     def neighbours(first):
         return lambda p: first + p
 
     @T.inline
     def over_tiles(image, origin, context, to):
-        operands, y, (waiting, task), first_panel, last_panel = context
+        operands, (y, finished), (waiting, task), first_panel, last_panel = context
         # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
         waiting[task * (sums * isa.lanes)] = T.float32(0)
         for panel in T.serial(first_panel, last_panel):
             if whole:
                 for t in T.serial(tiles):
-                    compute(image, origin, operands, y, to, panel, neighbours(T.min(t * tall, bands.pixels - tall)))
+                    compute(
+                        image,
+                        origin,
+                        operands,
+                        finished if writes_lists else y,
+                        task * bands.pixels if writes_lists else to,
+                        panel,
+                        neighbours(T.min(t * tall, bands.pixels - tall)),
+                    )
             else:
                 for block in T.serial(-(-kernel_rows // rows)):
                     start: T.let = block * rows
@@ -95,8 +115,8 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                             image,
                             origin,
                             operands,
-                            y,
-                            to,
+                            finished if writes_lists else y,
+                            task * bands.pixels if writes_lists else to,
                             panel,
                             neighbours(T.min(t * tall, bands.pixels - tall)),
                             start,
@@ -105,16 +125,24 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                             task * sums,
                             t,
                         )
+        if writes_lists:
+            for row in T.serial(bands.rows):
+                listed(
+                    finished,
+                    task * band_values + row * (conv.out_width * conv.outputs),
+                    y,
+                    (to // conv.out_width + row) * lists.block,
+                )
 
     each_band = bands.each(over_tiles)
 
     @T.inline
-    def over_bands(x, scratch, waiting, operands, y, task):
+    def over_bands(x, scratch, waiting, operands, results, task):
         first_band: T.let = task * bands.count // threads if by_bands else 0
         last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count
         first_panel: T.let = 0 if by_bands else task * panels // threads
         last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
-        each_band(x, scratch, (operands, y, (waiting, task), first_panel, last_panel), task, first_band, last_band)
+        each_band(x, scratch, (operands, results, (waiting, task), first_panel, last_panel), task, first_band, last_band)
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(
@@ -122,11 +150,12 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
         weight: T.Buffer((panels, conv.taps, size), "float32"),
         bias: T.Buffer((columns,), "float32"),
         residual: T.Buffer((conv.residual_size,), "float32"),
-        y: T.Buffer((conv.output_size,), "float32"),
+        y: T.Buffer((written,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
         waiting = T.sblock_alloc_buffer((threads * sums * isa.lanes,), "float32")
+        finished = T.sblock_alloc_buffer((finished_values,), "float32")
         for task in T.parallel(threads):
             with T.sblock("bands"):
                 vt = T.axis.spatial(threads, task)
@@ -137,13 +166,19 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
                     residual[0 : conv.residual_size],
                 )
                 T.writes(
-                    y[0 : conv.output_size],
+                    y[0:written],
+                    finished[0:finished_values],
                     scratch[0 : threads * bands.scratch_size],
                     waiting[0 : threads * sums * isa.lanes],
                 )
-                over_bands(x, scratch, waiting, (weight, bias, residual), y, vt)
+                over_bands(x, scratch, waiting, (weight, bias, residual), (y, finished), vt)
 
     return convolved
+
+
+def _listed_rows(conv: Conv2d, most: int) -> int:
+    """Return the rows of a band, `most` at most, whose results stay in L2 until they are listed."""
+    return max(1, min(most, _LISTED_BYTES // (conv.out_width * conv.outputs * 4)))
 
 
 def _waiting(parts: int, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""Zero skipping: a convolution over the values of its input that are not zero. Exact, unless limits say otherwise.
+"""Zero skipping: a convolution over the values of its input that are not zero. Exact.
 
 Behind a ReLU most values are zero, and each would be multiplied with a vector of weights per tap. Here every row of the
 input is a list of those that are not (`schedules.nonzero_rows`). For each row of the kernel that list is walked along
@@ -21,7 +21,7 @@ from schedules.conv2d_tile import store_pixel
 from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk
 from schedules.cpu import Isa
 from schedules.knobs import SkipTile
-from schedules.nonzero_rows import RowLists, list_row
+from schedules.nonzero_rows import RowLists, list_row, output_lists
 from schedules.panels import panel_size
 
 #: Sums in registers, at most by default: of 16 registers at AVX2; more did not pay at AVX-512, where they cost cache.
@@ -38,26 +38,19 @@ def default_skip_tile(isa: Isa, conv: Conv2d) -> SkipTile:
 
 
 def pack_conv2d_skip(
-    isa: Isa, conv: Conv2d, tile: SkipTile, weight: np.ndarray, bias: np.ndarray, limits: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: f32[panels * taps * panel], bias: f32[max(outputs, panel)], limits: f32[inputs])``.
+    isa: Isa, conv: Conv2d, tile: SkipTile, weight: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operands ``(weight: f32[panels * taps * panel], bias: f32[max(outputs, panel)])`` of `conv2d_skip`.
 
-    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``; without `limits` nothing but zero is skipped.
+    `weight` is ``float32 (outputs, kernel rows, kernel columns, inputs)``.
     """
-    conv = across(conv)
-    packed, padded = pack_walk(isa, conv, tile.outputs, tile.vectors, weight, bias)
-    return packed, padded, np.zeros(conv.inputs, "float32") if limits is None else limits.astype("float32")
+    return pack_walk(isa, across(conv), tile.outputs, tile.vectors, weight, bias)
 
 
 def input_lists(conv: Conv2d) -> RowLists:
     """Return the layout of the lists that such a convolution reads."""
     conv = across(conv)
     return RowLists(conv.batch * conv.height, conv.width, conv.inputs)
-
-
-def output_lists(conv: Conv2d) -> RowLists:
-    """Return the layout of lists of what a convolution gives."""
-    return RowLists(conv.batch * conv.out_height, conv.out_width, conv.outputs)
 
 
 def _walk(isa: Isa, conv: Conv2d, vectors: int, group: Group, margin: int):
@@ -215,7 +208,7 @@ class _Rows:
         return compute
 
     def macro(self):
-        """Return ``(x, ring, limits, operands, sums, finished, next_limits, y, task)``."""
+        """Return ``(x, ring, operands, sums, finished, y, task)``."""
         isa, conv, threads, reads, writes = self._isa, self._conv, self._threads, self._reads, self._writes
         panels, slots, gap, compute = self.panels, conv.reach[0], conv.dilation[0], self._compute()
         by_rows, rows, inside = self._by_rows, conv.batch * conv.out_height, conv.width * conv.inputs
@@ -223,7 +216,7 @@ class _Rows:
         list_result, ring_block = list_row(isa, result), self.ring.block
 
         @T.inline
-        def over_rows(x, ring, limits, operands, sums, finished, next_limits, y, task):
+        def over_rows(x, ring, operands, sums, finished, y, task):
             ready = T.alloc_buffer((1,), "int32")
             ready[0] = 0
             # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the lists.
@@ -243,7 +236,6 @@ class _Rows:
                         listed(
                             x,
                             (image * conv.height + seen) * inside,
-                            limits,
                             ring,
                             (task * slots + seen % slots) * ring_block,
                         )
@@ -267,36 +259,33 @@ class _Rows:
                         stop,
                     )
                 if writes:
-                    list_result(finished, task * (conv.out_width * conv.outputs), next_limits, y, row * result.block)
+                    list_result(finished, task * (conv.out_width * conv.outputs), y, row * result.block)
 
         return over_rows
 
 
 def conv2d_skip(
-    isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, reads_lists: bool = False, writes_lists: bool = False
+    isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, writes_lists: bool = False, reads_lists: bool = False
 ):
-    """Return the kernel ``(x, weight, bias, limits, residual: f32[residual size], next_limits) -> y``.
+    """Return the kernel ``(x, weight, bias, residual: f32[residual size]) -> y``.
 
-    ``weight``, ``bias`` and ``limits`` are from `pack_conv2d_skip`. ``x`` and ``y`` are images, ``f32[input size]`` and
-    ``f32[output size]``, or lists as `input_lists` and `output_lists` lay them out. Lists are written by
-    ``next_limits: f32[outputs]``, of one value, which nobody reads, where there are none; no residual is added to what
-    is listed. Threads share the output rows, or the panels of the only one.
+    ``weight`` and ``bias`` are from `pack_conv2d_skip`. ``x`` and ``y`` are images, ``f32[input size]`` and
+    ``f32[output size]``, or lists as `input_lists` and `output_lists` lay them out; no residual is added to what
+    is listed. Threads share the output rows, or the panels where there are fewer rows.
     """
     conv = across(conv)
     parts = _Rows(isa, conv, tile, threads, reads_lists, writes_lists)
     weights, columns = parts.panels * conv.taps * parts.size, max(conv.outputs, parts.size)
     read = input_lists(conv).size if reads_lists else conv.input_size
     written = output_lists(conv).size if writes_lists else conv.output_size
-    ahead, over_rows = conv.outputs if writes_lists else 1, parts.macro()
+    over_rows = parts.macro()
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(
         x: T.Buffer((read,), "float32"),
         weight: T.Buffer((weights,), "float32"),
         bias: T.Buffer((columns,), "float32"),
-        limits: T.Buffer((conv.inputs,), "float32"),
         residual: T.Buffer((conv.residual_size,), "float32"),
-        next_limits: T.Buffer((ahead,), "float32"),
         y: T.Buffer((written,), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -310,11 +299,9 @@ def conv2d_skip(
                     x[0:read],
                     weight[0:weights],
                     bias[0:columns],
-                    limits[0 : conv.inputs],
                     residual[0 : conv.residual_size],
-                    next_limits[0:ahead],
                 )
                 T.writes(y[0:written], ring[0 : parts.ring.size], sums[0 : parts.sums], finished[0 : parts.finished])
-                over_rows(x, ring, limits, (weight, bias, residual), sums, finished, next_limits, y, vt)
+                over_rows(x, ring, (weight, bias, residual), sums, finished, y, vt)
 
     return convolved

@@ -1,8 +1,4 @@
-"""Lists of the values of an image's rows that are not zero, which convolutions that skip zeros run over.
-
-A list may leave out small values, too: of each channel those whose magnitude does not exceed a limit. With limits of
-zero nothing is lost.
-"""
+"""Lists of the values of an image's rows that are not zero, which convolutions that skip zeros run over."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.intrinsics import count_true, kept_first, magnitude_bits, span
 from schedules.quantize import round_up
@@ -61,25 +58,29 @@ class RowLists:
         return round_up(self.width * self.channels + _LINE, _LINE)
 
 
-def list_row(isa: Isa, layout: RowLists):
-    """Return the macro ``(row, of, limits, lists, at)`` that lists one row.
+def output_lists(conv: Conv2d) -> RowLists:
+    """Return the layout of lists of what a convolution gives."""
+    return RowLists(conv.batch * conv.out_height, conv.out_width, conv.outputs)
 
-    The row's pixels lie in ``row`` from `of` on, channel by channel; what does not exceed ``limits: f32[channels]`` in
-    magnitude is left out. `at` is where the row's block begins in ``lists``.
+
+def list_row(isa: Isa, layout: RowLists):
+    """Return the macro ``(row, of, lists, at)`` that lists one row.
+
+    The row's pixels lie in ``row`` from `of` on, channel by channel; its block begins at `at` in ``lists``.
     """
     lanes, channels, width = isa.lanes, layout.channels, layout.width
     chunks, values, places = channels // lanes, layout.values, layout.places
 
-    def above(row, start, limits, channel, lanes_):
-        """Whether values exceed their limits: as integers, which magnitudes are in the same order as."""
-        return magnitude_bits(row[span(start, lanes_)], lanes_) > magnitude_bits(limits[span(channel, lanes_)], lanes_)
+    def nonzero(row, start, width_):
+        """Whether values are not zero, whatever its sign."""
+        return magnitude_bits(row[span(start, width_)], width_) != T.int32(0)
 
     def word(channel):
         # TVM folds the only channel to a constant, of which it cannot reinterpret zero.
         return T.float32(0) if channels == 1 else T.reinterpret(channel, dtype="float32")
 
     @T.inline
-    def listed(row, of, limits, lists, at):
+    def listed(row, of, lists, at):
         end = T.alloc_buffer((1,), "int32")
         end[0] = 0
         for pixel in T.serial(width):
@@ -88,21 +89,21 @@ def list_row(isa: Isa, layout: RowLists):
             for chunk in T.serial(chunks):
                 here: T.let = of + pixel * channels + chunk * lanes
                 lists[T.ramp(at + values + end[0], 1, lanes)] = kept_first(
-                    isa, "float32", row[T.ramp(here, 1, lanes)], above(row, here, limits, chunk * lanes, lanes)
+                    isa, "float32", row[T.ramp(here, 1, lanes)], nonzero(row, here, lanes)
                 )
                 lists[T.ramp(at + places + end[0], 1, lanes)] = T.reinterpret(
                     kept_first(
-                        isa, "int32", T.ramp(chunk * lanes, 1, lanes), above(row, here, limits, chunk * lanes, lanes)
+                        isa, "int32", T.ramp(chunk * lanes, 1, lanes), nonzero(row, here, lanes)
                     ),
                     dtype=f"float32x{lanes}",
                 )
-                end[0] = end[0] + count_true(isa, above(row, here, limits, chunk * lanes, lanes))
+                end[0] = end[0] + count_true(isa, nonzero(row, here, lanes))
             for rest in T.serial(channels - chunks * lanes):
                 channel: T.let = chunks * lanes + rest
                 place: T.let = of + pixel * channels + channel
                 lists[at + values + end[0]] = row[place]
                 lists[at + places + end[0]] = word(channel)
-                end[0] = end[0] + T.Cast("int32", above(row, place, limits, channel, 1))
+                end[0] = end[0] + T.Cast("int32", nonzero(row, place, 1))
         lists[at + width] = T.reinterpret(end[0], dtype="float32")
 
     return listed
