@@ -36,7 +36,14 @@ class Conv2dStages:
         self._step, self._isa, self._conv, self._threads = step, isa, conv, threads
 
     def exact(
-        self, form: str, weight, bias, x: relax.Var, residual: relax.Var | None, reads: bool = False, writes: bool = False
+        self,
+        form: str,
+        weight,
+        bias,
+        x: relax.Var,
+        residual: relax.Var | None,
+        reads: bool = False,
+        writes: bool = False,
     ) -> relax.Var:
         """Return the convolution in the form ``dense`` or ``columns``; `residual` is added if there is one.
 

@@ -69,4 +69,6 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         if site.pool is not None:
             y = step.call("max_pool2d", kernel(max_pool2d, isa, site.pool, form.threads, kinds[2]), y)
         step.finish(y, *counts)
-    return StepCall(step, inputs, outputs=[[(output_lists(conv).size,) if writes else tuple(call.ty.shape)]], threshold=threshold)
+    return StepCall(
+        step, inputs, outputs=[[(output_lists(conv).size,) if writes else tuple(call.ty.shape)]], threshold=threshold
+    )

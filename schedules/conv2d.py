@@ -142,7 +142,9 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
         last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count
         first_panel: T.let = 0 if by_bands else task * panels // threads
         last_panel: T.let = panels if by_bands else (task + 1) * panels // threads
-        each_band(x, scratch, (operands, results, (waiting, task), first_panel, last_panel), task, first_band, last_band)
+        each_band(
+            x, scratch, (operands, results, (waiting, task), first_panel, last_panel), task, first_band, last_band
+        )
 
     @T.prim_func(s_tir=True, private=True)
     def convolved(

@@ -69,9 +69,7 @@ def _walk(isa: Isa, conv: Conv2d, vectors: int, group: Group, margin: int):
 
     def load(total, sums, at, which):
         for v in range(vectors):
-            T.buffer_store(
-                total[which * vectors + v], sums[T.ramp(at + v * lanes, 1, lanes)], [T.ramp(0, 1, lanes)]
-            )
+            T.buffer_store(total[which * vectors + v], sums[T.ramp(at + v * lanes, 1, lanes)], [T.ramp(0, 1, lanes)])
 
     def save(total, sums, at, which):
         for v in range(vectors):

@@ -6,6 +6,7 @@ from schedules.conv2d import default_tile
 from schedules.conv2d_gated import default_gated_tile
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import default_skip_tile
+from schedules.conv2d_walk import across, outputs_at_once
 from schedules.cpu import Isa
 from schedules.knobs import ConvTile, SkipTile
 from schedules.panels import panel_size
@@ -38,14 +39,14 @@ def gated_fits(isa: Isa, tile: ConvTile) -> bool:
 
 def skip_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
     """Return the values of a `SkipTile`."""
-    default = default_skip_tile(isa, conv)
-    pixels = sorted({default.pixels, *(n for n in (1, 2, 3, 4) if n <= conv.out_width)})
-    return {"pixels": tuple(pixels), "vectors": _up_to(isa, conv, (1, 2, 4, 6, 8, 12), default.vectors)}
+    default, every = default_skip_tile(isa, conv), outputs_at_once(across(conv))
+    outputs = sorted({default.outputs, *(-(-every // walks) for walks in (1, 2, 3) if -(-every // walks) <= 8)})
+    return {"outputs": tuple(outputs), "vectors": _up_to(isa, conv, (1, 2, 4, 6, 8), default.vectors)}
 
 
 def skip_fits(isa: Isa, tile: SkipTile) -> bool:
     """Say whether a tile has half the sums that hide latency at least, and registers for them."""
-    sums = tile.pixels * tile.vectors
+    sums = tile.outputs * tile.vectors
     return _FEWEST_SUMS // 2 <= sums <= _registers(isa) - 4
 
 

@@ -92,9 +92,7 @@ def list_row(isa: Isa, layout: RowLists):
                     isa, "float32", row[T.ramp(here, 1, lanes)], nonzero(row, here, lanes)
                 )
                 lists[T.ramp(at + places + end[0], 1, lanes)] = T.reinterpret(
-                    kept_first(
-                        isa, "int32", T.ramp(chunk * lanes, 1, lanes), nonzero(row, here, lanes)
-                    ),
+                    kept_first(isa, "int32", T.ramp(chunk * lanes, 1, lanes), nonzero(row, here, lanes)),
                     dtype=f"float32x{lanes}",
                 )
                 end[0] = end[0] + count_true(isa, nonzero(row, here, lanes))

@@ -143,7 +143,7 @@ def test_a_planned_site_becomes_a_kernel_and_its_pooling_another(form):
         kernel, packed = conv2d(isa, conv, tile, 1), pack_conv2d(isa, tile, weight, bias)
     else:
         tile = default_skip_tile(isa, conv)
-        kernel, packed = conv2d_skip(isa, conv, tile, 1), pack_conv2d_skip(isa, tile, weight, bias)
+        kernel, packed = conv2d_skip(isa, conv, tile, 1), pack_conv2d_skip(isa, conv, tile, weight, bias)
     name, pool = ("conv2d" if form == "dense" else "conv2d_skip"), MaxPool2d(1, 6, 5, 4, (2, 2), (2, 1))
 
     def tensor(*shape):

@@ -66,7 +66,8 @@ def stages(form: str, projection: str, weight, bias, pool: MaxPool2d) -> list[tu
     }[projection]
     filters = little.projections[0].reshape(K, 3, 3, 3)
     first = builder(ISA, INNER, choose(ISA, INNER), 1)
-    packed = pack(ISA, choose(ISA, INNER), filters, -little.center)
+    shape = [INNER] if projection == "columns" else []
+    packed = pack(ISA, *shape, choose(ISA, INNER), filters, -little.center)
     spread = Conv2d(1, 1, 30, K, 24, (1, 1), activation="relu" if form == "little" else None)
     second, rows = conv2d(ISA, spread, default_tile(ISA, spread), 1), little.weight.reshape(-1, 1, 1, K)
     found = [

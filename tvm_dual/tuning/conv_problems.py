@@ -25,7 +25,6 @@ def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> 
         images *= rng.random(images.shape) < usage.density
     results = np.stack([convolved(conv, image, weight, bias) for image in images])
     nothing = stacked([np.zeros(1, "float32")] * copies)
-    pack = pack_conv2d_skip if skips else pack_conv2d
     after = [nothing]
     if gated:
         # Panels are no knob, so what a gate decides on is the same for all candidates.
@@ -41,7 +40,9 @@ def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> 
         1,
         [stacked(list(images))],
         after,
-        lambda knobs: list(pack(isa, knobs, weight, bias)),
+        lambda knobs: list(
+            pack_conv2d_skip(isa, conv, knobs, weight, bias) if skips else pack_conv2d(isa, knobs, weight, bias)
+        ),
         [results],
         "vectors",
     )

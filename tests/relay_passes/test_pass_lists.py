@@ -1,0 +1,91 @@
+"""PassLists: which images between convolutions are lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from relay_passes.mark_sites import MarkSites
+from relay_passes.pass_lists import READS, WRITES, PassLists
+from relay_passes.site_plan import AttachPlan, SiteForm
+from tests.relay_passes.conftest import bound, normal
+
+
+def attributes(module, sites: dict[str, tuple[str, str]]) -> dict[str, tuple[bool, bool]]:
+    """Return whether each site reads and writes lists, after plans of ``(precision, form)``."""
+    forms = {n: SiteForm(precision, form, "", "", 1, "avx2") for n, (precision, form) in sites.items()}
+    passed = PassLists()(AttachPlan(forms, {}, {}, {})(module))
+    marked = [function.attrs for function in passed.functions.values() if "dual.site" in (function.attrs or {})]
+    return {str(attrs["dual.site"]): (READS in attrs, WRITES in attrs) for attrs in marked}
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """Three convolutions in a row, then one whose result is pooled, and one that reads it."""
+
+    @I.ir_module
+    class Model:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4, 4, 8), "float32"),
+            w0: R.Tensor((8, 1, 1, 8), "float32"),
+            w1: R.Tensor((8, 1, 1, 8), "float32"),
+            w2: R.Tensor((8, 1, 1, 8), "float32"),
+            w3: R.Tensor((8, 1, 1, 8), "float32"),
+        ) -> R.Tensor((1, 2, 2, 8), "float32"):
+            with R.dataflow():
+                a = R.nn.relu(R.nn.conv2d(x, w0, data_layout="NHWC", kernel_layout="OHWI"))
+                b = R.nn.relu(R.nn.conv2d(a, w1, data_layout="NHWC", kernel_layout="OHWI"))
+                c = R.nn.relu(R.nn.conv2d(b, w2, data_layout="NHWC", kernel_layout="OHWI"))
+                d = R.nn.max_pool2d(c, pool_size=[2, 2], strides=[2, 2], layout="NHWC")
+                e = R.nn.relu(R.nn.conv2d(d, w3, data_layout="NHWC", kernel_layout="OHWI"))
+                R.output(e)
+            return e
+
+    return MarkSites()(bound(Model, **{f"w{i}": np.asarray(normal(8, 1, 1, 8, seed=i)) for i in range(4)}))
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Two convolutions in a row, of which the second adds what the first gave."""
+
+    @I.ir_module
+    class Model:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4, 4, 8), "float32"),
+            w0: R.Tensor((8, 1, 1, 8), "float32"),
+            w1: R.Tensor((8, 1, 1, 8), "float32"),
+        ) -> R.Tensor((1, 4, 4, 8), "float32"):
+            with R.dataflow():
+                a = R.nn.relu(R.nn.conv2d(x, w0, data_layout="NHWC", kernel_layout="OHWI"))
+                b = R.nn.relu(R.add(R.nn.conv2d(a, w1, data_layout="NHWC", kernel_layout="OHWI"), a))
+                R.output(b)
+            return b
+
+    return MarkSites()(bound(Model, **{f"w{i}": np.asarray(normal(8, 1, 1, 8, seed=i)) for i in range(2)}))
+
+
+def test_convolutions_that_skip_zeros_get_lists_unless_pooling_comes_between(chain):
+    plan = {"conv2d0": ("fp32", "dense"), **{f"conv2d{i}": ("fp32", "columns") for i in range(1, 4)}}
+    assert attributes(chain, plan) == {
+        "conv2d0": (False, True),
+        "conv2d1": (True, True),
+        "conv2d2": (True, False),
+        "conv2d3": (False, False),
+    }
+
+
+@pytest.mark.parametrize(("precision", "form"), [("fp32", "dense"), ("int8", "dense")])
+def test_others_read_images(chain, precision, form):
+    plan = {f"conv2d{i}": ("fp32", "columns") for i in range(4)} | {"conv2d1": (precision, form)}
+    found = attributes(chain, plan)
+    assert found["conv2d0"] == (False, False)
+    assert found["conv2d1"] == (False, precision == "fp32")
+
+
+def test_an_image_that_is_added_stays_one(shared):
+    plan = {f"conv2d{i}": ("fp32", "columns") for i in range(2)}
+    assert attributes(shared, plan) == {"conv2d0": (False, False), "conv2d1": (False, False)}
