@@ -143,7 +143,7 @@ def _walk(isa: Isa, conv: Conv2d, vectors: int, group: Group, margin: int):
 
 
 class _Rows:
-    """The macros of a task's share of the output."""
+    """The macros of a task's share of the output, and the memory that all tasks need."""
 
     def __init__(self, isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, reads: bool, writes: bool) -> None:
         self._isa, self._conv, self._threads, self._reads, self._writes = isa, conv, threads, reads, writes
@@ -159,6 +159,13 @@ class _Rows:
         #: Values of all tasks' sums, and of their finished rows, which are listed.
         self.sums = threads * self._slots * self.size
         self.finished = threads * conv.out_width * conv.outputs if writes else 1
+
+    def _block(self, image, row, task):
+        """Return where the lists of a row begin: among all rows', or in the task's ring."""
+        if self._reads:
+            return (image * self._conv.height + row) * self.ring.block
+        slots = self._conv.reach[0]
+        return (task * slots + row % slots) * self.ring.block
 
     def _walk_rows(self):
         """Return ``(lists, at, weight, panel, down, sums, to)``: the products of one row of the kernel."""
@@ -179,13 +186,14 @@ class _Rows:
         return walked
 
     def _compute(self):
-        """Return ``(lists, block, operands, sums, y, to, panel, task, top, start, stop)``: a row of one panel."""
+        """Return ``(lists, image, operands, sums, y, to, panel, task, top, start, stop)``: a row of one panel."""
         isa, conv, size, lanes = self._isa, self._conv, self.size, self._isa.lanes
         slots, margin, walked, store = self._slots, self._margin, self._walk_rows(), store_pixel(isa, conv)
+        block, gap = self._block, conv.dilation[0]
         vectors = size // lanes
 
         @T.inline
-        def compute(lists, block, operands, sums, y, to, panel, task, top, start, stop):
+        def compute(lists, image, operands, sums, y, to, panel, task, top, start, stop):
             weight, bias, residual = operands
             out: T.let = panel_column(panel, conv.outputs, size)
             origin: T.let = task * (slots * size)
@@ -193,7 +201,7 @@ class _Rows:
                 for v in T.unroll(vectors):
                     sums[T.ramp(origin + slot * size + v * lanes, 1, lanes)] = bias[T.ramp(out + v * lanes, 1, lanes)]
             for down in T.serial(start, stop):
-                walked(lists, block(top + down * conv.dilation[0]), weight, panel, down, sums, origin)
+                walked(lists, block(image, top + down * gap, task), weight, panel, down, sums, origin)
             for pixel in T.serial(conv.out_width):
                 for v in T.unroll(vectors):
                     store(
@@ -210,15 +218,15 @@ class _Rows:
         isa, conv, threads, reads, writes = self._isa, self._conv, self._threads, self._reads, self._writes
         panels, slots, gap, compute = self.panels, conv.reach[0], conv.dilation[0], self._compute()
         by_rows, rows, inside = self._by_rows, conv.batch * conv.out_height, conv.width * conv.inputs
-        listed, given, result = list_row(isa, self.ring), input_lists(conv), output_lists(conv)
-        list_result, ring_block = list_row(isa, result), self.ring.block
+        listed, result = list_row(isa, self.ring), output_lists(conv)
+        list_result, block, own = list_row(isa, result), self._block, 0 if reads else slots * self.ring.block
 
         @T.inline
         def over_rows(x, ring, operands, sums, finished, y, task):
             ready = T.alloc_buffer((1,), "int32")
             ready[0] = 0
             # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the lists.
-            ring[0] = T.float32(0)
+            ring[task * own] = T.float32(0)
             first_row: T.let = task * rows // threads if by_rows else 0
             last_row: T.let = (task + 1) * rows // threads if by_rows else rows
             first_panel: T.let = 0 if by_rows else task * panels // threads
@@ -231,21 +239,14 @@ class _Rows:
                     if row % conv.out_height == 0:
                         ready[0] = 0
                     for seen in T.serial(T.max(ready[0], T.max(top, 0)), bottom):
-                        listed(
-                            x,
-                            (image * conv.height + seen) * inside,
-                            ring,
-                            (task * slots + seen % slots) * ring_block,
-                        )
+                        listed(x, (image * conv.height + seen) * inside, ring, block(image, seen, task))
                     ready[0] = T.max(ready[0], bottom)
                 start: T.let = T.max(0, (gap - 1 - top) // gap)
                 stop: T.let = T.max(start, T.min(conv.kernel[0], (conv.height - 1 - top) // gap + 1))
                 for panel in T.serial(first_panel, last_panel):
                     compute(
                         x if reads else ring,
-                        (lambda seen: (image * conv.height + seen) * given.block)
-                        if reads
-                        else (lambda seen: (task * slots + seen % slots) * ring_block),
+                        image,
                         operands,
                         sums,
                         finished if writes else y,
