@@ -9,8 +9,10 @@ from tvm.script import relax as R
 
 from relay_passes.mark_sites import MarkSites
 from relay_passes.pass_lists import READS, WRITES, PassLists
+from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
-from tests.relay_passes.conftest import bound, normal
+from schedules.cpu import ISAS
+from tests.relay_passes.conftest import bound, normal, run_module
 
 
 def attributes(module, sites: dict[str, tuple[str, str]]) -> dict[str, tuple[bool, bool]]:
@@ -45,6 +47,14 @@ def chain():
             return e
 
     return MarkSites()(bound(Model, **{f"w{i}": np.asarray(normal(8, 1, 1, 8, seed=i)) for i in range(4)}))
+
+
+def given(module, x: np.ndarray, forms: list[str]) -> np.ndarray:
+    """Return what a module of planned convolutions gives."""
+    plan = {f"conv2d{i}": SiteForm("fp32", form, "", "", 1, "avx2") for i, form in enumerate(forms)}
+    passed = PassLists()(AttachPlan(plan, {}, {}, {})(module))
+    (result,) = run_module(RewriteConv2d()(passed), ISAS["avx2"], x)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,14 @@ def test_others_read_images(chain, precision, form):
     found = attributes(chain, plan)
     assert found["conv2d0"] == (False, False)
     assert found["conv2d1"] == (False, precision == "fp32")
+
+
+@pytest.mark.parametrize("first", ["dense", "columns"])
+def test_what_comes_out_is_the_same(chain, first):
+    x = normal(1, 4, 4, 8, seed=9)
+    wanted = given(chain, x, ["dense"] * 4)
+    np.testing.assert_allclose(given(chain, x, [first, "columns", "columns", "columns"]), wanted, rtol=1e-5, atol=1e-6)
+    assert np.count_nonzero(wanted)
 
 
 def test_an_image_that_is_added_stays_one(shared):
