@@ -130,7 +130,7 @@ class Bench:
         """Return the candidate's operands and results on the device."""
         problem = self._problem
         before, after = self._placed("before", lambda: problem.before), self._placed("after", lambda: problem.after)
-        key = "packed", getattr(knobs, problem.packing) if problem.packing else None
+        key = "packed", *(getattr(knobs, name) for name in problem.packing)
         return [*before, *self._placed(key, lambda: problem.packed(knobs)), *after, *self._results]
 
     def _placed(self, key: object, make: Callable[[], list[np.ndarray]]) -> list:

@@ -44,7 +44,7 @@ def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> 
             pack_conv2d_skip(isa, conv, knobs, weight, bias) if skips else pack_conv2d(isa, knobs, weight, bias)
         ),
         [results],
-        "vectors",
+        ("outputs", "vectors") if skips else ("vectors",),
     )
 
 

@@ -47,8 +47,8 @@ class Problem:
         From knobs to the packed weights of one copy.
     results : list of ndarray
         What one kernel call gives, ``(copies, ...)`` each.
-    packing : str
-        Name of the knob that packing depends on; "" if it depends on none.
+    packing : tuple of str
+        Names of the knobs that packing depends on.
     """
 
     copies: int
@@ -57,7 +57,7 @@ class Problem:
     after: list[np.ndarray]
     pack: Callable[[Knobs], list[np.ndarray]]
     results: list[np.ndarray]
-    packing: str = ""
+    packing: tuple[str, ...] = ()
 
     def packed(self, knobs: Knobs) -> list[np.ndarray]:
         """Return the stacked weights."""

@@ -175,7 +175,7 @@ def _matmul(workload: Workload, usage: Usage, rng: np.random.Generator) -> Probl
         [],
         lambda knobs: list(pack(level, weight, bias, knobs)),
         [np.repeat(exact[None], copies, axis=0)],
-        "vectors",
+        ("vectors",),
     )
 
 
