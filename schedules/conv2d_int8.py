@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
+from schedules.byte_vectors import clipped_bytes, packed_bytes
 from schedules.conv2d_amx import amx_panels, configure, release
 from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_bytes import (
@@ -28,9 +29,7 @@ from schedules.conv2d_bytes import (
     ZERO,
     ByteBands,
     ByteConv,
-    clipped_bytes,
     image_lines,
-    packed_bytes,
 )
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import vnni_panels

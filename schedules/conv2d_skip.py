@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import store_pixel
-from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk
+from schedules.conv2d_walk import across, groups, outputs_at_once, pack_walk, walk_row
 from schedules.cpu import Isa
 from schedules.knobs import SkipTile
 from schedules.nonzero_rows import RowLists, list_row, output_lists
@@ -53,95 +53,6 @@ def input_lists(conv: Conv2d) -> RowLists:
     return RowLists(conv.batch * conv.height, conv.width, conv.inputs)
 
 
-def _walk(isa: Isa, conv: Conv2d, vectors: int, group: Group, margin: int):
-    """Return the macro ``(lists, at, weight, base, sums, to)`` that adds one row's products to a row of sums.
-
-    The row's block of ``lists`` begins at `at`, the weights of this walk at `base`, and the sums of the row's first
-    output, `margin` outputs behind ones that nobody reads, at `to`.
-    """
-    lanes, sets, size = isa.lanes, group.sets, vectors * isa.lanes
-    layout, stride = input_lists(conv), conv.strides[1]
-    before = (margin + 1 - sets) * size
-
-    def start(total):
-        for vector in total:
-            T.buffer_store(vector, T.broadcast(T.float32(0), lanes), [T.ramp(0, 1, lanes)])
-
-    def load(total, sums, at, which):
-        for v in range(vectors):
-            T.buffer_store(total[which * vectors + v], sums[T.ramp(at + v * lanes, 1, lanes)], [T.ramp(0, 1, lanes)])
-
-    def save(total, sums, at, which):
-        for v in range(vectors):
-            T.buffer_store(sums, total[which * vectors + v][T.ramp(0, 1, lanes)], [T.ramp(at + v * lanes, 1, lanes)])
-
-    def multiply(total, value, weight, place, newest, backs):
-        for tap, back in enumerate(backs):
-            for v in range(vectors):
-                vector = total[(newest - back) % sets * vectors + v]
-                product = T.broadcast(value, lanes) * weight[T.ramp(place + tap * size + v * lanes, 1, lanes)]
-                T.buffer_store(vector, vector[T.ramp(0, 1, lanes)] + product, [T.ramp(0, 1, lanes)])
-
-    def begun(lists, at, place):
-        pixel = T.min(T.max(place - conv.padding[1], 0), conv.width)
-        return T.reinterpret(lists[at + pixel], dtype="int32")
-
-    def step(newest: int):
-        def of_phase(phase, offset: int):
-            taps = len(phase.columns)
-
-            @T.inline
-            def add(total, lists, at, weight, base, turn):
-                place: T.let = (turn * sets + newest) * stride + phase.place
-                first: T.let = begun(lists, at, place)
-                last: T.let = begun(lists, at, place + 1)
-                for i in T.serial(first, last):
-                    channel: T.let = T.reinterpret(lists[at + layout.places + i], dtype="int32")
-                    multiply(
-                        total,
-                        lists[at + layout.values + i],
-                        weight,
-                        base + offset * conv.inputs * size + channel * (taps * size),
-                        newest,
-                        phase.sets,
-                    )
-
-            return add
-
-        offsets = np.cumsum([0, *(len(phase.columns) for phase in group.phases)])
-        phases = [of_phase(phase, int(offset)) for phase, offset in zip(group.phases, offsets, strict=False)]
-
-        def all_phases(*arguments):
-            for add in phases:
-                add(*arguments)
-
-        @T.inline
-        def stepped(total, lists, at, weight, base, sums, to, turn):
-            load(total, sums, to + before + (turn * sets + newest + sets - 1) * size, newest)
-            all_phases(total, lists, at, weight, base, turn)
-            save(total, sums, to + before + (turn * sets + newest) * size, (newest + 1) % sets)
-
-        return stepped
-
-    steps = [step(newest) for newest in range(sets)]
-
-    def all_steps(*arguments):
-        for stepped in steps:
-            stepped(*arguments)
-
-    def registers():
-        return [T.alloc_buffer((lanes,), "float32") for _ in range(sets * vectors)]
-
-    @T.inline
-    def walked(lists, at, weight, base, sums, to):
-        total = registers()
-        start(total)
-        for turn in T.serial(group.rounds):
-            all_steps(total, lists, at, weight, base, sums, to, turn)
-
-    return walked
-
-
 class _Rows:
     """The macros of a task's share of the output, and the memory that all tasks need."""
 
@@ -172,7 +83,7 @@ class _Rows:
         conv, size, vectors = self._conv, self.size, self.size // self._isa.lanes
         walks, base = [], 0
         for group in self._walks:
-            walks.append((base, _walk(self._isa, conv, vectors, group, self._margin)))
+            walks.append((base, walk_row(self._isa, conv, vectors, group, self.ring, self._margin)))
             base += sum(len(phase.columns) for phase in group.phases) * conv.inputs * size
 
         def every(lists, at, weight, first, sums, to):

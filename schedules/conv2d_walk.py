@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from tvm.script import tirx as T
 
 from schedules.conv2d_panels import pack_panels
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.nonzero_rows import RowLists
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,92 @@ def pack_walk(
     rows = packed.reshape(len(packed), *conv.kernel, conv.inputs, -1)
     parts = [rows[:, :, columns].swapaxes(2, 3).reshape(*rows.shape[:2], -1) for columns in order]
     return np.concatenate(parts, axis=2).reshape(-1), padded
+
+
+def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowLists, margin: int):
+    """Return the macro ``(lists, at, weight, base, sums, to)`` that adds one row's products to a row of sums.
+
+    The row's block of ``lists``, laid out as `layout` says, begins at `at`, the weights of this walk at `base`, and the
+    sums of the row's first output, `margin` outputs behind ones that nobody reads, at `to`.
+    """
+    lanes, sets, size = isa.lanes, group.sets, vectors * isa.lanes
+    stride = conv.strides[1]
+    before = (margin + 1 - sets) * size
+
+    def start(total):
+        for vector in total:
+            T.buffer_store(vector, T.broadcast(T.float32(0), lanes), [T.ramp(0, 1, lanes)])
+
+    def load(total, sums, at, which):
+        for v in range(vectors):
+            T.buffer_store(total[which * vectors + v], sums[T.ramp(at + v * lanes, 1, lanes)], [T.ramp(0, 1, lanes)])
+
+    def save(total, sums, at, which):
+        for v in range(vectors):
+            T.buffer_store(sums, total[which * vectors + v][T.ramp(0, 1, lanes)], [T.ramp(at + v * lanes, 1, lanes)])
+
+    def multiply(total, value, weight, place, newest, backs):
+        for tap, back in enumerate(backs):
+            for v in range(vectors):
+                vector = total[(newest - back) % sets * vectors + v]
+                product = T.broadcast(value, lanes) * weight[T.ramp(place + tap * size + v * lanes, 1, lanes)]
+                T.buffer_store(vector, vector[T.ramp(0, 1, lanes)] + product, [T.ramp(0, 1, lanes)])
+
+    def begun(lists, at, place):
+        pixel = T.min(T.max(place - conv.padding[1], 0), conv.width)
+        return T.reinterpret(lists[at + pixel], dtype="int32")
+
+    def step(newest: int):
+        def of_phase(phase, offset: int):
+            taps = len(phase.columns)
+
+            @T.inline
+            def add(total, lists, at, weight, base, turn):
+                place: T.let = (turn * sets + newest) * stride + phase.place
+                first: T.let = begun(lists, at, place)
+                last: T.let = begun(lists, at, place + 1)
+                for i in T.serial(first, last):
+                    channel: T.let = T.reinterpret(lists[at + layout.places + i], dtype="int32")
+                    multiply(
+                        total,
+                        lists[at + layout.values + i],
+                        weight,
+                        base + offset * conv.inputs * size + channel * (taps * size),
+                        newest,
+                        phase.sets,
+                    )
+
+            return add
+
+        offsets = np.cumsum([0, *(len(phase.columns) for phase in group.phases)])
+        phases = [of_phase(phase, int(offset)) for phase, offset in zip(group.phases, offsets, strict=False)]
+
+        def all_phases(*arguments):
+            for add in phases:
+                add(*arguments)
+
+        @T.inline
+        def stepped(total, lists, at, weight, base, sums, to, turn):
+            load(total, sums, to + before + (turn * sets + newest + sets - 1) * size, newest)
+            all_phases(total, lists, at, weight, base, turn)
+            save(total, sums, to + before + (turn * sets + newest) * size, (newest + 1) % sets)
+
+        return stepped
+
+    steps = [step(newest) for newest in range(sets)]
+
+    def all_steps(*arguments):
+        for stepped in steps:
+            stepped(*arguments)
+
+    def registers():
+        return [T.alloc_buffer((lanes,), "float32") for _ in range(sets * vectors)]
+
+    @T.inline
+    def walked(lists, at, weight, base, sums, to):
+        total = registers()
+        start(total)
+        for turn in T.serial(group.rounds):
+            all_steps(total, lists, at, weight, base, sums, to, turn)
+
+    return walked

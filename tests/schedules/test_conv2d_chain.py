@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schedules import conv2d_chain as chains
+from schedules import byte_chain
+from schedules.byte_chain import ByteChain, can_chain
 from schedules.conv2d_byte_tile import default_byte_tile
 from schedules.conv2d_bytes import ByteConv
-from schedules.conv2d_chain import ByteChain, can_chain, conv2d_chain, pack_chain
+from schedules.conv2d_chain import conv2d_chain, pack_chain
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -71,7 +72,7 @@ def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) 
 @pytest.mark.parametrize("room", [1, 20_000, 1 << 20], ids=["least", "some", "whole"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, threads, monkeypatch):
-    monkeypatch.setattr(chains, "CHAIN_BYTES", room)
+    monkeypatch.setattr(byte_chain, "CHAIN_BYTES", room)
     chain = case(name)
     assert all(can_chain(byte.conv) for byte in chain.convs)
     assert chain.bands > 1 if room == 1 else chain.bands == 1 or room < 1 << 20
