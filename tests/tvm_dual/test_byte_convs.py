@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tvm_dual.byte_convs import byte_scale
+from tvm_dual.byte_convs import RANGES, byte_scale
 
 
 def error(values: np.ndarray, scale: float, zero: int) -> float:
@@ -19,6 +19,13 @@ def test_few_far_values_are_cut_off():
     found = byte_scale(values)
     assert found.zero == 0 and found.scale < 40 / 255
     assert error(values, found.scale, 0) < error(values, 40 / 255, 0)
+
+
+def test_the_whole_range_cuts_nothing_off():
+    values = np.abs(np.random.default_rng(0).standard_normal(1000)).astype("float32")
+    values[0] = 40.0
+    found = byte_scale(values, RANGES[1])
+    assert found.zero == 0 and found.scale == pytest.approx(40 / 255)
 
 
 @pytest.mark.parametrize("shift", [-12.0, -1.0, 0.5])
