@@ -15,7 +15,7 @@ from tvm_dual.options import AdvancedOptions
 #: Options of the command that name what the suite reads.
 FILES = ("checkpoint",)
 #: Accuracy in percent that the plan may lose on images that were held back from training.
-MAX_DROP = 0.25
+MAX_DROP = 0.2
 #: Little modules of an eighth of a layer's channels; two and four times as many are looked at, too.
 DUAL = AdvancedOptions(rule="damage", dimension_share=1 / 8)
 
