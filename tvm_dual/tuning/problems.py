@@ -151,7 +151,7 @@ def _little(workload: Workload, usage: Usage, rng: np.random.Generator) -> Probl
         [],
         lambda knobs: list(little.pack_little(level, weight, bias, bits, knobs)),
         [np.repeat(exact.astype("float32")[None], copies, axis=0)],
-        "loads",
+        ("loads",),
     )
 
 
