@@ -90,21 +90,12 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
         return lambda p: first + p
 
     @T.inline
-    def over_tiles(image, origin, context, to):
-        operands, (y, finished), (waiting, task), first_panel, last_panel = context
-        # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
-        waiting[task * (sums * isa.lanes)] = T.float32(0)
+    def over_panels(image, origin, operands, result, to, waiting, task, first_panel, last_panel):
         for panel in T.serial(first_panel, last_panel):
             if whole:
                 for t in T.serial(tiles):
                     compute(
-                        image,
-                        origin,
-                        operands,
-                        finished if writes_lists else y,
-                        task * bands.pixels if writes_lists else to,
-                        panel,
-                        neighbours(T.min(t * tall, bands.pixels - tall)),
+                        image, origin, operands, result, to, panel, neighbours(T.min(t * tall, bands.pixels - tall))
                     )
             else:
                 for block in T.serial(-(-kernel_rows // rows)):
@@ -115,8 +106,8 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
                             image,
                             origin,
                             operands,
-                            finished if writes_lists else y,
-                            task * bands.pixels if writes_lists else to,
+                            result,
+                            to,
                             panel,
                             neighbours(T.min(t * tall, bands.pixels - tall)),
                             start,
@@ -125,6 +116,23 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
                             task * sums,
                             t,
                         )
+
+    @T.inline
+    def over_tiles(image, origin, context, to):
+        operands, (y, finished), (waiting, task), first_panel, last_panel = context
+        # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
+        waiting[task * (sums * isa.lanes)] = T.float32(0)
+        over_panels(
+            image,
+            origin,
+            operands,
+            finished if writes_lists else y,
+            task * bands.pixels if writes_lists else to,
+            waiting,
+            task,
+            first_panel,
+            last_panel,
+        )
         if writes_lists:
             for row in T.serial(bands.rows):
                 listed(
