@@ -85,7 +85,6 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     blocks = -(-every // tiles)
     downs, times, steps = lines.loops
     all_steps, down_by, across_by = downs * times * steps, *lines.strides
-    wide, across_all = conv.out_width, lines.across
     more = max(0, vectors - tiles)
     # Rows that are finished together: a part of a tile, as many as make up for the steps there are.
     least = min(pixels, -(-tiles * pixels // all_steps))
@@ -97,17 +96,10 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     asked = -(-vectors * ROWS // blocks) if weight_bytes > KEPT_BYTES and blocks < 2 * ROWS * vectors else 0
 
     def finish_rows(operands, y, to, column, total, pixel, row):
-        places = [(to + place(pixel + j)) * conv.outputs + column for j in range(rows)]
+        places = [(to + lines.place(pixel + j, conv.out_width)) * conv.outputs + column for j in range(rows)]
         at = [(row + j) * width for j in range(rows)]
         values = [[total[T.ramp(first + v * LANES, 1, LANES)] for v in range(vectors)] for first in at]
         store(operands, y, places, column, values)
-
-    def place(pixel):
-        """Return where a pixel of the lines lies in the output.
-
-        Those between its rows are nobody's: they are written, too, where a pixel of the next row is written later.
-        """
-        return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
 
     @T.inline
     def finish(operands, y, to, column, total, start, part):
@@ -163,7 +155,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         start = T.alloc_buffer((tiles,), "int32")
         before = T.alloc_buffer((tiles,), "int32")
         for i in T.unroll(tiles):
-            start[i] = i // per_line * across_all + T.min(i % per_line * pixels, lines.length - pixels)
+            start[i] = i // per_line * lines.across + T.min(i % per_line * pixels, lines.length - pixels)
         for i in T.unroll(sums):
             tile_op("tilezero", T.cast(i, "int8"))
         for n in T.serial((last - first) * blocks):
@@ -174,7 +166,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 line: T.let = number // per_line
                 left: T.let = T.min(number % per_line * pixels, lines.length - pixels)
                 before[i] = start[i]
-                start[i] = line * across_all + left
+                start[i] = line * lines.across + left
                 base[i] = origin + line * lines.line + left * lines.pixel
             for down in T.serial(downs):
                 for across in T.serial(times):

@@ -94,6 +94,13 @@ class Lines:
         down = starts[self.beside] if len(starts) > self.beside else 0
         return down, starts[1] if self.beside > 1 else 0
 
+    def place(self, pixel, width: int):
+        """Return where a pixel of the lines lies in an output of `width` columns.
+
+        Those between its rows are nobody's: they are written, too, where a pixel of the next row is written later.
+        """
+        return pixel if self.across == width else pixel - T.truncdiv(pixel, self.across) * (self.across - width)
+
 
 def image_lines(conv: Conv2d, rows: int, form: str) -> Lines:
     """Return the lines of a band of `rows` output rows.

@@ -23,7 +23,6 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
     downs, times, steps = lines.loops
     down_by, across_by = lines.strides
     groups = -(-lines.runs[0][1] // GROUP)
-    wide, across_all = conv.out_width, lines.across
 
     def four(image, at):
         value = T.reinterpret(image[T.ramp(at, 1, GROUP)], dtype="int32")
@@ -57,12 +56,8 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
                     for g in T.serial(T.min(STEP // GROUP, groups - step * (STEP // GROUP))):
                         multiply(total, image, skip + g * GROUP, weight, panel, at, g)
 
-    def place(pixel):
-        """Return where a pixel of the lines lies in the output; see `schedules.conv2d_amx.amx_panels`."""
-        return pixel if across_all == wide else pixel - T.truncdiv(pixel, across_all) * (across_all - wide)
-
     def finish(operands, y, to, channel, total, pixel):
-        places = [(to + place(pixel + p)) * conv.outputs + channel for p in range(pixels)]
+        places = [(to + lines.place(pixel + p, conv.out_width)) * conv.outputs + channel for p in range(pixels)]
         sums = [[total[p * vectors + v][T.ramp(0, 1, LANES)] for v in range(vectors)] for p in range(pixels)]
         store(operands, y, places, channel, sums)
 
@@ -75,6 +70,6 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
                 line: T.let = number // per_line
                 column: T.let = T.min(number % per_line * pixels, lines.length - pixels)
                 add_up(total, image, operands[0], panel, origin + line * lines.line + column * lines.pixel)
-                finish(operands, y, to, channel, total, line * across_all + column)
+                finish(operands, y, to, channel, total, line * lines.across + column)
 
     return compute
