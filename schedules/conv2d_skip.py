@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import store_pixel
-from schedules.conv2d_walk import across, groups, outputs_at_once, pack_walk, walk_row
+from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk, runs, walk_row
 from schedules.cpu import Isa
 from schedules.knobs import SkipTile
 from schedules.nonzero_rows import RowLists, list_row, output_lists
@@ -82,17 +82,30 @@ class _Rows:
         """Return ``(lists, at, weight, panel, down, sums, to)``: the products of one row of the kernel."""
         conv, size, vectors = self._conv, self.size, self.size // self._isa.lanes
         walks, base = [], 0
-        for group in self._walks:
-            walks.append((base, walk_row(self._isa, conv, vectors, group, self.ring, self._margin)))
-            base += sum(len(phase.columns) for phase in group.phases) * conv.inputs * size
+        for group, times in runs(self._walks, conv.strides[1]):
+            weights = sum(len(phase.columns) for phase in group.phases) * conv.inputs * size
+            walks.append(self._walk_run(group, times, vectors, base, weights))
+            base += times * weights
 
-        def every(lists, at, weight, first, sums, to):
-            for offset, walk in walks:
-                walk(lists, at, weight, first + offset, sums, to)
+        def every(*arguments):
+            for walk in walks:
+                walk(*arguments)
 
         @T.inline
         def walked(lists, at, weight, panel, down, sums, to):
             every(lists, at, weight, (panel * conv.kernel[0] + down) * base, sums, to)
+
+        return walked
+
+    def _walk_run(self, group: Group, times: int, vectors: int, offset: int, weights: int):
+        """Return the macro ``(lists, at, weight, first, sums, to)`` of walks alike, of `weights` values each."""
+        further = group.sets * self._conv.strides[1]
+        walk = walk_row(self._isa, self._conv, vectors, group, self.ring, self._margin)
+
+        @T.inline
+        def walked(lists, at, weight, first, sums, to):
+            for i in T.serial(times):
+                walk(lists, at, weight, first + offset + i * weights, i * further, sums, to)
 
         return walked
 

@@ -101,6 +101,30 @@ def groups(conv: Conv2d, most: int) -> tuple[Group, ...]:
     return tuple(found)
 
 
+def runs(walks: tuple[Group, ...], stride: int) -> list[tuple[Group, int]]:
+    """Return walks that differ only in how far along the row they begin as one and their number.
+
+    One loop computes them: kernels of 64 or 512 columns would otherwise be compiled for minutes.
+    """
+    found: list[list[Group]] = []
+    for group in walks:
+        if found and _continues(found[-1][-1], group, stride):
+            found[-1].append(group)
+        else:
+            found.append([group])
+    return [(alike[0], len(alike)) for alike in found]
+
+
+def _continues(before: Group, group: Group, stride: int) -> bool:
+    """Say whether a walk is the one before, begun as many outputs further as that takes at once."""
+
+    def shape(walk: Group, shift: int):
+        phases = [(phase.place - shift, phase.sets, len(phase.columns)) for phase in walk.phases]
+        return walk.sets, walk.rounds, phases
+
+    return shape(before, 0) == shape(group, stride * before.sets)
+
+
 def pack_walk(
     isa: Isa, conv: Conv2d, most: int, vectors: int, weight: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +140,11 @@ def pack_walk(
 
 
 def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowLists, margin: int):
-    """Return the macro ``(lists, at, weight, base, sums, to)`` that adds one row's products to a row of sums.
+    """Return the macro ``(lists, at, weight, base, shift, sums, to)`` that adds one row's products to a row of sums.
 
     The row's block of ``lists``, laid out as `layout` says, begins at `at`, the weights of this walk at `base`, and the
-    sums of the row's first output, `margin` outputs behind ones that nobody reads, at `to`.
+    sums of the row's first output, `margin` outputs behind ones that nobody reads, at `to`. The walk begins `shift`
+    pixels behind that of `group`.
     """
     lanes, sets, size = isa.lanes, group.sets, vectors * isa.lanes
     stride = conv.strides[1]
@@ -153,8 +178,8 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
             taps = len(phase.columns)
 
             @T.inline
-            def add(total, lists, at, weight, base, turn):
-                place: T.let = (turn * sets + newest) * stride + phase.place
+            def add(total, lists, at, weight, base, shift, turn):
+                place: T.let = (turn * sets + newest) * stride + phase.place + shift
                 first: T.let = begun(lists, at, place)
                 last: T.let = begun(lists, at, place + 1)
                 for i in T.serial(first, last):
@@ -178,9 +203,9 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
                 add(*arguments)
 
         @T.inline
-        def stepped(total, lists, at, weight, base, sums, to, turn):
+        def stepped(total, lists, at, weight, base, shift, sums, to, turn):
             load(total, sums, to + before + (turn * sets + newest + sets - 1) * size, newest)
-            all_phases(total, lists, at, weight, base, turn)
+            all_phases(total, lists, at, weight, base, shift, turn)
             save(total, sums, to + before + (turn * sets + newest) * size, (newest + 1) % sets)
 
         return stepped
@@ -195,10 +220,10 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
         return [T.alloc_buffer((lanes,), "float32") for _ in range(sets * vectors)]
 
     @T.inline
-    def walked(lists, at, weight, base, sums, to):
+    def walked(lists, at, weight, base, shift, sums, to):
         total = registers()
         start(total)
         for turn in T.serial(group.rounds):
-            all_steps(total, lists, at, weight, base, sums, to, turn)
+            all_steps(total, lists, at, weight, base, shift, sums, to, turn)
 
     return walked
