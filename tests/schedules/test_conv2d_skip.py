@@ -14,6 +14,7 @@ from schedules import cpu
 from schedules.conv2d import conv2d, default_tile, pack_conv2d
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import conv2d_skip, default_skip_tile, input_lists, pack_conv2d_skip
+from schedules.conv2d_walk import across, groups, runs
 from schedules.knobs import SkipTile
 from schedules.nonzero_rows import RowLists, output_lists
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
@@ -45,6 +46,22 @@ def test_convolutions_match_numpy(isa, conv, threads):
 @pytest.mark.parametrize("tile", [SkipTile(1, 1), SkipTile(2, 2), SkipTile(4, 4)], ids=str)
 def test_any_tile_gives_the_same(isa, tile, threads):
     check(isa, SHAPES[1], tile, threads)
+
+
+@pytest.mark.parametrize(
+    ("conv", "loops"),
+    [
+        (Conv2d(1, 40, 1, 20, 19, (16, 1), padding=(7, 0, 8, 0)), [4]),
+        (Conv2d(1, 70, 1, 3, 19, (64, 1), (4, 1), (30, 0, 30, 0)), [4]),
+        (Conv2d(1, 2, 30, 5, 19, (1, 11), padding=(0, 5, 0, 5)), [1, 2]),
+    ],
+    ids=str,
+)
+def test_long_kernels_are_loops_of_walks(isa, conv, loops):
+    tile = replace(default_skip_tile(isa, conv), outputs=4)
+    flat = across(conv)
+    assert [times for _, times in runs(groups(flat, tile.outputs), flat.strides[1])] == loops
+    check(isa, conv, tile, 1)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
