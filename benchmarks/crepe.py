@@ -23,6 +23,8 @@ NAME = "crepe"
 FILES = ()
 #: Pitch accuracy in points that the plan may lose on the judging frames.
 MAX_DROP = 0.25
+#: Points of pitch accuracy that an engine of the same quality may be off by.
+SAME = ("pitch_accuracy", 0.5)
 #: Directions of little modules, as a share of a layer's channels; twice and four times as many are looked at, too.
 SHARE = 0.125
 SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
@@ -80,6 +82,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             calibration,
             frames,
             lambda outputs, published: quality(outputs, published, pitch),
+            SAME,
             Judge(judged, lambda outputs: raw_pitch_accuracy(outputs, true)),
             MAX_DROP,
             AdvancedOptions(rule="damage", dimension_share=SHARE),

@@ -21,6 +21,8 @@ NAME = "dnsmos"
 FILES = ()
 #: Largest change of a score of the judging clips that the plan may make.
 MAX_CHANGE = 0.03
+#: Largest change of a score of an engine that is of the same quality.
+SAME = ("mos_change", 0.05)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             data,
             speech,
             partial(_quality, name),
+            SAME,
             Judge(judging, _SameScores(name)),
             MAX_CHANGE,
             AdvancedOptions(rule="damage"),

@@ -16,6 +16,8 @@ from tvm_dual.options import AdvancedOptions
 FILES = ("checkpoint",)
 #: Accuracy in percent that the plan may lose on images that were held back from training.
 MAX_DROP = 0.2
+#: Percentage points of accuracy that an engine of the same quality may be off by.
+SAME = ("accuracy", 0.5)
 #: Little modules of an eighth of a layer's channels; two and four times as many are looked at, too.
 DUAL = AdvancedOptions(rule="damage", dimension_share=1 / 8)
 
@@ -80,6 +82,7 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         train.images[: size.calibration],
         test.images[: size.images],
         lambda outputs, published: {"accuracy": accuracy(outputs, labels)},
+        SAME,
         Judge(judging.images, lambda outputs: accuracy(outputs, judging.labels)),
         MAX_DROP,
         size.options,

@@ -28,6 +28,8 @@ FILES = ()
 SIGMA = 25 / 255
 #: PSNR in dB that the plan may lose on the judging images.
 MAX_DROP = 0.1
+#: dB that an engine of the same quality may be off by.
+SAME = ("psnr_db", 0.1)
 SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
 #: Luma of red, green and blue (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
@@ -94,6 +96,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             parts(noisy["calibration"]),
             parts(noisy["evaluation"]),
             lambda outputs, published: {"psnr_db": psnr(outputs, noisy["evaluation"], clean["evaluation"])},
+            SAME,
             Judge(parts(noisy["judging"]), lambda outputs: psnr(outputs, noisy["judging"], clean["judging"])),
             MAX_DROP,
             AdvancedOptions(rule="damage"),

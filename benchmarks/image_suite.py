@@ -46,6 +46,8 @@ class Network:
         What is timed and judged.
     quality : callable
         From outputs ``(calls, outputs)`` and those of the published model to numbers by name.
+    tolerance : (str, float)
+        Which of these numbers may differ from the published model's, by how much, where quality is the same.
     evaluate : callable
         From a library to its quality on data that is neither `calibration` nor `frames`; `max_drop` is what the
         plan may lose of it.
@@ -61,6 +63,7 @@ class Network:
     calibration: np.ndarray
     frames: np.ndarray
     quality: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    tolerance: tuple[str, float]
     evaluate: Callable[[DualLibrary], float]
     max_drop: float
     options: AdvancedOptions
@@ -109,12 +112,14 @@ def show(result: Result, path: Path) -> None:
         print_rows(rows)
         peer32, peer = fastest(rows, ("fp32",), False), fastest(rows, ("fp32", *LOW), False)
         dual, dense = fastest(rows, ("fp32", *LOW), True, "dual"), fastest(rows, ("fp32",), True, "dense")
+        same = [row for row in rows if row.get("same_quality")]
         for name, slow, fast in (
             ("fastest fp32 peer / dual", peer32, dual),
             ("fastest fp32 peer / zero skipping alone", peer32, fastest(rows, ("fp32",), True, "skip")),
             ("fastest fp32 peer / our dense fp32", peer32, dense),
             ("fastest peer of any precision / dual", peer, dual),
             ("fastest peer of any precision / ours of any", peer, fastest(rows, ("fp32", *LOW), True)),
+            ("the same, both of the same quality", *(fastest(same, ("fp32", *LOW), ours) for ours in (False, True))),
         ):
             print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
         if dual:
@@ -152,7 +157,20 @@ def _measure(network: Network, specs, threads: int, turns: Turns, progress: Prog
     published = next(
         o for o, s in zip(outputs, specs, strict=True) if (s.engine, s.precision) == ("onnxruntime", "fp32")
     )
-    for row, found in zip(rows, outputs, strict=True):
-        if found is not None and published is not None:
-            row["quality"] = network.quality(found, published)
-    return rows
+    return rows if published is None else with_quality(network, rows, outputs, published)
+
+
+def with_quality(
+    network: Network, rows: list[dict], outputs: list[np.ndarray | None], published: np.ndarray
+) -> list[dict]:
+    """Return rows with the ``quality`` of each engine's outputs, and whether that is ``same_quality``.
+
+    Engines without outputs keep their rows as they are.
+    """
+    name, most = network.tolerance
+    wanted, found = network.quality(published, published)[name], []
+    for row, given in zip(rows, outputs, strict=True):
+        numbers = {} if given is None else {"quality": network.quality(given, published)}
+        same = {"same_quality": abs(numbers["quality"][name] - wanted) <= most} if numbers else {}
+        found.append(row | numbers | same)
+    return found
