@@ -17,11 +17,16 @@ from tvm import IRModule, relax, s_tir, tirx
 from tvm.ir import GenericConst
 from tvm.script import tirx as T
 
+from relay_passes.same_places import same_places
+
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 #: Bytes of a cache line, which everything starts at.
 _LINE = 64
 #: Up to this size TVM keeps a vector on the stack, which costs nothing.
 _STACK_BYTES = 1024
+#: From this size on an input is read, and an output written, where the caller has it. To find out where that is takes a
+#: microsecond, and to copy 32 kB as long.
+_AFAR_BYTES = 32 << 10
 
 
 @tvm.transform.module_pass(opt_level=0, name="OneMemory")
@@ -29,7 +34,8 @@ class OneMemory:
     """The pass; run it last. It changes nothing unless ``main`` is a single kernel call.
 
     Attributes of the new ``main``: ``dual.offsets``, where its former parameters, its weights and its
-    results start, in bytes, and behind them the region's size; ``dual.weights``, the weights' values;
+    results start, in bytes, and behind them the region's size; ``dual.afar``, which of these the caller may leave
+    elsewhere; ``dual.weights``, the weights' values;
     ``dual.parameters`` and ``dual.results``, types. A result that is a state shares its place.
     """
 
@@ -50,13 +56,15 @@ class OneMemory:
         inputs, n_states = int(main.attrs["num_input"]), int(main.attrs["num_states"])
         first = len(main.attrs["output_names"]) - n_states
         states = {first + i: inputs + i for i in range(n_states)}
-        kernel, offsets = in_one_memory(module[target], len(operands), states)
+        afar = _afar(main, kernel := module[target], states)
+        kernel, offsets = in_one_memory(kernel, len(operands), states, afar)
         memory = relax.Var("memory", relax.TensorType([offsets[-1]], "uint8"))
         builder = relax.BlockBuilder()
         name = builder.add_func(kernel.with_attr("global_symbol", "step"), "step")
         attributes = {
             "global_symbol": "main",
             "dual.offsets": offsets,
+            "dual.afar": afar,
             "dual.weights": [weight.value for weight in weights],
             "dual.parameters": [parameter.ty for parameter in main.params],
             "dual.results": types,
@@ -68,7 +76,18 @@ class OneMemory:
         return builder.get()
 
 
-def in_one_memory(kernel: tirx.PrimFunc, n_operands: int, states: dict[int, int]) -> tuple[tirx.PrimFunc, list[int]]:
+def _afar(main: relax.Function, kernel: tirx.PrimFunc, states: dict[int, int]) -> list[int]:
+    """Return which parameters of a kernel, inputs and outputs of ``main``, may stay where the caller has them."""
+    n_outputs = len(main.attrs["output_names"]) - len(states)
+    # Behind the outputs come states, and then counts.
+    first = len(kernel.params) - (len(main.ret_ty.fields) if isinstance(main.ret_ty, relax.TupleType) else 1)
+    positions = [*range(int(main.attrs["num_input"])), *range(first, first + n_outputs)]
+    return [i for i in positions if _bytes(kernel.params[i]) >= _AFAR_BYTES]
+
+
+def in_one_memory(
+    kernel: tirx.PrimFunc, n_operands: int, states: dict[int, int], afar: Sequence[int] = ()
+) -> tuple[tirx.PrimFunc, list[int]]:
     """Return `kernel` as a function of one region, and where in it the parameters start.
 
     Parameters
@@ -78,6 +97,9 @@ def in_one_memory(kernel: tirx.PrimFunc, n_operands: int, states: dict[int, int]
     n_operands : int
     states : dict of int
         Results by position that are copied to an operand, by position, at the end.
+    afar : sequence of int
+        Parameters by position that may lie outside of the region. Each has an ``int64`` at the region's start, in this
+        order: by how many values it lies behind its place in the region.
 
     Returns
     -------
@@ -88,19 +110,32 @@ def in_one_memory(kernel: tirx.PrimFunc, n_operands: int, states: dict[int, int]
     """
     root = kernel.body.block
     statements = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
-    large = [buffer for buffer in root.alloc_buffers if _bytes(buffer) > _STACK_BYTES]
-    merged = _merged(large, statements)
-    statements = [replaced(statement, merged) for statement in statements]
     operands, results = kernel.params[:n_operands], kernel.params[n_operands:]
+    kept = {*(operands[operand] for operand in states.values()), *(results[result] for result in states)}
+    free = [[buffer for buffer in buffers if buffer not in kept] for buffers in (operands, results)]
+    places = same_places(statements, *free, root.alloc_buffers)
+    between = [buffer for buffer in root.alloc_buffers if buffer not in places.same]
+    large = [buffer for buffer in between if _bytes(buffer) > _STACK_BYTES]
+    merged = _merged(large, places.statements)
+    statements = [replaced(statement, merged) for statement in places.statements]
     statements += [_copy(results[result], operands[operand]) for result, operand in states.items()]
     placed = [*kernel.params, *dict.fromkeys(merged.values())]
-    starts = [0]
+    starts = [-(-8 * len(afar) // _LINE) * _LINE]
     for buffer in placed:
         starts.append(starts[-1] + -(-_bytes(buffer) // _LINE) * _LINE)
     memory = tirx.decl_buffer((starts[-1],), "uint8", "memory")
-    views = [tirx.DeclBuffer(b, data=_address(memory, start, b)) for b, start in zip(placed, starts, strict=False)]
-    small = [buffer for buffer in root.alloc_buffers if _bytes(buffer) <= _STACK_BYTES]
-    body = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*views, *statements]), alloc_buffers=small)
+    at = dict(zip(placed, starts, strict=False))
+    at |= {buffer: at[other] for buffer, other in places.same.items()}
+    distances = tirx.decl_buffer((max(1, len(afar)),), "int64", "distances")
+    behind = {kernel.params[position]: tirx.Var(f"behind{i}", "int64") for i, position in enumerate(afar)}
+    first = [tirx.DeclBuffer(distances, data=_address(memory, 0, distances))] if behind else []
+    first += [tirx.Bind(b, tirx.BufferLoad(distances, [i])) for i, b in enumerate(behind.values())]
+    behind |= {buffer: behind[other] for buffer, other in places.same.items() if other in behind}
+    moved = {b: tirx.decl_buffer(b.shape, str(b.dtype), b.name, elem_offset=by) for b, by in behind.items()}
+    statements = [replaced(statement, moved) for statement in statements]
+    views = [tirx.DeclBuffer(moved.get(b, b), data=_address(memory, start, b)) for b, start in at.items()]
+    small = [buffer for buffer in between if _bytes(buffer) <= _STACK_BYTES]
+    body = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*first, *views, *statements]), alloc_buffers=small)
     body = s_tir.SBlockRealize([], True, body)
     offsets = starts[: len(kernel.params)]
     for result, operand in states.items():

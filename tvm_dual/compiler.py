@@ -188,6 +188,7 @@ class Compiler:
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
             extras=tuple(_tensor(str(i), t) for i, t in enumerate(results[len(outputs) :])),
             offsets=tuple(int(offset) for offset in attributes.get("dual.offsets", [])),
+            afar=tuple(int(position) for position in attributes.get("dual.afar", [])),
             weights=tuple(Tensor(str(i), w.shape, str(w.dtype)) for i, w in enumerate(weights)),
             isa=self._isa.name,
             threads=self._threads,

@@ -87,8 +87,7 @@ class DualLibrary:
         for array, buffer in zip(arrays, (*self._runner.inputs, *self._runner.states), strict=True):
             buffer.fill(array)
         self._runner.check_extents()
-        self._runner.run()
-        values = [*(v.copy() for v in self._runner.outputs), *(state.view.copy() for state in self._runner.states)]
+        values = [*self._runner.compute(), *(state.view.copy() for state in self._runner.states)]
         return values[0] if len(values) == 1 else tuple(values)
 
     def _give_to(self, stream: Stream | None) -> None:
@@ -204,6 +203,5 @@ class Stream:
         for array, buffer in zip(arrays, runner.inputs, strict=True):
             buffer.fill(array, squeeze=True)
         runner.check_extents()
-        runner.run()
-        values = runner.outputs
-        return values[0].copy() if len(values) == 1 else tuple(value.copy() for value in values)
+        values = runner.compute()
+        return values[0] if len(values) == 1 else tuple(values)

@@ -11,8 +11,9 @@ from tvm_dual.plan import Plan, from_dict
 from tvm_dual.report import Report
 from tvm_dual.versions import FFI_VERSION, TVM_VERSION, VERSION
 
-#: Raise it with every change of what a file holds: 2 lays all memory of a fused step out in one region.
-FORMAT_VERSION = 2
+#: Raise it with every change of what a file holds: 2 lays all memory of a fused step out in one region, 3 leaves
+#: large inputs and outputs outside of it.
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Metadata:
     offsets : tuple of int
         Where inputs, states, thresholds, weights, outputs, states again and extras start in the one
         region of memory that ``main`` is given, in bytes, and its size; empty if ``main`` takes tensors.
+    afar : tuple of int
+        Inputs and outputs, as positions in `offsets`, that may lie outside of that region; see
+        `relay_passes.one_memory.in_one_memory`.
     weights : tuple of Tensor
         What that region holds from the start.
     isa : str
@@ -80,6 +84,7 @@ class Metadata:
     observed: tuple[str, ...]
     extras: tuple[Tensor, ...]
     offsets: tuple[int, ...]
+    afar: tuple[int, ...]
     weights: tuple[Tensor, ...]
     isa: str
     threads: int

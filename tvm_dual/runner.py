@@ -7,6 +7,7 @@ kernel, all its memory is one region made once, and a call passes nothing but th
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 _HUGE_PAGE = 2 << 20
+#: Bytes of a cache line.
+_LINE = 64
 
 
 class Buffer:
@@ -35,22 +38,26 @@ class Buffer:
         The same memory by the shapes that may be copied in: with and without axes of length one.
     """
 
-    def __init__(self, tensor: Tensor, view: np.ndarray | None = None) -> None:
-        """Wrap `view`, or allocate; an extent of -1 is allocated when an array arrives."""
-        self._described, self.below, self.places = tensor, tensor.below, {}
+    def __init__(self, tensor: Tensor, view: np.ndarray | None = None, distance: np.ndarray | None = None) -> None:
+        """Wrap `view`, or allocate; an extent of -1 is allocated when an array arrives.
+
+        ``distance: int64[1]`` is where the kernel reads by how many values an array lies behind `view` that is left
+        where it is; without it all are copied in.
+        """
+        self._described, self.below, self.places, self._distance = tensor, tensor.below, {}, distance
         # One for now: an empty view has no aligned address.
         shape = tuple(1 if extent < 0 else extent for extent in tensor.shape)
         self._take(aligned_empty(shape, tensor.dtype) if view is None else view)
         self.view[...] = 0
 
     def _take(self, view: np.ndarray) -> None:
-        self.view, self.dtype = view, view.dtype
+        self.view, self.dtype, self._home = view, view.dtype, _address(view)
         self.places.clear()
         for shape in (tuple(extent for extent in view.shape if extent != 1), view.shape):
             self.places[shape] = view.reshape(shape)
 
     def fill(self, array: np.ndarray, squeeze: bool = False) -> None:
-        """Copy an array in.
+        """Copy an array in, or leave it where it is until the call is over.
 
         Raises
         ------
@@ -69,18 +76,34 @@ class Buffer:
                 "rows of the table that they select from"
             )
         if squeeze and -1 not in shape and _plain(array.shape) == _plain(shape):
-            array = array.reshape(shape)
-        elif array.shape != self.view.shape:
+            self.put(array, shape)
+            return
+        if array.shape != self.view.shape:
             if not _fits(array.shape, shape):
                 raise DataError(f"input '{name}': {self._complaint(array, squeeze)}")
             self._take(aligned_empty(array.shape, self._described.dtype))
-        self.places[array.shape][...] = array
+        self.put(array, array.shape)
+
+    def put(self, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Do what `fill` does with an array that fits `shape`, a key of `places`."""
+        if self._distance is not None:
+            flags = array.flags
+            if flags.c_contiguous and flags.aligned:
+                self._distance[0] = (_address(array) - self._home) // self.dtype.itemsize
+                return
+            self._distance[0] = 0
+        self.places[shape][...] = array.reshape(shape)
 
     def _complaint(self, array: np.ndarray, squeeze: bool) -> str:
         shape = self._described.shape
         plain = f", or {_plain(shape)}" if squeeze and _plain(shape) != shape else ""
         any_ = ", -1 is any length from 1 on" if -1 in shape else ""
         return f"shape {array.shape}; accepted: {self.dtype} {shape}{plain}{any_}"
+
+
+def _address(array: np.ndarray) -> int:
+    """Return where an array starts; ``array.ctypes`` takes twice as long."""
+    return array.__array_interface__["data"][0]
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -95,6 +118,43 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return all(want in (-1, have) for want, have in zip(wanted, found, strict=True))
 
 
+class Recycled:
+    """Memory for a large output: that of an earlier one which nobody holds any more, or else new memory.
+
+    New memory costs more than what is written into it: 1.6 MB, which the system hands out page by page, take 100
+    microseconds.
+    """
+
+    #: Outputs that are remembered; a caller who keeps more of them has new memory at every call.
+    _MOST = 4
+
+    def __init__(self, place: np.ndarray, distance: np.ndarray) -> None:
+        """Take the place in the kernel's memory that stands for the output; ``distance: int64[1]``: see `Buffer`."""
+        self._shape, self._dtype, self._size = place.shape, place.dtype, place.nbytes
+        self._home, self._distance = _address(place), distance
+        self._owners = [self._allocate()]
+        self._unheld = self._holders()[0]
+
+    def _allocate(self) -> np.ndarray:
+        return np.empty(self._size + _LINE, "uint8")
+
+    def _holders(self) -> list[int]:
+        """Return how many references each memory has: an array that is part of it holds one."""
+        return [sys.getrefcount(owner) for owner in self._owners]
+
+    def next(self) -> np.ndarray:
+        """Return an array whose memory is nobody else's, and tell the kernel of it."""
+        holders = self._holders()
+        if self._unheld in holders:
+            owner = self._owners[holders.index(self._unheld)]
+        else:
+            owner = self._allocate()
+            self._owners = [*self._owners[-self._MOST + 1 :], owner]
+        start = -_address(owner) % _LINE
+        self._distance[0] = (_address(owner) + start - self._home) // self._dtype.itemsize
+        return np.ndarray(self._shape, self._dtype, owner, start)
+
+
 class Runner:
     """Runs ``main`` on its buffers.
 
@@ -103,9 +163,8 @@ class Runner:
     inputs, states, thresholds : list of Buffer
     run : callable
         Computes outputs and extras, and replaces the states.
-    outputs, extras : list of ndarray
-        Results of the last run, which the next one may overwrite; extras are numbers of open rows,
-        or observations.
+    extras : list of ndarray
+        Results of the last run, which the next one may overwrite: numbers of open rows, or observations.
     """
 
     def __init__(self, module, metadata: Metadata, thresholds: list[Tensor], weights: list[np.ndarray]) -> None:
@@ -116,15 +175,21 @@ class Runner:
 
         described = [*metadata.inputs, *metadata.states, *thresholds]
         results = [*metadata.outputs, *metadata.states, *metadata.extras]
-        self._fixed = bool(metadata.offsets)
+        self._fixed, self._afar = bool(metadata.offsets), bool(metadata.afar)
         if self._fixed:
             self._region = huge_pages(metadata.offsets[-1])
             tensors = [*described, *metadata.weights, *results]
             views = [self._view(t, start) for t, start in zip(tensors, metadata.offsets[:-1], strict=True)]
-            arguments = [Buffer(t, view) for t, view in zip(described, views, strict=False)]
+            distances = self._region[: 8 * len(metadata.afar)].view("int64")
+            afar = {position: distances[i : i + 1] for i, position in enumerate(metadata.afar)}
+            arguments = [Buffer(t, view, afar.get(i)) for i, (t, view) in enumerate(zip(described, views, strict=False))]
             for view, weight in zip(views[len(described) :], weights, strict=False):
                 view[...] = weight
-            self._sort(views[len(described) + len(weights) :], metadata)
+            first = len(described) + len(weights)
+            self._sort(views[first:], metadata)
+            self._outputs = [
+                Recycled(view, afar[i]) if i in afar else view for i, view in enumerate(self._outputs, first)
+            ]
             # The kernel itself: the virtual machine takes microseconds to get there.
             module = module if isinstance(module, tvm.runtime.Module) else module.jit()
             self.run = partial(module.get_function("step", query_imports=True), tvm.runtime.from_dlpack(self._region))
@@ -140,15 +205,22 @@ class Runner:
         size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
         return self._region[start : start + size].view(tensor.dtype).reshape(tensor.shape)
 
+    def compute(self) -> list[np.ndarray]:
+        """Run, and return the outputs in memory that is the caller's."""
+        taken = [output.next() if isinstance(output, Recycled) else None for output in self._outputs]
+        self.run()
+        return [kept.copy() if view is None else view for kept, view in zip(self._outputs, taken, strict=True)]
+
     def single_step(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """Return the call from one input to one output as a function of its own, or None if it needs more.
 
         The kernel sweeps the interpreter out of the caches, so each line around it costs: for a step of 70
         microseconds this is 5 less than the general way.
         """
-        if not self._fixed or len(self.inputs) != 1 or len(self.outputs) != 1 or self.inputs[0].below is not None:
+        small = self._fixed and not self._afar
+        if not small or len(self.inputs) != 1 or len(self._outputs) != 1 or self.inputs[0].below is not None:
             return None
-        buffer, run, (output,) = self.inputs[0], self.run, self.outputs
+        buffer, run, (output,) = self.inputs[0], self.run, self._outputs
         dtype, places, array_type = buffer.dtype, buffer.places, np.ndarray
 
         def step(array: np.ndarray) -> np.ndarray:
@@ -181,7 +253,7 @@ class Runner:
     def _sort(self, results: list[np.ndarray], metadata: Metadata) -> list[np.ndarray]:
         """Keep outputs and extras; return the states between them."""
         outputs, states = len(metadata.outputs), len(metadata.outputs) + len(metadata.states)
-        self.outputs, self.extras = results[:outputs], results[states:]
+        self._outputs, self.extras = results[:outputs], results[states:]
         return results[outputs:states]
 
     def _run_main(self, main, arguments: list[Buffer], metadata: Metadata) -> None:
