@@ -4,7 +4,8 @@ A step of a hundred microseconds has dozens of weights and vectors in between. E
 of its own is checked at every call, and each vector in between is asked for and given back; together
 that took a sixth of the step. Here ``main`` takes one ``uint8`` tensor, and the kernel knows at which
 offset what lies. The caller makes that region once, in huge pages, writes the weights into it, and
-from then on inputs alone; states are updated where they are.
+from then on inputs alone; states are updated where they are. Large inputs and outputs may lie elsewhere: images would
+be copied in and out at every call. The region's start says how far from their place in it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class OneMemory:
 
     Attributes of the new ``main``: ``dual.offsets``, where its former parameters, its weights and its
     results start, in bytes, and behind them the region's size; ``dual.afar``, which of these the caller may leave
-    elsewhere; ``dual.weights``, the weights' values;
-    ``dual.parameters`` and ``dual.results``, types. A result that is a state shares its place.
+    elsewhere; ``dual.weights``, the weights' values; ``dual.parameters`` and ``dual.results``, types. A result that
+    is a state shares its place.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:

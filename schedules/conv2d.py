@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.conv2d_bands import Bands, band_rows, heavy
+from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows, heavy, rows_within
 from schedules.conv2d_panels import pack_panels, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
@@ -24,6 +24,9 @@ from schedules.panels import panel_size
 
 #: Bytes of a band's results that are listed.
 _LISTED_BYTES = 256 << 10
+#: Bytes of weights that stay in an L2 of 2 MB while bands pass: 14 x 14, 1024 -> 256 takes 564 us in bands of two rows,
+#: which read all weights each, and 609 in one band.
+_L2_WEIGHTS = 1 << 20
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -31,25 +34,29 @@ _L3_CYCLES = 3.0
 def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     """Return the tile that suits most layers: of bands that stay in L2, and of tiles, those that take least time.
 
-    12 of 16 registers hold sums at AVX2, 24 of 32 at AVX-512.
+    12 of 16 registers hold sums at AVX2, 28 of 32 at AVX-512, where L2 also has room for a megabyte of weights beside
+    a band.
     """
+    large = isa.vector_bytes == 64
+    stay = not heavy(conv) or (large and conv.outputs * conv.taps * 4 <= _L2_WEIGHTS)
 
     def cycles(tile: ConvTile) -> float:
         """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
         bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
         of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
-        weights = bands * _L3_CYCLES if heavy(conv) else 0
+        weights = 0 if stay else bands * _L3_CYCLES
         return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
 
     def even(rows: int, most: int) -> int:
         """Pixels of a tile, `most` of them at most, of which a band has whole ones, or nearly so."""
         return -(-rows * conv.out_width // -(-rows * conv.out_width // most))
 
-    most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 24 if isa.vector_bytes == 64 else 12
+    most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 28 if large else 12
+    most_rows = rows_within(conv, BAND_BYTES) if stay else band_rows(conv)
     choices = (
         ConvTile(even(rows, sums // vectors), vectors, rows)
         for vectors in range(most, 0, -1)
-        for rows in range(band_rows(conv), 0, -1)
+        for rows in range(most_rows, 0, -1)
     )
     return min(choices, key=cycles)
 

@@ -28,7 +28,11 @@ def heavy(conv: Conv2d) -> bool:
 
 def band_rows(conv: Conv2d) -> int:
     """Return the most output rows of a band; one at least."""
-    room = BAND_BYTES * _HEAVY if heavy(conv) else BAND_BYTES
+    return rows_within(conv, BAND_BYTES * _HEAVY if heavy(conv) else BAND_BYTES)
+
+
+def rows_within(conv: Conv2d, room: int) -> int:
+    """Return the most output rows that read no more than `room` bytes of padded input; one at least."""
     most = (room // (conv.padded_width * conv.inputs * 4) - conv.reach[0]) // conv.strides[0] + 1
     return max(1, min(most, conv.out_height))
 

@@ -1,7 +1,8 @@
 """The call itself: numpy arrays in fixed, aligned memory that a compiled ``main`` reads and writes.
 
 A frame takes tens of microseconds, so what surrounds the kernel counts: where ``main`` is a single
-kernel, all its memory is one region made once, and a call passes nothing but that.
+kernel, all its memory is one region made once, and a call passes nothing but that. Large inputs are
+read and large outputs written where the caller has them.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ class Runner:
             views = [self._view(t, start) for t, start in zip(tensors, metadata.offsets[:-1], strict=True)]
             distances = self._region[: 8 * len(metadata.afar)].view("int64")
             afar = {position: distances[i : i + 1] for i, position in enumerate(metadata.afar)}
-            arguments = [Buffer(t, view, afar.get(i)) for i, (t, view) in enumerate(zip(described, views, strict=False))]
+            given = enumerate(zip(described, views, strict=False))
+            arguments = [Buffer(tensor, view, afar.get(i)) for i, (tensor, view) in given]
             for view, weight in zip(views[len(described) :], weights, strict=False):
                 view[...] = weight
             first = len(described) + len(weights)
