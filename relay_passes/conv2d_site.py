@@ -144,3 +144,40 @@ def read_conv2d(function: relax.Function, call: relax.Call, activation: str | No
         pool = MaxPool2d(*_extents(conv), *windows)
     bias = np.zeros(len(weight), "float32") if bias is None else bias
     return Conv2dSite(geometry, pool, weight, bias, given[conv.args[0]], residual)
+
+
+def conv2d_function(site: Conv2dSite) -> relax.Function:
+    """Return the function ``(x, weight, bias)`` or ``(x, weight, bias, residual)`` of a site, without attributes.
+
+    `read_conv2d` reads such a function; weights and images of the call are not part of it. ReLU6 is written as the
+    patterns of `conv2d_patterns` have it.
+    """
+    conv, pool = site.conv, site.pool
+    shape = (conv.batch, conv.out_height, conv.out_width, conv.outputs)
+    shapes = [(conv.batch, conv.height, conv.width, conv.inputs), site.weight.shape, (1, 1, 1, conv.outputs)]
+    names = ["x", "weight", "bias", "residual"] if conv.residual else ["x", "weight", "bias"]
+    parameters = [
+        relax.Var(name, relax.TensorType(list(extents), "float32"))
+        for name, extents in zip(names, [*shapes, shape], strict=False)
+    ]
+    x, weight, *added = parameters
+    builder = relax.BlockBuilder()
+    with builder.function("conv2d", parameters, private=True):
+        with builder.dataflow():
+            windows = {"strides": conv.strides, "padding": conv.padding, "dilation": conv.dilation}
+            y = builder.emit(
+                relax.op.nn.conv2d(x, weight, **windows, data_layout="NHWC", kernel_layout="OHWI", out_layout="NHWC")
+            )
+            for other in added:
+                y = builder.emit(relax.op.add(y, other))
+            if conv.activation in ("relu", "relu6"):
+                y = builder.emit(relax.op.nn.relu(y))
+                if conv.activation == "relu6":
+                    y = builder.emit(relax.op.minimum(y, relax.const(_SIX, "float32")))
+            elif conv.activation:
+                y = builder.emit(getattr(relax.op, conv.activation)(y))
+            if pool is not None:
+                y = builder.emit(relax.op.nn.max_pool2d(y, pool.window, pool.strides, layout="NHWC", out_layout="NHWC"))
+            result = builder.emit_output(y)
+        builder.emit_func_output(result)
+    return builder.get()["conv2d"]

@@ -24,6 +24,7 @@ from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.site_plan import AttachPlan
+from relay_passes.split_littles import SplitLittles
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,16 @@ def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
 
 
 def _rewrites() -> list[tvm.transform.Pass]:
-    return [RewriteDense(), PassBytes(), JoinBytes(), PassLists(), RewriteConv2d(), RewriteGru(), RewriteLstm()]
+    return [
+        RewriteDense(),
+        SplitLittles(),
+        PassBytes(),
+        JoinBytes(),
+        PassLists(),
+        RewriteConv2d(),
+        RewriteGru(),
+        RewriteLstm(),
+    ]
 
 
 def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:

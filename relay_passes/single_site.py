@@ -11,7 +11,8 @@ from tvm.ir import GenericConst
 class SingleSite:
     """The pass; run it on marked sites that have no states, before they are rewritten.
 
-    The new ``main`` takes what the site reads at run time, in the order of the call, and gives what the site gives.
+    The new ``main`` takes what the site reads at run time, in the order of the call, and gives what the site gives:
+    images are bytes where `relay_passes.pass_bytes` has left in the site's attributes that they are.
     """
 
     def __init__(self, name: str) -> None:
@@ -23,7 +24,7 @@ class SingleSite:
         call = self._call(module)
         function = module[call.op]
         live = {
-            i: relax.Var(f"x{i}", operand.ty)
+            i: relax.Var(f"x{i}", _typed(operand.ty, function, "dual.residual" if i else "dual.source"))
             for i, operand in enumerate(call.args)
             if not isinstance(operand, GenericConst)
         }
@@ -38,7 +39,9 @@ class SingleSite:
         }
         with builder.function("main", list(live.values()), attrs=attributes):
             with builder.dataflow():
-                output = builder.emit_output(relax.Call(target, arguments))
+                output = builder.emit_output(
+                    relax.Call(target, arguments, ret_ty=_typed(call.ty, function, "dual.result"))
+                )
             builder.emit_func_output(output)
         return builder.get()
 
@@ -52,3 +55,8 @@ class SingleSite:
                 if str(attributes.get("dual.site", "")) == self._name:
                     return value
         raise ValueError(f"no site {self._name!r} in the module")
+
+
+def _typed(type_, function: relax.Function, attribute: str):
+    """Return the type of an image, which is bytes if the function has an attribute."""
+    return relax.TensorType(list(type_.shape), "uint8") if attribute in function.attrs else type_

@@ -72,7 +72,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
         Called with ``(phase, done, total)``.
     """
     rule = "damage" if model.options.rule == "auto" else model.options.rule
-    sizes = {name: sizes_of(model, name) for name in model.sites if model.gates(name)}
+    sizes = {name: sizes_of(model, name) for name in model.sites if model.gates(name) or model.littles_on_bytes(name)}
     times = time_sites(model, sizes, progress)
     exact = Fits(model).variant({name: found.form for name, found in times.items()})
     choices = choices_of(model, rule, times, progress)

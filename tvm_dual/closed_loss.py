@@ -8,8 +8,10 @@ import numpy as np
 from scipy.special import expit
 
 from schedules.conv2d_gated import gate_panels
+from schedules.conv2d_int8 import Affine
 from schedules.cpu import Isa
 from schedules.quantize import stored_rows
+from tvm_dual.byte_little import byte_sums
 from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.observations import Observations
@@ -28,7 +30,13 @@ _NONLINEARITIES = {
 
 
 def closed_loss(
-    site: Site, fit: SiteFit, observed: Observations, isa: Isa, rule: str, limits: Sequence[float]
+    site: Site,
+    fit: SiteFit,
+    observed: Observations,
+    isa: Isa,
+    rule: str,
+    limits: Sequence[float],
+    source: Affine | None = None,
 ) -> list[tuple[float, float]]:
     """Return density and loss of a gated layer without states at each of some bounds.
 
@@ -41,6 +49,8 @@ def closed_loss(
     isa : Isa
     rule : str
     limits : sequence of float
+    source : Affine, optional
+        Of the bytes that a convolution reads whose little module is of bytes.
 
     Returns
     -------
@@ -50,9 +60,12 @@ def closed_loss(
     """
     x = observed.inputs[0][:SAMPLES]
     module, added = fit.little.module, 0 if observed.residual is None else observed.residual[:SAMPLES]
-    (projection,) = module.projections
     exact = x @ site.weight.T + site.bias + added
-    rough = (x @ projection.T - module.center) @ stored_rows(module.weight, module.bits).T + module.bias + added
+    if source is None:
+        (projection,) = module.projections
+        rough = (x @ projection.T - module.center) @ stored_rows(module.weight, module.bits).T + module.bias + added
+    else:
+        rough = byte_sums(module, x, source) + added
     after = _NONLINEARITIES[site.activation]
     errors = ((after(exact) - after(rough)) * fit.weights) ** 2
     found = []

@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.expose_inputs import ExposeInputs
+from relay_passes.pass_bytes import PassBytes
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
@@ -70,6 +71,12 @@ class Compiler:
         """Return a compiler of the same model for another number of threads."""
         other = copy(self)
         other._threads = threads
+        return other
+
+    def with_bytes(self, forms: dict[str, SiteForm]) -> Compiler:
+        """Return a compiler of the same model for `of_site`: layers read and write bytes where they do in `forms`."""
+        other = copy(self)
+        other._module = PassBytes()(_attach(forms, None, None, None)(self._module))
         return other
 
     def of_site(self, name: str) -> Compiler:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from schedules.conv2d_int8 import Affine
+from tvm_dual.byte_little import bytes_little
 from tvm_dual.gates import unit_weights
 from tvm_dual.little import FittedLittle, fit_little, fit_responses
 from tvm_dual.observations import Observations
@@ -46,6 +48,7 @@ def fit_site(
     dimensions: int,
     projection: str,
     bits: int,
+    source: Affine | None = None,
 ) -> SiteFit:
     """Fit one site's little module.
 
@@ -59,11 +62,22 @@ def fit_site(
         For a recurrent layer: whether the input's half is predicted too; otherwise the state's alone.
     dimensions, projection, bits
         As `tvm_dual.little.fit_little` takes them.
+    source : Affine, optional
+        Of the bytes that a convolution reads: its little module is one of bytes, too.
     """
     weights = unit_weights(site, sites)
     options = {"k": dimensions, "projection": projection, "bits": bits}
     little, spread = _FITS[site.kind](site, observed, weights, both, options)
-    return SiteFit(little, spread.astype("float32"), weights)
+    fit = SiteFit(little, spread.astype("float32"), weights)
+    return fit if source is None else fit_bytes(site, fit, observed, source)
+
+
+def fit_bytes(site: Site, fit: SiteFit, observed: Observations, source: Affine) -> SiteFit:
+    """Return a convolution's float32 little module as one of bytes; trained rows are kept."""
+    (x,) = observed.inputs
+    targets, importance = _conv2d_targets(site, observed, fit.weights)
+    little = bytes_little(fit.little, x, targets, importance, source, refit=not fit.tuned)
+    return replace(fit, little=little, spread=little.spread)
 
 
 def _fit_dense(site: Site, observed, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
@@ -75,14 +89,19 @@ def _fit_dense(site: Site, observed, weights, _both, options) -> tuple[FittedLit
 
 def _fit_conv2d(site: Site, observed, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
     (x,) = observed.inputs
-    targets = x @ site.weight.T + site.bias
-    shown = targets if observed.residual is None else targets + observed.residual
-    importance = weights * _mean_slope(site.activation, shown)
+    targets, importance = _conv2d_targets(site, observed, weights)
     if options["projection"] == "reduced_rank":
         fitted = fit_responses(x, targets, site.weight, options["k"], importance)
     else:
         fitted = fit_little([x], targets, importance=importance, **options)
     return fitted, fitted.spread
+
+
+def _conv2d_targets(site: Site, observed, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of the observed pixels, and how much an error of each row matters."""
+    targets = observed.inputs[0] @ site.weight.T + site.bias
+    shown = targets if observed.residual is None else targets + observed.residual
+    return targets, weights * _mean_slope(site.activation, shown)
 
 
 def _fit_gru(site: Site, observed, weights, both, options) -> tuple[FittedLittle, np.ndarray]:

@@ -114,10 +114,10 @@ def fit_little(
     center = (stored @ mean).astype("float32")
     z = x @ stored.T - center
     if bits == 32:
-        weight = _ridge(z, targets)
+        weight = ridge(z, targets)
     else:
         z = _as_bytes(z)
-        weight = clip_rows(_ridge(z, targets), bits, (z**2).mean(axis=0))
+        weight = clip_rows(ridge(z, targets), bits, (z**2).mean(axis=0))
     residual = targets - z @ stored_rows(weight, bits).T
     bias = residual.mean(axis=0).astype("float32")
     module = LittleModule(projections, center, weight, bias, bits)
@@ -153,7 +153,7 @@ def fit_responses(
     projected = x @ projection.T
     center = projected.mean(axis=0)
     z = projected - center
-    rows = _ridge(z, targets)
+    rows = ridge(z, targets)
     residual = targets - z @ rows.T
     module = LittleModule((projection,), center, rows, residual.mean(axis=0).astype("float32"), 32)
     return FittedLittle(module, residual.std(axis=0).astype("float32"))
@@ -183,12 +183,12 @@ def _scaled(directions: np.ndarray, covariance: np.ndarray, centered: np.ndarray
     """
     deviation = np.sqrt(np.maximum(((directions @ covariance) * directions).sum(axis=1), 1e-12))
     directions = (directions / deviation[:, None]).astype("float32")
-    size = np.linalg.norm(_ridge(centered @ directions.T, targets), axis=0)
+    size = np.linalg.norm(ridge(centered @ directions.T, targets), axis=0)
     return directions * np.maximum(size / max(size.max(), 1e-30), 1e-6)[:, None].astype("float32") ** MOVED
 
 
-def _ridge(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return weights ``(n, k)`` of the ridge regression from `z` to centered `targets`."""
+def ridge(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return weights, float32 ``(n, k)``, of the ridge regression from `z` (samples, k) to centered `targets`."""
     # The products in float32, where the time goes; the small system in float64.
     centered = z - z.mean(axis=0)
     gram = (centered.T @ centered).astype("float64") / len(z)

@@ -14,6 +14,7 @@ from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
 from tvm_dual.judging import compare_in_budget, tune
 from tvm_dual.library import DualLibrary
+from tvm_dual.little import FittedLittle
 from tvm_dual.measure import median_microseconds, open_share
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
@@ -202,7 +203,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         precision,
         weight_bytes=weight_bytes(site, precision),
         bytes_read=read,
-        reason=_reason(model, site, forms),
+        reason=_reason(model, site, forms, fit.little if fit else None),
         operations=operations(site, forms, density, model.observations[site.name], fit.little if fit else None),
         all_operations=float(all_operations(site)),
     )
@@ -226,8 +227,10 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
     return plan
 
 
-def _reason(model: Model, site: Site, forms: tuple[str, str]) -> str:
+def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLittle | None) -> str:
     zeros = float((model.observations[site.name].inputs[0] == 0).mean())
+    if site.conv and model.site_precision(site.name, forms) == "int8" and little is not None:
+        return f"little module on bytes, {len(little.module.center)} of {min(site.weight.shape)} directions"
     if site.conv and model.precision == "int8" and "rows" not in forms and "little" not in forms:
         return bytes_reason(model, site, zeros)
     parts = []

@@ -18,7 +18,7 @@ from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
 from tvm_dual.site_times import SiteTimes
-from tvm_dual.variants import Fits, Model
+from tvm_dual.variants import LITTLE_BYTES, Fits, Model
 
 #: Sizes of little modules, as multiples of the options'.
 MULTIPLES = (1, 2, 4)
@@ -95,22 +95,28 @@ def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
 
 
 def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
-    """Return the forms of each layer that may be gated."""
-    isa, limits = ISAS[model.compiler.isa], (FAR, *LADDER[rule])
-    gated = {name: found for name, found in times.items() if found.closed}
-    middle = {name: list(found.closed)[len(found.closed) // 2] for name, found in gated.items()}
+    """Return the forms of each layer that may be gated, or behind its little module on bytes."""
+    isa = ISAS[model.compiler.isa]
+    gated = {name: found for name, found in times.items() if found.alone}
+    middle = {name: list(found.alone)[len(found.alone) // 2] for name, found in gated.items()}
     alone = _alone_losses(model, times, middle, rule, progress)
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
         site, observed, form = model.sites[name], model.observations[name], found.gated
+        # On bytes there is no gate.
+        limits, source = (FAR, *LADDER[rule]), None
+        if form == LITTLE_BYTES:
+            limits, source = limits[:1], model.on_bytes[name]
         local = {
-            size: closed_loss(site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits)
-            for size in found.closed
+            size: closed_loss(
+                site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits, source
+            )
+            for size in found.alone
         }
         scale = alone[name] / max(local[middle[name]][0][1], 1e-30)
         choices[name] = [
             Choice(size, limit, scale * loss, _time(found, size, limit, density))
-            for size in found.closed
+            for size in found.alone
             for limit, (density, loss) in zip(limits, local[size], strict=True)
         ]
     return choices
@@ -127,17 +133,24 @@ def _alone_losses(
     model: Model, times: dict[str, SiteTimes], sizes: dict[str, int], rule: str, progress
 ) -> dict[str, float]:
     """Return the loss of the whole model behind one layer's little module alone, by layer."""
-    sized = model.sized(sizes)
-    forms = {name: found.gated if name in sizes else found.form for name, found in times.items()}
-    variant = Fits(sized).variant(forms, rule)
-    streams, opened = _probes(model.data.streams), dict.fromkeys(sizes, OPEN)
+    fits = Fits(model.sized(sizes))
+    on_bytes = [name for name in sizes if times[name].gated == LITTLE_BYTES]
+    forms = {name: t.form if name in on_bytes or name not in sizes else t.gated for name, t in times.items()}
+    variant = fits.variant(forms, rule)
+    streams, opened = _probes(model.data.streams), dict.fromkeys((name for name in sizes if name not in on_bytes), OPEN)
     variant.set_limit(opened)
     wanted = outputs_of(variant.library, streams)
     power, found = power_of(wanted), {}
     for i, name in enumerate(sizes):
         progress("losses by layer", i, len(sizes))
-        variant.set_limit(opened | {name: FAR})
-        errors = [a - b for a, b in zip(outputs_of(variant.library, streams), wanted, strict=True)]
+        tried = variant
+        if name in on_bytes:
+            # Nothing to open and close: a library of its own.
+            tried = fits.variant(forms | {name: LITTLE_BYTES}, rule)
+            tried.set_limit(opened)
+        else:
+            variant.set_limit(opened | {name: FAR})
+        errors = [a - b for a, b in zip(outputs_of(tried.library, streams), wanted, strict=True)]
         found[name] = mean_square(errors) / power
     progress("losses by layer", len(sizes), len(sizes))
     return found

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schedules.conv2d_int8 import Affine
+from tvm_dual.byte_little import as_bytes
+from tvm_dual.compiler import Compiler
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Model, exact_form, gated_form, little_alone
+from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Model, exact_form, gated_form, little_alone
 
 #: Turns of every layer in every form, at most; after `SECONDS`, as few as `FEWEST`.
 TURNS, FEWEST, SECONDS = 24, 4, 10.0
@@ -35,9 +38,10 @@ class SiteTimes:
     exact : float
         In that form.
     gated : tuple of str
-        The form with a gate; as `form` if there is none.
+        The form with a gate, on bytes the little module alone; as `form` if there is none.
     closed, opened, alone : dict of float
-        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions.
+        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. On bytes
+        the last is all there is.
     """
 
     form: tuple[str, str]
@@ -61,8 +65,8 @@ def time_sites(
     ----------
     model : Model
     sizes : mapping of tuple of int
-        By layer that may be gated: directions of the little modules to time. All others are timed in their exact
-        forms.
+        By layer that may be gated, or behind its little module on bytes: directions of the little modules to time. All
+        others are timed in their exact forms.
     progress : callable
         Called with ``(phase, done, total)``.
     """
@@ -74,7 +78,16 @@ def time_sites(
     }
     times = _in_turns(model, exact)
     forms = {name: exact_form(model.sites[name], skips[name][int(np.argmin(found))]) for name, found in times.items()}
-    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes}
+    onto_bytes = {name: found for name, found in sizes.items() if model.littles_on_bytes(name)}
+    # Where floats were faster no little module is looked for.
+    onto_bytes = {name: found for name, found in onto_bytes.items() if forms[name] == EXACT_BYTES}
+    # The exact form again, so that the two are compared in the same turns.
+    littles = {
+        name: [exact[name][0], *(told(_on_bytes, model, name, size) for size in found)]
+        for name, found in onto_bytes.items()
+    }
+    few = _in_turns(model, littles)
+    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes if model.gates(name)}
     # Which form a little module's projection has is seen at its smallest size.
     first = {
         name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
@@ -96,6 +109,10 @@ def time_sites(
             at = 3 * candidates[name].index(chosen)
             every = [*least[name][at : at + 3], *rest[name]]
             by_size = [dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3)]
+        if name in onto_bytes:
+            by_size[2] = dict(zip(sizes[name], few[name][1:], strict=True))
+            result[name] = SiteTimes(form, few[name][0], LITTLE_BYTES, *by_size)
+            continue
         result[name] = SiteTimes(form, min(times[name]), chosen, *by_size)
     return result
 
@@ -126,7 +143,22 @@ def _gated_forms(site: Site, exact: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 def _exact(model: Model, name: str, form: tuple[str, str]) -> _Entry:
-    return model.compiler.of_site(name).compile(model.site_forms({name: form})), {}
+    forms = model.site_forms({name: form})
+    return _compiler(model, forms[name].precision).of_site(name).compile(forms), {}
+
+
+def _compiler(model: Model, precision: str) -> Compiler:
+    """Return the compiler of a layer: on bytes it reads and writes what it does beside others on bytes."""
+    if precision != "int8" or not model.on_bytes:
+        return model.compiler
+    return model.compiler.with_bytes(model.site_forms(dict.fromkeys(model.on_bytes, EXACT_BYTES)))
+
+
+def _on_bytes(model: Model, name: str, size: int) -> _Entry:
+    """Return the layer behind its little module alone, on bytes."""
+    forms, fit = model.site_forms({name: LITTLE_BYTES}), Fits(model.sized({name: size})).fit(name, LITTLE_BYTES)
+    compiler = _compiler(model, forms[name].precision).of_site(name)
+    return compiler.compile(forms, {name: fit.little}, {name: fit.spread}), {}
 
 
 def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
@@ -142,6 +174,10 @@ def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_E
 
 def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, list[float]]:
     """Return the microseconds of each layer's entries."""
+    given = {
+        name: [_given(library, model.observations[name].examples, model.on_bytes.get(name)) for library, _ in found]
+        for name, found in entries.items()
+    }
     runs = {name: [library.stream() for library, _ in found] for name, found in entries.items()}
     times = {name: [[] for _ in found] for name, found in entries.items()}
     start = time.monotonic()
@@ -152,7 +188,7 @@ def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, li
                     continue
                 (library, tables), run = found[position], runs[name][position]
                 library.set_thresholds(tables)
-                examples = model.observations[name].examples
+                examples = given[name][position]
                 call = examples[turn % len(examples)]
                 begin = time.perf_counter_ns()
                 run(*call)
@@ -160,3 +196,12 @@ def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, li
         if turn + 1 >= FEWEST and time.monotonic() - start > SECONDS:
             break
     return {name: [float(np.quantile(t, QUANTILE)) for t in found] for name, found in times.items()}
+
+
+def _given(library: DualLibrary, examples: tuple[tuple[np.ndarray, ...], ...], levels: Affine | None):
+    """Return calls of a layer with bytes in place of the images that it reads as such."""
+    kinds = [tensor.dtype for tensor in library.metadata.inputs]
+    return [
+        tuple(as_bytes(x, levels) if kind == "uint8" else x for kind, x in zip(kinds, call, strict=True))
+        for call in examples
+    ]

@@ -15,7 +15,7 @@ from schedules.quantize import round_up
 from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.compiler import Compiler
 from tvm_dual.finetuning import can_finetune, finetune
-from tvm_dual.fitting import SiteFit, fit_site
+from tvm_dual.fitting import SiteFit, fit_bytes, fit_site
 from tvm_dual.gates import EFFORTS, gate_factors, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.observations import Observations
@@ -25,6 +25,8 @@ from tvm_dual.sites import Site
 
 #: Form of the input's and the state's matrix, by site.
 Forms = dict[str, tuple[str, str]]
+#: Forms of a convolution on bytes: exact, or behind its little module alone.
+BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES = ("dense", ""), ("little", "dense")
 #: One bound for all gated sites, or one for each.
 Limits = float | Mapping[str, float]
 
@@ -83,9 +85,13 @@ class Model:
         """Whether a gate is tried on a site: convolutions on bytes are faster than any gate on floats."""
         return self.sites[name].can_gate and name not in self.options.keep_dense and name not in self.on_bytes
 
+    def littles_on_bytes(self, name: str) -> bool:
+        """Whether a site may be behind its little module alone, on bytes."""
+        return self.sites[name].can_gate and name not in self.options.keep_dense and name in self.on_bytes
+
     def site_precision(self, name: str, form: tuple[str, str]) -> str:
         """Return the precision of a site's big module in a form."""
-        if self.sites[name].conv and name in self.on_bytes and form[0] == "dense":
+        if self.sites[name].conv and name in self.on_bytes and form in BYTE_FORMS:
             return "int8"
         return self.sites[name].precision(self.precision)
 
@@ -141,8 +147,11 @@ class Fits:
                 report = partial(progress, f"fine-tuning {name}")
                 limits = limit[name] if isinstance(limit, Mapping) else limit
                 limits = limits * gate_factors(site.kind, model.options.gate_factors)
-                closed, isa = self._closed_form(name, form), ISAS[model.compiler.isa]
-                model.known[key] = finetune(site, closed, observed, limits, steps, report, isa=isa)
+                *floats, source = self._key(name, form)
+                # Of a module on bytes the floats that it was made of are trained.
+                closed, isa = self._closed((*floats, None)), ISAS[model.compiler.isa]
+                tuned = finetune(site, closed, observed, limits, steps, report, isa=isa)
+                model.known[key] = tuned if source is None else fit_bytes(site, tuned, observed, source)
             self._uses_tuned = True
         return self._uses_tuned
 
@@ -158,8 +167,10 @@ class Fits:
         if site.conv:
             # Directions are themselves a convolution's channels, computed in whole vectors.
             size = round_up(options.site_size(name, min(inputs, rows), rows), ISAS[self._model.compiler.isa].lanes)
-            return name, both, size, options.projection, 32
-        return name, both, options.site_size(name, inputs, rows), options.projection, options.little_bits
+            precision = self._model.site_precision(name, forms)
+            source = self._model.on_bytes[name] if precision == "int8" else None
+            return name, both, size, options.projection, 32, source
+        return name, both, options.site_size(name, inputs, rows), options.projection, options.little_bits, None
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
         options = self._model.options
@@ -167,10 +178,13 @@ class Fits:
         return *self._key(name, forms), "tuned", options.finetune_steps, under
 
     def _closed_form(self, name: str, forms: tuple[str, str]) -> SiteFit:
-        model, key = self._model, self._key(name, forms)
+        return self._closed(self._key(name, forms))
+
+    def _closed(self, key: tuple) -> SiteFit:
+        model = self._model
         if key not in model.known:
-            _, both, size, projection, bits = key
-            options = {"both": both, "dimensions": size, "projection": projection, "bits": bits}
+            name, both, size, projection, bits, source = key
+            options = {"both": both, "dimensions": size, "projection": projection, "bits": bits, "source": source}
             model.known[key] = fit_site(model.sites[name], model.observations[name], model.sites, **options)
         return model.known[key]
 
