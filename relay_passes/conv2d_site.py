@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -160,24 +161,31 @@ def conv2d_function(site: Conv2dSite) -> relax.Function:
         relax.Var(name, relax.TensorType(list(extents), "float32"))
         for name, extents in zip(names, [*shapes, shape], strict=False)
     ]
-    x, weight, *added = parameters
     builder = relax.BlockBuilder()
     with builder.function("conv2d", parameters, private=True):
         with builder.dataflow():
-            windows = {"strides": conv.strides, "padding": conv.padding, "dilation": conv.dilation}
-            y = builder.emit(
-                relax.op.nn.conv2d(x, weight, **windows, data_layout="NHWC", kernel_layout="OHWI", out_layout="NHWC")
-            )
-            for other in added:
-                y = builder.emit(relax.op.add(y, other))
-            if conv.activation in ("relu", "relu6"):
-                y = builder.emit(relax.op.nn.relu(y))
-                if conv.activation == "relu6":
-                    y = builder.emit(relax.op.minimum(y, relax.const(_SIX, "float32")))
-            elif conv.activation:
-                y = builder.emit(getattr(relax.op, conv.activation)(y))
-            if pool is not None:
-                y = builder.emit(relax.op.nn.max_pool2d(y, pool.window, pool.strides, layout="NHWC", out_layout="NHWC"))
-            result = builder.emit_output(y)
+            *stages, last = _stages(conv, pool, *parameters[1:])
+            y = parameters[0]
+            for stage in stages:
+                y = builder.emit(stage(y))
+            result = builder.emit_output(last(y))
         builder.emit_func_output(result)
     return builder.get()["conv2d"]
+
+
+def _stages(conv: Conv2d, pool: MaxPool2d | None, weight: relax.Var, *added: relax.Var) -> list:
+    """Return the operators of a site, each a function of what the one before it gives."""
+    windows = {"strides": conv.strides, "padding": conv.padding, "dilation": conv.dilation}
+    layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
+    stages = [lambda x: relax.op.nn.conv2d(x, weight, **windows, **layouts)]
+    stages += [partial(lambda other, y: relax.op.add(y, other), other) for other in added]
+    if conv.activation in ("relu", "relu6"):
+        stages.append(relax.op.nn.relu)
+    elif conv.activation:
+        stages.append(getattr(relax.op, conv.activation))
+    if conv.activation == "relu6":
+        stages.append(lambda y: relax.op.minimum(y, relax.const(_SIX, "float32")))
+    if pool is not None:
+        images = {"layout": "NHWC", "out_layout": "NHWC"}
+        stages.append(lambda y: relax.op.nn.max_pool2d(y, pool.window, pool.strides, **images))
+    return stages

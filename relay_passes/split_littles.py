@@ -57,15 +57,16 @@ class _Splitter(PyExprMutator):
         site, name = read_conv2d(function, given, layer_activation(function)), str(function.attrs["dual.site"])
         few, spread = _halves(site, read_little(function))
         levels = {"dual.scale": LEVELS.scale, "dual.zero": LEVELS.zero}
-        value = self.builder_.emit(self._call(function, few, f"{name}_few", _taken(function, _READS), site.x))
-        result = self._call(function, spread, name, levels | _taken(function, _WRITES), value, site.residual)
+        read, written = {"dual.site": f"{name}_few"} | _taken(function, _READS), levels | _taken(function, _WRITES)
+        value = self.builder_.emit(self._call(function, few, f"{name}_few", read, site.x))
+        result = self._call(function, spread, f"{name}_spread", written | {"dual.site": name}, value, site.residual)
         # What the site was to give may be bytes, which its function does not say.
         return relax.Call(result.op, result.args, ret_ty=call.ty)
 
     def _call(self, function: relax.Function, half: Conv2dSite, name: str, attributes: dict, *images) -> relax.Call:
         made = conv2d_function(half).with_attrs(
             _taken(function, _BOTH)
-            | {"dual.site": name, "dual.nonnegative": 0, "dual.input": "dense", "dual.hidden": "", "dual.means": []}
+            | {"dual.nonnegative": 0, "dual.input": "dense", "dual.hidden": "", "dual.means": []}
             | attributes
         )
         target = self.builder_.add_func(made, name)
