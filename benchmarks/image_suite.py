@@ -55,7 +55,7 @@ class Network:
     options : AdvancedOptions
         Of the dual form.
     quantized : bool
-        Whether it is run in int8, too.
+        Whether it is run in int8, too: our dense form, and the dual one.
     """
 
     name: str
@@ -135,17 +135,20 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
     builder = Builder(
         network.path, [network.calibration], streaming=True, threads=threads, progress=progress, target=our_target()
     )
-    specs, judged = [], {"evaluate": network.evaluate, "max_drop": network.max_drop}
+    specs, reports, judged = [], [], {"evaluate": network.evaluate, "max_drop": network.max_drop}
     if network.quantized:
-        library = builder.build("int8", options=AdvancedOptions(mode="dense"), **judged)
-        specs.append(our_spec(library, folder / f"{network.name}_int8.so", "dense"))
+        for mode, options in (("dense", AdvancedOptions(mode="dense")), ("dual", network.options)):
+            library = builder.build("int8", options=options, **judged)
+            specs.append(our_spec(library, folder / f"{network.name}_{mode}_int8.so", mode))
+        reports.append(str(library.report))
     for mode in _MODES:
         if mode == "dual":
             library = builder.build("fp32", options=network.options, **judged)
         else:
             library = builder.build("fp32", options=AdvancedOptions(mode=mode))
         specs.append(our_spec(library, folder / f"{network.name}_{mode}.so", mode))
-    return specs, str(library.report)
+    reports.append(str(library.report))
+    return specs, "\n\n".join(reports)
 
 
 def _measure(network: Network, specs, threads: int, turns: Turns, progress: Progress) -> list[dict]:

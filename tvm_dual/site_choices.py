@@ -20,8 +20,8 @@ from tvm_dual.search import LADDER
 from tvm_dual.site_times import SiteTimes
 from tvm_dual.variants import LITTLE_BYTES, Fits, Model
 
-#: Sizes of little modules, as multiples of the options'.
-MULTIPLES = (1, 2, 4)
+#: Sizes of little modules, as multiples of the options', and of those on bytes.
+MULTIPLES, BYTE_MULTIPLES = (1, 2, 4), (1, 2, 3, 4)
 #: Calls that a layer's loss is measured on.
 PROBE_CALLS = 96
 #: Added to a loss that something is divided by: far below what any quality budget is spent on.
@@ -65,7 +65,8 @@ def sizes_of(model: Model, name: str) -> tuple[int, ...]:
     least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
     named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
     lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
-    sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (MULTIPLES[:1] if named else MULTIPLES))
+    multiples = BYTE_MULTIPLES if name in model.on_bytes else MULTIPLES
+    sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (multiples[:1] if named else multiples))
     return tuple(size for i, size in enumerate(sizes) if i == 0 or size < min(inputs, rows))
 
 

@@ -21,8 +21,9 @@ from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
 from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Model, exact_form, gated_form, little_alone
 
-#: Turns of every layer in every form, at most; after `SECONDS`, as few as `FEWEST`.
-TURNS, FEWEST, SECONDS = 24, 4, 10.0
+#: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
+#: as `FEWEST`.
+TURNS, BYTE_TURNS, FEWEST, SECONDS = 24, 120, 4, 10.0
 #: Of the times of all turns the one that counts: other work on the machine only ever adds.
 QUANTILE = 0.25
 
@@ -77,7 +78,9 @@ def time_sites(
         for name, site in model.sites.items()
     }
     times = _in_turns(model, exact)
-    forms = {name: exact_form(model.sites[name], skips[name][int(np.argmin(found))]) for name, found in times.items()}
+    best = {name: int(np.argmin(found)) for name, found in times.items()}
+    forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
+    others = {name: exact[name][at] for name, at in best.items()}
     onto_bytes = {name: found for name, found in sizes.items() if model.littles_on_bytes(name)}
     # Where floats were faster no little module is looked for.
     onto_bytes = {name: found for name, found in onto_bytes.items() if forms[name] == EXACT_BYTES}
@@ -86,20 +89,20 @@ def time_sites(
         name: [exact[name][0], *(told(_on_bytes, model, name, size) for size in found)]
         for name, found in onto_bytes.items()
     }
-    few = _in_turns(model, littles)
+    few = _in_turns(model, littles, others, BYTE_TURNS)
     candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes if model.gates(name)}
     # Which form a little module's projection has is seen at its smallest size.
     first = {
         name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
         for name, found in candidates.items()
     }
-    least = _in_turns(model, first)
+    least = _in_turns(model, first, others)
     gated = {name: found[int(np.argmin(least[name][::3]))] for name, found in candidates.items() if found}
-    others = {
+    larger = {
         name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, form, size)]
         for name, form in gated.items()
     }
-    rest = _in_turns(model, others)
+    rest = _in_turns(model, larger, others)
     told.finish()
     result = {}
     for name, form in forms.items():
@@ -172,27 +175,36 @@ def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_E
     return [*((library, {name: table}) for table in tables), (alone, {})]
 
 
-def _in_turns(model: Model, entries: Mapping[str, list[_Entry]]) -> dict[str, list[float]]:
-    """Return the microseconds of each layer's entries."""
-    given = {
-        name: [_given(library, model.observations[name].examples, model.on_bytes.get(name)) for library, _ in found]
-        for name, found in entries.items()
+def _in_turns(
+    model: Model, entries: Mapping[str, list[_Entry]], others: Mapping[str, _Entry] | None = None, turns: int = TURNS
+) -> dict[str, list[float]]:
+    """Return the microseconds of each layer's entries; layers without an entry for a turn run that of `others`."""
+    if not any(entries.values()):
+        return {name: [] for name in entries}
+    timed = {name: len(entries.get(name, ())) for name in model.sites}
+    queues = {
+        name: [*entries.get(name, ()), *([others[name]] if others else [])]
+        for name in model.sites
+        if timed[name] or others
     }
-    runs = {name: [library.stream() for library, _ in found] for name, found in entries.items()}
+    given = {
+        name: [_given(library, model.observations[name].examples, model.on_bytes.get(name)) for library, _ in queue]
+        for name, queue in queues.items()
+    }
+    runs = {name: [library.stream() for library, _ in queue] for name, queue in queues.items()}
     times = {name: [[] for _ in found] for name, found in entries.items()}
     start = time.monotonic()
-    for turn in range(TURNS):
-        for position in range(max(map(len, runs.values()), default=0)):
-            for name, found in entries.items():
-                if position >= len(found):
-                    continue
-                (library, tables), run = found[position], runs[name][position]
+    for turn in range(turns):
+        for position in range(max(timed.values())):
+            for name, queue in queues.items():
+                at = min(position, len(queue) - 1)
+                (library, tables), run, calls = queue[at], runs[name][at], given[name][at]
                 library.set_thresholds(tables)
-                examples = given[name][position]
-                call = examples[turn % len(examples)]
+                call = calls[turn % len(calls)]
                 begin = time.perf_counter_ns()
                 run(*call)
-                times[name][position].append((time.perf_counter_ns() - begin) / 1e3)
+                if position < timed[name]:
+                    times[name][position].append((time.perf_counter_ns() - begin) / 1e3)
         if turn + 1 >= FEWEST and time.monotonic() - start > SECONDS:
             break
     return {name: [float(np.quantile(t, QUANTILE)) for t in found] for name, found in times.items()}

@@ -28,9 +28,9 @@ class Blocks(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def blocks_builder() -> Builder:
-    """Return the network, calibrated on images of which a half is dark."""
+def blocks_builder(target: str = "native") -> Builder:
+    """Return the network for a level, calibrated on images of which a half is dark."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).standard_normal((40, 3, 12, 11)).astype("float32")
     images[:, :, 6:] *= 0.1
-    return Builder(Blocks().eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),))
+    return Builder(Blocks().eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),), target=target)

@@ -1,0 +1,167 @@
+"""Little modules on bytes: what is fitted, what is compiled, and models that are built with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from relay_passes.split_littles import LEVELS
+from schedules.conv2d_int8 import Affine
+from schedules.cpu import ISAS, missing_flags
+from schedules.quantize import stored_rows
+from tests.tvm_dual.convolutions import blocks_builder
+from tvm_dual.builder import Builder
+from tvm_dual.byte_convs import byte_scale
+from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
+from tvm_dual.little import fit_responses
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
+from tvm_dual.site_times import time_sites
+from tvm_dual.variants import LITTLE_BYTES, Fits, Model, exact_form
+
+OPTIONS = AdvancedOptions(rule="damage", dimension_share=0.25)
+
+
+@pytest.fixture(scope="module")
+def builder() -> Builder:
+    if missing_flags(ISAS["avx512_vnni"]):
+        pytest.skip("this CPU lacks avx512_vnni")
+    # Not AMX: on its tiles layers as small as these take the time of a call in any form.
+    return blocks_builder("avx512_vnni")
+
+
+@pytest.fixture(scope="module")
+def model(builder) -> Model:
+    """The network with every convolution on bytes."""
+    found = builder.model("int8", OPTIONS)
+    scales = {name: byte_scale(found.observations[name].inputs[0]) for name, site in found.sites.items() if site.conv}
+    return replace(found, on_bytes=scales)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Inputs, weights of few directions, sums."""
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.standard_normal((3000, 90)), 0).astype("float32")
+    weight = (rng.standard_normal((40, 8)) * 0.5 ** np.arange(8)) @ rng.standard_normal((8, 90))
+    weight = (weight + 0.01 * rng.standard_normal((40, 90))).astype("float32")
+    return x, weight, x @ weight.T + 3
+
+
+@pytest.mark.parametrize("k", [4, 16])
+def test_bytes_lose_little_of_what_floats_predict(problem, k):
+    x, weight, targets = problem
+    importance, source = np.linspace(0.1, 2, 40).astype("float32"), byte_scale(x)
+    floats = fit_responses(x, targets, weight, k, importance)
+    found = bytes_little(floats, x, targets, importance, source)
+    assert found.module.bits == 8 and found.module.weight.shape == (40, k)
+    errors = targets - byte_sums(found.module, x, source)
+    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(found.spread, errors.std(axis=0), rtol=1e-3)
+    lost = [float(((fit.spread * importance) ** 2).sum()) for fit in (floats, found)]
+    power = float(((targets.std(axis=0) * importance) ** 2).sum())
+    assert lost[1] - lost[0] < 0.002 * power
+
+
+def test_levels_of_every_direction_are_made_use_of(problem):
+    x, weight, targets = problem
+    importance, source = np.ones(40, "float32"), byte_scale(x)
+    module = bytes_little(fit_responses(x, targets, weight, 8, importance), x, targets, importance, source).module
+    few = stood_for(x, source) @ stored_rows(module.projections[0], 8).T - module.center
+    reached = np.abs(few).max(axis=0)
+    assert reached.max() > 120 and reached.min() > 12, "directions differ by 200 in what they reach as floats"
+    assert np.abs(few).mean() > 8
+
+
+def test_trained_rows_are_kept(problem):
+    x, weight, targets = problem
+    importance, source = np.ones(40, "float32"), byte_scale(x)
+    floats = fit_responses(x, targets, weight, 8, importance)
+    moved = replace(floats, module=replace(floats.module, bias=floats.module.bias + 5))
+    found = bytes_little(moved, x, targets, importance, source, refit=False)
+    assert (byte_sums(found.module, x, source) - targets).mean() == pytest.approx(5, abs=0.1)
+
+
+def test_bytes_stand_for_values():
+    levels = Affine(0.5, 100)
+    np.testing.assert_array_equal(as_bytes(np.array([-99.0, -50.2, 0.0, 0.3, 99.0]), levels), [0, 0, 100, 101, 255])
+    np.testing.assert_allclose(stood_for(np.array([-1.0, 0.3], "float32"), levels), [-1.0, 0.5])
+
+
+@pytest.mark.parametrize("name, reads, writes", [("conv2d1", "uint8", "uint8"), ("conv2d3", "uint8", "float32")])
+def test_a_layer_alone_reads_and_writes_what_it_does_in_the_model(model, name, reads, writes):
+    fit = Fits(model).fit(name, LITTLE_BYTES)
+    exact = {other: exact_form(model.sites[other], False) for other in model.on_bytes}
+    compiler = model.compiler.with_bytes(model.site_forms(exact)).of_site(name)
+    library = compiler.compile(model.site_forms({name: LITTLE_BYTES}), {name: fit.little}, {name: fit.spread})
+    assert {tensor.dtype for tensor in library.metadata.inputs} == {reads}
+    assert library.metadata.outputs[0].dtype == writes
+    x, *residual = model.observations[name].examples[0]
+    given = [as_bytes(image, model.on_bytes[name]) for image in (x, *residual)]
+    found = library(*given)[0].reshape(-1, 64)
+    padded = np.pad(stood_for(x, model.on_bytes[name])[0], ((1, 1), (1, 1), (0, 0)))
+    seen = np.stack([padded[i : i + 3, j : j + 3].ravel() for i in range(x.shape[1]) for j in range(x.shape[2])])
+    wanted = byte_sums(fit.little.module, seen, model.on_bytes[name])
+    if residual:
+        levels = model.on_bytes[site_after(model, "conv2d1")]
+        wanted = wanted + (given[1].reshape(-1, 64).astype("float32") - levels.zero) * levels.scale
+    wanted = np.maximum(wanted, 0)
+    if writes == "uint8":
+        levels = model.on_bytes[site_after(model, name)]
+        assert np.abs(found.astype(int) - as_bytes(wanted, levels)).max() <= 1
+    else:
+        np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def site_after(model: Model, name: str) -> str:
+    """Return the site whose scale an image has."""
+    return model.sites[name].consumers[0]
+
+
+def test_layers_on_bytes_have_times_of_their_little_modules_alone(model):
+    sizes = {"conv2d1": (16,), "conv2d3": (16, 32)}
+    found = time_sites(model, sizes, lambda *_: None)
+    for name, site in model.sites.items():
+        times = found[name]
+        if site.conv:
+            assert times.form == ("dense", "") and not times.closed and not times.opened
+        assert tuple(times.alone) == sizes.get(name, ())
+        assert times.gated == (LITTLE_BYTES if name in sizes else times.form)
+        assert times.exact > 0 and all(value > 0 for value in times.alone.values())
+
+
+def test_a_model_is_built_with_little_modules_on_bytes_and_again_from_its_plan(builder):
+    library = builder.build("int8", options=OPTIONS, max_drop=0.2)
+    plan = library.report.plan
+    assert plan.quality >= plan.dense_quality - 0.2
+    chosen = [site for site in plan.sites if (site.input, site.hidden) == LITTLE_BYTES]
+    assert chosen, "three layers of this model are mostly of few directions"
+    for site in chosen:
+        k = site.dimensions
+        assert (site.precision, site.little_bits, site.density) == ("int8", 8, 0.0) and site.scale > 0
+        assert (
+            k % 16 == 0
+            and site.reason == f"little module on bytes, {k} of {64 if site.name != 'conv2d0' else 32} directions"
+        )
+        inputs = builder.model().sites[site.name].weight.shape[1]
+        assert site.operations == 12 * 11 * (k * inputs + 64 * k)
+        assert site.all_operations == 12 * 11 * 64 * inputs
+        assert site.bytes_read == k * -(-inputs // 64) * 64 + 64 * -(-k // 64) * 64
+    assert "little module on bytes" in str(library.report)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    replayed = builder.build("int8", options=OPTIONS, plan=again)
+    for before, after in zip(plan.sites, replayed.report.plan.sites, strict=True):
+        names = ("input", "hidden", "precision", "dimensions", "scale", "zero", "bytes_read", "reason")
+        assert [getattr(before, n) for n in names] == [getattr(after, n) for n in names]
+    for call in builder.model().data.streams[0][:3]:
+        np.testing.assert_array_equal(replayed(*call), library(*call))
+
+
+def test_a_site_that_is_kept_stays_exact(builder):
+    kept = replace(OPTIONS, keep_dense=("conv2d1", "conv2d2", "conv2d3"))
+    plan = builder.build("int8", options=kept, max_drop=0.2).report.plan
+    assert all(site.input != "little" for site in plan.sites if site.name in kept.keep_dense)
+    assert LEVELS.scale == 1
