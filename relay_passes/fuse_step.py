@@ -64,6 +64,9 @@ def _is_fusible(module: IRModule, main: relax.Function) -> bool:
                 # A result that is an argument or a constant has no kernel that writes it.
                 if any(field not in computed for field in value.fields):
                     return False
+                # One that is asked for twice would be written once.
+                if len(set(value.fields)) < len(value.fields):
+                    return False
             elif not isinstance(value, (relax.TupleGetItem, relax.Var)):
                 return False
             computed.add(binding.var)
