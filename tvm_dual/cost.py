@@ -11,6 +11,10 @@ from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 
+#: Bytes of a row that a dot product of bytes reads.
+BYTES_AT_ONCE = 4
+
+
 def element_bytes(precision: str) -> int:
     """Return the size of one weight in bytes."""
     return {"fp32": 4, "int8": 1}[precision]
@@ -89,7 +93,12 @@ def bytes_read(
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
             total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
-    if little is not None:
+    if little is not None and site.conv and precision == "int8":
+        # Both are convolutions of bytes; tiles read whole rows, dot products four bytes at a time.
+        unit = isa.row_bytes if isa.amx else BYTES_AT_ONCE
+        matrices = (*little.module.projections, little.module.weight)
+        total += sum(n * round_up(k, unit) for n, k in (matrix.shape for matrix in matrices))
+    elif little is not None:
         module = little.module
         size = element_bytes("fp32" if module.bits == 32 else "int8")
         total += sum(p.shape[0] * round_up(p.shape[1] * size, isa.row_bytes) for p in module.projections)

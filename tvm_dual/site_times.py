@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from tvm_dual.compiler import Compiler
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
-from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Model, exact_form, gated_form, little_alone
+from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Forms, Model, exact_form, gated_form, little_alone
 
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
 #: as `FEWEST`.
@@ -81,42 +81,49 @@ def time_sites(
     best = {name: int(np.argmin(found)) for name, found in times.items()}
     forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
     others = {name: exact[name][at] for name, at in best.items()}
-    onto_bytes = {name: found for name, found in sizes.items() if model.littles_on_bytes(name)}
-    # Where floats were faster no little module is looked for.
-    onto_bytes = {name: found for name, found in onto_bytes.items() if forms[name] == EXACT_BYTES}
-    # The exact form again, so that the two are compared in the same turns.
-    littles = {
-        name: [exact[name][0], *(told(_on_bytes, model, name, size) for size in found)]
-        for name, found in onto_bytes.items()
+    gated = {name: found for name, found in sizes.items() if model.gates(name)}
+    # Where floats were faster no little module on bytes is looked for.
+    on_bytes = {n: found for n, found in sizes.items() if model.littles_on_bytes(n) and forms[n] == EXACT_BYTES}
+    result = {name: SiteTimes(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
+    result |= _time_on_bytes(model, on_bytes, others, told)
+    for name, found in _time_gated(model, gated, forms, others, told).items():
+        result[name] = replace(result[name], **found)
+    told.finish()
+    return result
+
+
+def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: Mapping[str, _Entry], told: _Told):
+    """Return the times of layers on bytes: exact, and behind their little modules, all in the same turns."""
+    entries = {
+        name: [others[name], *(told(_on_bytes, model, name, size) for size in found)] for name, found in sizes.items()
     }
-    few = _in_turns(model, littles, others, BYTE_TURNS)
-    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes if model.gates(name)}
+    found = {}
+    for name, (exact, *alone) in _in_turns(model, entries, others, BYTE_TURNS).items():
+        found[name] = SiteTimes(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, dict(zip(sizes[name], alone, strict=True)))
+    return found
+
+
+def _time_gated(
+    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, _Entry], told: _Told
+) -> dict[str, dict]:
+    """Return what `SiteTimes` of layers with a gate consists of, beside their exact forms `forms`."""
+    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes}
     # Which form a little module's projection has is seen at its smallest size.
     first = {
         name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
         for name, found in candidates.items()
     }
     least = _in_turns(model, first, others)
-    gated = {name: found[int(np.argmin(least[name][::3]))] for name, found in candidates.items() if found}
+    chosen = {name: int(np.argmin(least[name][::3])) for name, found in candidates.items() if found}
     larger = {
-        name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, form, size)]
-        for name, form in gated.items()
+        name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, candidates[name][at], size)]
+        for name, at in chosen.items()
     }
-    rest = _in_turns(model, larger, others)
-    told.finish()
-    result = {}
-    for name, form in forms.items():
-        chosen = gated.get(name, form)
-        by_size = [{}, {}, {}]
-        if name in gated:
-            at = 3 * candidates[name].index(chosen)
-            every = [*least[name][at : at + 3], *rest[name]]
-            by_size = [dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3)]
-        if name in onto_bytes:
-            by_size[2] = dict(zip(sizes[name], few[name][1:], strict=True))
-            result[name] = SiteTimes(form, few[name][0], LITTLE_BYTES, *by_size)
-            continue
-        result[name] = SiteTimes(form, min(times[name]), chosen, *by_size)
+    rest, result = _in_turns(model, larger, others), {}
+    for name, at in chosen.items():
+        every = [*least[name][3 * at : 3 * at + 3], *rest[name]]
+        parts = (dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3))
+        result[name] = dict(zip(("closed", "opened", "alone"), parts, strict=True)) | {"gated": candidates[name][at]}
     return result
 
 
