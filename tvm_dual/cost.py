@@ -10,7 +10,6 @@ from tvm_dual.little import FittedLittle
 from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
-
 #: Bytes of a row that a dot product of bytes reads.
 BYTES_AT_ONCE = 4
 
