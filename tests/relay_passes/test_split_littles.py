@@ -8,7 +8,9 @@ import tvm
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from relay_passes import join_bytes
 from relay_passes.conv2d_site import conv2d_function, read_conv2d
+from relay_passes.join_bytes import CHAIN, JoinBytes
 from relay_passes.mark_sites import MarkSites, layer_activation
 from relay_passes.pass_bytes import PassBytes
 from relay_passes.products import LittleModule
@@ -205,6 +207,39 @@ def test_what_is_computed_is_the_little_module(model):
     y = np.maximum(few @ LITTLE.weight.T + LITTLE.bias, 0).reshape(2, 2, 2, 2, 32).max(axis=(1, 3))
     wanted = np.maximum(y @ normal(16, 1, 1, 32, seed=1).reshape(16, 32).T, 0)
     assert np.abs(found[0] - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_both_may_be_parts_of_a_chain(monkeypatch):
+    level = ISAS["avx512_vnni"]
+    if missing_flags(level):
+        pytest.skip("this CPU lacks avx512_vnni")
+
+    @I.ir_module
+    class Model:
+        @R.function
+        def main(
+            x: R.Tensor((1, 10, 6, 3), "float32"),
+            w0: R.Tensor((32, 3, 3, 3), "float32"),
+            w1: R.Tensor((16, 3, 3, 32), "float32"),
+        ) -> R.Tensor((1, 10, 6, 16), "float32"):
+            with R.dataflow():
+                a = R.nn.relu(R.nn.conv2d(x, w0, padding=[1, 1, 1, 1], data_layout="NHWC", kernel_layout="OHWI"))
+                c = R.nn.relu(R.nn.conv2d(a, w1, padding=[1, 1, 1, 1], data_layout="NHWC", kernel_layout="OHWI"))
+                R.output(c)
+            return c
+
+    weights = {"w0": normal(32, 3, 3, 3), "w1": normal(16, 3, 3, 32, seed=1)}
+    second = SiteForm("int8", "dense", "", "", 1, "avx512_vnni", 0.05, 0)
+    module = PassBytes()(SplitLittles()(planned(MarkSites()(bound(Model, **weights)), second=second)))
+    x, found = np.clip(normal(1, 10, 6, 3, seed=9), -0.1, 4), []
+    for large in (1 << 30, 1):
+        monkeypatch.setattr(join_bytes, "LARGE", large)
+        joined = JoinBytes()(module)
+        chains = [f.attrs["dual.site"] for f in joined.functions.values() if (f.attrs or {}).get("Composite") == CHAIN]
+        assert chains == (["conv2d0_few_to_conv2d1"] if large == 1 else [])
+        found += run_module(RewriteConv2d()(joined), level, x)
+    assert found[0].any()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh", None])
