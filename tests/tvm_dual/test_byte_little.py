@@ -15,6 +15,7 @@ from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
+from tvm_dual.gates import FAR
 from tvm_dual.little import fit_responses
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
@@ -154,6 +155,26 @@ def test_a_model_is_built_with_little_modules_on_bytes_and_again_from_its_plan(b
         assert [getattr(before, n) for n in names] == [getattr(after, n) for n in names]
     for call in builder.model().data.streams[0][:3]:
         np.testing.assert_array_equal(replayed(*call), library(*call))
+
+
+def test_trained_little_modules_become_bytes(builder):
+    model = builder.model("int8", replace(OPTIONS, finetune_steps=20))
+    scales = {"conv2d1": byte_scale(model.observations["conv2d1"].inputs[0])}
+    model = replace(model, on_bytes=scales, known={})
+    fits, observed, site = Fits(model), model.observations["conv2d1"], model.sites["conv2d1"]
+    closed = fits.fit("conv2d1", LITTLE_BYTES)
+    assert fits.finetune({"conv2d1": LITTLE_BYTES}, {"conv2d1": FAR}, lambda *_: None)
+    tuned = fits.fit("conv2d1", LITTLE_BYTES)
+    assert tuned.tuned and not closed.tuned and tuned.little.module.bits == 8
+    assert (tuned.little.module.weight != closed.little.module.weight).any()
+    (x,) = observed.inputs
+    wanted = np.maximum(x @ site.weight.T + site.bias, 0)
+    errors = [
+        np.square(np.maximum(byte_sums(fit.little.module, x, scales["conv2d1"]), 0) - wanted).mean()
+        for fit in (closed, tuned)
+    ]
+    # Training can gain nothing that rounding does not hide here: sixteen directions are nearly all of this layer.
+    assert max(errors) < 0.01 * np.square(wanted).mean()
 
 
 def test_an_image_that_is_convolved_and_added_is_seen_in_both_places(builder):
