@@ -10,7 +10,7 @@ from tvm import relax
 from relay_passes.site_plan import read_form
 from relay_passes.step import StepBuilder
 from schedules.conv2d_byte_tile import default_byte_tile
-from schedules.conv2d_bytes import ByteConv
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa

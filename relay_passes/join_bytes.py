@@ -20,7 +20,7 @@ from relay_passes.site_plan import planned_bias, read_form
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
 from schedules.byte_chain import ByteChain, can_chain, can_pool
-from schedules.conv2d_bytes import ByteConv
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_chain import conv2d_chain, pack_chain
 from schedules.registry import kernel
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from schedules.conv2d_byte_tile import ByteTile, byte_cycles, byte_tiles
-from schedules.conv2d_bytes import ByteConv
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_vnni import LANES
 from schedules.cpu import Isa
 from schedules.pool import MaxPool2d

@@ -1,7 +1,7 @@
-"""Register tiles of bytes on AMX: up to 16 pixels times 16 outputs each, 64 taps at a time.
+"""Register tiles on AMX: up to 16 pixels times 16 outputs each, 64 taps of bytes or 32 of bf16 at a time.
 
 TVM 0.27 has no intrinsics for tiles, but LLVM's can be called with the numbers of tile registers as immediates. Tiles
-take rows at one constant distance: of output pixels in one line (`schedules.conv2d_bytes`). The operating system must
+take rows at one constant distance: of output pixels in one line (`schedules.conv2d_lines`). The operating system must
 have given the process leave to use tiles (`schedules.cpu.request_tiles`).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from schedules.conv2d_bytes import STEP, Lines
+from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -19,6 +19,8 @@ from schedules.intrinsics import prefetch
 REGISTERS, ROWS, LANES = 8, 16, 16
 #: Bytes of weights that stay in a second level of 2 MB beside a band.
 KEPT_BYTES = 1 << 20
+#: By the bytes of a value: the product of two tiles, and the type of what it is added to.
+_PRODUCTS = {1: ("tdpbusd", "int32"), 2: ("tdpbf16ps", "float32")}
 
 
 def tile_op(name: str, *operands):
@@ -73,13 +75,13 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     Panels are those from `first` to `last`. `image` holds what the band reads from `origin` on, `to` is its first pixel
-    in the output; `store` is `schedules.conv2d_int8.finish_sums`. Sums of one block of tiles leave their registers one
+    in the output; `store` is `schedules.conv2d_finish.finish_sums`. Sums of one block of tiles leave their registers one
     by one as the next block takes these, and what follows them is done between the products of that block, which leave
     the vector units idle. Of the first block zeros are finished that way, in the place that its sums are written to
     later.
     """
     pixels, tiles, vectors = tile.pixels, tile.tiles, tile.vectors
-    sums, width = tiles * vectors, tile.vectors * LANES
+    (product, kind), sums, width = _PRODUCTS[lines.size], tiles * vectors, tile.vectors * LANES
     per_line = -(-lines.length // pixels)
     every = lines.count * per_line
     blocks = -(-every // tiles)
@@ -123,7 +125,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 "tileloadd64",
                 T.cast(sums + i, "int8"),
                 T.address_of(image[base[i] + skip]),
-                T.int64(lines.pixel),
+                T.int64(lines.pixel * lines.size),
             )
             if i < vectors:
                 load_weights(weight, panel, at, i)
@@ -133,7 +135,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     @T.inline
     def multiply(i, v):
         tile_op(
-            "tdpbusd",
+            product,
             T.cast(i * vectors + v, "int8"),
             T.cast(sums + i, "int8"),
             T.cast(sums + tiles + v, "int8"),
@@ -150,7 +152,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
 
     @T.inline
     def compute(image, origin, operands, y, to, first, last):
-        total = T.alloc_buffer((sums * pixels * LANES,), "int32")
+        total = T.alloc_buffer((sums * pixels * LANES,), kind)
         base = T.alloc_buffer((tiles,), "int32")
         start = T.alloc_buffer((tiles,), "int32")
         before = T.alloc_buffer((tiles,), "int32")
@@ -172,7 +174,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 for across in T.serial(times):
                     for step in T.serial(steps):
                         at: T.let = (down * times + across) * steps + step
-                        load(image, operands[0], base, panel, at, down * down_by + across * across_by + step * STEP)
+                        load(image, operands[0], base, panel, at, down * down_by + across * across_by + step * lines.step)
                         if at == 0:
                             for i in T.unroll(tiles):
                                 for v in T.unroll(vectors):

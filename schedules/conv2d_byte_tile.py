@@ -1,11 +1,13 @@
-"""How a convolution of bytes is divided into bands, blocks and tiles."""
+"""How a convolution of bytes or of bf16 is divided into bands, blocks and tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from schedules.conv2d_bytes import ByteBands, ByteConv, image_lines
+from schedules.bf16_vectors import BF16
+from schedules.conv2d_bytes import ByteBands
+from schedules.conv2d_lines import SIZES, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.cpu import Isa
 
@@ -29,7 +31,7 @@ _BLOCK, _FINISH, _LOOK, _COPY = 100, 4, 2, 4
 
 @dataclass(frozen=True)
 class ByteTile:
-    """How a convolution of bytes is divided.
+    """How a convolution of bytes or of bf16 is divided.
 
     Attributes
     ----------
@@ -40,7 +42,7 @@ class ByteTile:
     rows : int
         Output rows of a band.
     form : str
-        How pixels are read: `schedules.conv2d_bytes.image_lines`.
+        How pixels are read: `schedules.conv2d_lines.image_lines`.
     matrix : bool
         Whether tiles are those of AMX, where it exists; of few taps sums take less time than what a tile costs.
     """
@@ -59,8 +61,8 @@ def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:
 
 
 def byte_tiles(isa: Isa, byte: ByteConv) -> list[ByteTile]:
-    """Return the tiles that are worth a thought."""
-    matrix = [True, False] if isa.amx else [False]
+    """Return the tiles that are worth a thought; of bf16 there are none without AMX."""
+    matrix = [True] * isa.amx + [False] * (byte.numbers != BF16)
     return [tile for each in matrix for tile in _choices(byte, each)]
 
 
@@ -71,12 +73,12 @@ def byte_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
 
 def _band_rows(byte: ByteConv, form: str) -> int:
     """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
-    conv = byte.conv
-    read = conv.strides[0] * conv.padded_width * conv.inputs
-    written = conv.out_width * conv.outputs * (1 if byte.result == "uint8" else 4)
+    conv, size = byte.conv, SIZES[byte.numbers]
+    row = conv.padded_width * conv.inputs * size
+    read, written = conv.strides[0] * row, conv.out_width * conv.outputs * SIZES[byte.result]
     if form == "spread":
-        read += image_lines(conv, 1, form).pixel * conv.out_width
-    most = (BAND_BYTES - (conv.reach[0] - conv.strides[0]) * conv.padded_width * conv.inputs) // (read + written)
+        read += image_lines(byte, 1, form).pixel * conv.out_width * size
+    most = (BAND_BYTES - (conv.reach[0] - conv.strides[0]) * row) // (read + written)
     return -(-conv.out_height // -(-conv.out_height // max(1, min(most, conv.out_height))))
 
 
@@ -88,7 +90,7 @@ def _choices(byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
     blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in (1, 2, 3, 4)]
     for form in forms:
         rows = _band_rows(byte, form)
-        lines = image_lines(conv, rows, form)
+        lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
             tallest = 16 if matrix else _SUMS // vectors
             pixels = -(-lines.length // -(-lines.length // tallest))
@@ -97,7 +99,7 @@ def _choices(byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
 
 
 def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
-    lines = image_lines(byte.conv, tile.rows, tile.form)
+    lines = image_lines(byte, tile.rows, tile.form)
     sums, rows = tile.tiles * tile.vectors, tile.tiles * tile.pixels
     products = sums * (_PRODUCT + tile.pixels / 3)
     step = max(products, 16 * tile.vectors * _WEIGHT_LINE + rows * _PIXEL_LINE)
@@ -112,7 +114,7 @@ def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
 
 def _vnni_cycles(byte: ByteConv, tile: ByteTile) -> float:
     """Two products a cycle, hardly as many loads; a product is done after five."""
-    lines = image_lines(byte.conv, tile.rows, tile.form)
+    lines = image_lines(byte, tile.rows, tile.form)
     group = max(tile.pixels * tile.vectors / 2, (tile.pixels + tile.vectors) / 1.6, 5)
     groups = sum(-(-length // 4) for _, length in lines.runs)
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
@@ -123,10 +125,10 @@ def _vnni_cycles(byte: ByteConv, tile: ByteTile) -> float:
 
 
 def _copied(byte: ByteConv, tile: ByteTile) -> float:
-    bands = ByteBands(byte, tile.rows, tile.form)
-    size = (bands.copy_size if bands.copied else 0) / 64
+    bands, wide = ByteBands(byte, tile.rows, tile.form), SIZES[byte.numbers]
+    size = (bands.copy_size if bands.copied else 0) * wide / 64
     if tile.form == "spread":
         times, run = byte.conv.runs
         # Each run is a copy of its own, of at least one line.
-        size += tile.rows * byte.conv.out_width * byte.conv.kernel[0] * times * (1 + run / 64)
+        size += tile.rows * byte.conv.out_width * byte.conv.kernel[0] * times * (1 + run * wide / 64)
     return size * _COPY

@@ -18,8 +18,10 @@ from tvm.script import tirx as T
 
 from schedules.byte_chain import ByteChain
 from schedules.conv2d_amx import amx_panels, configure, release
-from schedules.conv2d_bytes import AFFINE, STEP, ZERO, Lines, copy_rows, image_lines
-from schedules.conv2d_int8 import Affine, finish_sums, pack_conv2d_int8
+from schedules.conv2d_bytes import AFFINE, ZERO, copy_rows
+from schedules.conv2d_finish import finish_sums
+from schedules.conv2d_int8 import Affine, pack_conv2d_int8
+from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import LANES, vnni_panels
 from schedules.cpu import Isa

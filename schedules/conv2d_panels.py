@@ -27,8 +27,12 @@ def panel_count(outputs: int, size: int) -> int:
 
 def panel_slices(outputs: int, size: int) -> list[slice]:
     """Return the outputs of each panel."""
-    starts = [min(panel * size, max(0, outputs - size)) for panel in range(panel_count(outputs, size))]
-    return [slice(start, min(start + size, outputs)) for start in starts]
+    return [slice(start, min(start + size, outputs)) for start in panel_starts(outputs, size)]
+
+
+def panel_starts(outputs: int, size: int) -> list[int]:
+    """Return the first output of each panel; one that is not full overlaps the one before it."""
+    return [min(panel * size, max(0, outputs - size)) for panel in range(panel_count(outputs, size))]
 
 
 def panel_column(panel, outputs: int, size: int):

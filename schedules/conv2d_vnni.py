@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from schedules.conv2d_bytes import STEP, Lines
+from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS

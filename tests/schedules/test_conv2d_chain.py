@@ -8,7 +8,7 @@ import pytest
 from schedules import byte_chain
 from schedules.byte_chain import ByteChain, can_chain
 from schedules.conv2d_byte_tile import default_byte_tile
-from schedules.conv2d_bytes import ByteConv
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_chain import conv2d_chain, pack_chain
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_shape import Conv2d
