@@ -25,7 +25,7 @@ class DualEngine(Engine):
         A .npz file of thresholds by site, instead of the library's own.
     """
 
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "bf16", "int8")
 
     def __init__(
         self, model_path: str, precision: str, threads: int, sequence: int = 1, thresholds: str | None = None

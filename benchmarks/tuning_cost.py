@@ -25,7 +25,7 @@ import psutil
 from schedules.cpu import ISAS, Isa, native_isa
 from schedules.families import Workload, default_knobs, search_space
 from schedules.knobs import Knobs
-from tvm_dual.builder import PRECISIONS, Builder
+from tvm_dual.builder import TUNED, Builder
 from tvm_dual.measure import median_microseconds
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.tuning import records
@@ -159,7 +159,7 @@ def default_and_tuned(model, streams: Sequence[np.ndarray], rounds: int = 21) ->
     with tempfile.TemporaryDirectory() as none:
         tuned = Builder(model, streams, streaming=True)
         plain = Builder(model, streams, streaming=True, logs=none, like=tuned)
-        for precision, mode in itertools.product(PRECISIONS, ("dense", "skip", "dual")):
+        for precision, mode in itertools.product(TUNED, ("dense", "skip", "dual")):
             options = AdvancedOptions(mode=mode, closed_share=CLOSED if mode == "dual" else None)
             library = tuned.build(precision, options=options)
             pair = [plain.build(precision, options=options, plan=library.report.plan), library]

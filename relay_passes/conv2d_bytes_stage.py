@@ -1,4 +1,4 @@
-"""The stage of a convolution of bytes: one kernel, whose images are bytes or floats as their neighbours want them."""
+"""The stage of a convolution of bytes or of bf16: one kernel, whose images are of the types that neighbours want."""
 
 from __future__ import annotations
 
@@ -9,62 +9,63 @@ from tvm import relax
 
 from relay_passes.site_plan import read_form
 from relay_passes.step import StepBuilder
+from schedules.bf16_vectors import BF16
 from schedules.conv2d_byte_tile import default_byte_tile
-from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.registry import kernel
 
+#: By precision: the type of the numbers that are multiplied.
+NUMBERS = {"int8": "uint8", "bf16": BF16}
+
 
 @dataclass(frozen=True)
 class ByteImages:
-    """Scales and zero points of a site's images.
+    """Types of a site's images, with scales and zero points of those that are bytes.
 
     Attributes
     ----------
+    precision : str
+        ``int8`` or ``bf16``.
     source : Affine
-        What the input is quantized with.
+        What the input is quantized with; of bf16 it says nothing.
     result, residual : Affine or None
-        None where the image is floats.
-    quantized : bool
-        Whether the input comes as bytes.
+        None where the image is not bytes.
+    source_type, result_type, residual_type : str
+        As `schedules.conv2d_lines.ByteConv` names them.
     """
 
+    precision: str
     source: Affine
     result: Affine | None
     residual: Affine | None
-    quantized: bool
+    source_type: str
+    result_type: str
+    residual_type: str
 
-    @property
-    def source_type(self) -> str:
-        """Type of the input."""
-        return "uint8" if self.quantized else "float32"
-
-    @property
-    def residual_type(self) -> str:
-        """Type of the image to be added."""
-        return "uint8" if self.residual else "float32"
-
-    @property
-    def result_type(self) -> str:
-        """Type of the result."""
-        return "uint8" if self.result else "float32"
+    def of(self, conv: Conv2d) -> ByteConv:
+        """Return a convolution of such images."""
+        return ByteConv(conv, self.source_type, self.result_type, self.residual_type, NUMBERS[self.precision])
 
 
 def read_images(function: relax.Function) -> ByteImages | None:
     """Return what `relay_passes.pass_bytes` left in a site function's attributes, None if it computes on floats."""
     form = read_form(function)
-    if form.precision != "int8":
+    if form.precision not in NUMBERS:
         return None
 
-    def levels(name: str) -> Affine | None:
+    def image(name: str) -> tuple[Affine | None, str]:
         found = function.attrs.get(f"dual.{name}")
-        return None if found is None else Affine(float(found[0]), int(found[1]))
+        if found is None or isinstance(found, str):
+            return None, str(found or "float32")
+        return Affine(float(found[0]), int(found[1])), "uint8"
 
-    return ByteImages(
-        Affine(form.scale, form.zero), levels("result"), levels("residual"), "dual.source" in function.attrs
-    )
+    (result, result_type), (residual, residual_type) = image("result"), image("residual")
+    source_type = str(function.attrs.get("dual.source", "float32"))
+    source = Affine(form.scale, form.zero) if form.precision == "int8" else Affine(1.0)
+    return ByteImages(form.precision, source, result, residual, source_type, result_type, residual_type)
 
 
 def convolved_bytes(
@@ -79,11 +80,12 @@ def convolved_bytes(
     residual: relax.Var | None,
 ) -> relax.Var:
     """Emit the convolution into a step and return its result."""
-    byte = ByteConv(conv, images.source_type, images.result_type, images.residual_type)
+    byte = images.of(conv)
     tile = default_byte_tile(isa, byte)
     packed = pack_conv2d_int8(byte, tile, weight, bias, images.source, images.result, images.residual)
     names = ("weight", "scale", "bias", "affine")
     operands = [step.operand(name, value) for name, value in zip(names, packed, strict=True)]
     if residual is None:
         residual = step.operand("no_residual", np.zeros(1, byte.residual))
-    return step.call("conv2d_int8", kernel(conv2d_int8, isa, byte, tile, threads), x, *operands, residual)
+    stage = kernel(conv2d_int8, isa, byte, tile, threads)
+    return step.call(f"conv2d_{images.precision}", stage, x, *operands, residual)

@@ -1,4 +1,4 @@
-"""JoinBytes: convolutions of bytes with large images between them become one chain.
+"""JoinBytes: convolutions of bytes or of bf16 with large images between them become one chain.
 
 Each of these images would come and go through L3 or memory. As a chain the convolutions are computed band by band
 (`schedules.conv2d_chain`), and what is between them stays in L2.
@@ -20,8 +20,8 @@ from relay_passes.site_plan import planned_bias, read_form
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
 from schedules.byte_chain import ByteChain, can_chain, can_pool
-from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_chain import conv2d_chain, pack_chain
+from schedules.conv2d_lines import SIZES
 from schedules.registry import kernel
 
 CHAIN = "dual.conv2d_chain"
@@ -49,7 +49,7 @@ class JoinBytes:
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """A site of bytes and its call."""
+    """A site of bytes or of bf16, and its call."""
 
     target: tvm.ir.GlobalVar
     call: relax.Call
@@ -68,7 +68,7 @@ def _chains(module: IRModule) -> list[list[_Link]]:
     for target, link in links.items():
         image, _ = found.calls[target]
         readers = found.readers.get(image, [])
-        if link.images.result is None or len(readers) != 1 or not _joinable(link, links[readers[0]], module):
+        if link.images.result_type == "float32" or len(readers) != 1 or not _joinable(link, links[readers[0]], module):
             continue
         follows[target] = readers[0]
     chains = []
@@ -87,7 +87,8 @@ def _joinable(first: _Link, second: _Link, module: IRModule) -> bool:
     same = (forms[0].isa, forms[0].threads) == (forms[1].isa, forms[1].threads)
     pool = second.site.pool
     kinds = same and first.site.pool is None and (pool is None or can_pool(pool))
-    return kinds and first.site.conv.output_size >= LARGE and all(can_chain(s.site.conv) for s in (first, second))
+    between = first.site.conv.output_size * SIZES[first.images.result_type]
+    return kinds and between >= LARGE and all(can_chain(s.site.conv) for s in (first, second))
 
 
 def _site(module: IRModule, target, call: relax.Call) -> Conv2dSite:
@@ -133,10 +134,7 @@ def rewrite_chain(module: IRModule, function: relax.Function, call: relax.Call) 
     sites = [_site(module, value.op, value) for value in calls]
     images = [read_images(each) for each in functions]
     form = read_form(functions[0])
-    convs = tuple(
-        ByteConv(site.conv, image.source_type, image.result_type, image.source_type)
-        for site, image in zip(sites, images, strict=True)
-    )
+    convs = tuple(image.of(site.conv) for site, image in zip(sites, images, strict=True))
     chain = ByteChain(convs, sites[-1].pool)
     biases = [
         planned_bias(each, 0, site.weight.reshape(len(site.weight), -1), site.bias)

@@ -1,8 +1,8 @@
 """RewriteConv2d: a planned convolution becomes a step of kernels, and its pooling another kernel.
 
-A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes; it may read and give lists in
-place of images (`relay_passes.pass_lists`). One with a gate is project,
-little, gate, gated tiles; the little module alone is the first two.
+A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes or bf16; it may read and give
+lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles; the little
+module alone is the first two.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class SiteForm:
     Attributes
     ----------
     precision : str
-        Of the big module: ``fp32`` or ``int8``.
+        Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     input, hidden : str
         Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
         (gated) or ``little`` (the little module alone). A dense layer has no `hidden`; of a convolution with a little

@@ -1,4 +1,4 @@
-"""Chains of convolutions of bytes: which there are, and in which bands `schedules.conv2d_chain` computes them."""
+"""Chains of convolutions of bytes or bf16: which there are, and the bands that `schedules.conv2d_chain` takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from schedules.conv2d_byte_tile import ByteTile, byte_cycles, byte_tiles
-from schedules.conv2d_lines import ByteConv
+from schedules.conv2d_lines import SIZES, ByteConv
 from schedules.conv2d_vnni import LANES
 from schedules.cpu import Isa
 from schedules.pool import MaxPool2d
@@ -19,7 +19,7 @@ CHAIN_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ByteChain:
-    """Convolutions of which each reads what the one before it writes, as bytes.
+    """Convolutions of which each reads what the one before it writes, as the numbers that it multiplies.
 
     Attributes
     ----------
@@ -73,9 +73,9 @@ class ByteChain:
     def rows(self) -> int:
         """Output rows of a band."""
         conv = self.first.conv
-        kept = sum(self.pitch * byte.conv.inputs * (byte.conv.kernel[0] - 1) for byte in self.convs)
-        wide = self.last.conv.outputs * (1 if self.last.result == "uint8" else 4)
-        row = self.pitch * (sum(byte.conv.inputs for byte in self.convs) + wide)
+        wide = [byte.conv.inputs * SIZES[byte.numbers] for byte in self.convs]
+        kept = sum(self.pitch * pixel * (byte.conv.kernel[0] - 1) for pixel, byte in zip(wide, self.convs, strict=True))
+        row = self.pitch * (sum(wide) + self.last.conv.outputs * SIZES[self.last.result])
         # What a band lacks that has none above it is made up for by the next.
         least = sum(byte.conv.kernel[0] - 1 for byte in self.convs)
         most = max(least, (CHAIN_BYTES - kept) // row, self.every)

@@ -75,10 +75,10 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     Panels are those from `first` to `last`. `image` holds what the band reads from `origin` on, `to` is its first pixel
-    in the output; `store` is `schedules.conv2d_finish.finish_sums`. Sums of one block of tiles leave their registers one
-    by one as the next block takes these, and what follows them is done between the products of that block, which leave
-    the vector units idle. Of the first block zeros are finished that way, in the place that its sums are written to
-    later.
+    in the output; `store` is `schedules.conv2d_finish.finish_sums`. Sums of one block of tiles leave their registers
+    one by one as the next block takes these, and what follows them is done between the products of that block, which
+    leave the vector units idle. Of the first block zeros are finished that way, in the place that its sums are written
+    to later.
     """
     pixels, tiles, vectors = tile.pixels, tile.tiles, tile.vectors
     (product, kind), sums, width = _PRODUCTS[lines.size], tiles * vectors, tile.vectors * LANES
@@ -174,7 +174,8 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
                 for across in T.serial(times):
                     for step in T.serial(steps):
                         at: T.let = (down * times + across) * steps + step
-                        load(image, operands[0], base, panel, at, down * down_by + across * across_by + step * lines.step)
+                        skip: T.let = down * down_by + across * across_by + step * lines.step
+                        load(image, operands[0], base, panel, at, skip)
                         if at == 0:
                             for i in T.unroll(tiles):
                                 for v in T.unroll(vectors):

@@ -67,9 +67,9 @@ class ByteBands:
     def each(self, isa: Isa, compute):
         """Return the macro ``(x, affine, scratch, context, task, first, last)`` over the bands from `first` to `last`.
 
-        ``scratch`` are two buffers of ``copy_size`` and ``spread_size`` values a task. ``compute(image, origin, context,
-        to)`` is the macro for one band: `image` holds what it reads from `origin` on, and `to` is its first pixel in
-        the output.
+        ``scratch`` are two buffers of ``copy_size`` and ``spread_size`` values a task. ``compute(image, origin,
+        context, to)`` is the macro for one band: `image` holds what it reads from `origin` on, and `to` is its first
+        pixel in the output.
         """
         conv, rows, per_image = self.byte.conv, self.rows, self.per_image
         copied, spread_out, copy_size, spread_size = (

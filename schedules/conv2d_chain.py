@@ -1,4 +1,4 @@
-"""Convolutions of bytes one behind the other, band by band: what is between them never leaves L2.
+"""Convolutions of bytes or of bf16 one behind the other, band by band: what is between them never leaves L2.
 
 An image of a megabyte or more that one convolution writes and the next one reads comes and goes through L3 or memory.
 Here each band of rows passes through all convolutions before the next one starts. The input of each lies in a buffer of
@@ -26,7 +26,7 @@ from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import LANES, vnni_panels
 from schedules.cpu import Isa
 from schedules.intrinsics import span, vector_lanes
-from schedules.pool import MaxPool2d
+from schedules.pool import MaxPool2d, maximum
 from schedules.quantize import round_up
 
 
@@ -47,7 +47,7 @@ def pack_chain(
     weights, biases : list of ndarray, float32
         Of each convolution, as `schedules.conv2d_int8.pack_conv2d_int8` takes them.
     affines : list of Affine
-        Of the bytes that each one reads.
+        Of what each one reads, if it is bytes.
     result : Affine, optional
         Of the result, if it is bytes.
     """
@@ -86,7 +86,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     convs = [byte.conv for byte in chain.convs]
     bands, before, height, width = chain.bands, chain.before, convs[0].height, convs[0].width
     offsets, inner = chain.offsets, [_inner(conv, rows, pitch) for conv in convs]
-    lines = [_lines(conv, rows, pitch, width) for conv in convs]
+    lines = [_lines(byte, rows, pitch, width) for byte in chain.convs]
     shapes = [
         (panel_count(conv.outputs, tile.vectors * LANES), line.steps, tile.vectors)
         for conv, tile, line in zip(convs, tiles, lines, strict=True)
@@ -101,7 +101,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
         for conv in convs
     ]
     sizes.append(rows * pitch * convs[-1].outputs)
-    types = ["uint8"] * count + [chain.last.result]
+    types = [*(byte.numbers for byte in chain.convs), chain.last.result]
     computes = [
         (amx_panels if isa.amx and tile.matrix else vnni_panels)(
             line, each, tile, finish_sums(replace(byte, conv=each))
@@ -137,7 +137,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     def clear_one(layer):
         @T.inline
         def cleared(buffers, floats, task):
-            zero: T.let = _level(parts(None, floats, layer, None)[3])
+            zero: T.let = _level(parts(None, floats, layer, None)[3], types[layer])
             set_all(buffers[layer], task * sizes[layer], sizes[layer], zero)
 
         return cleared
@@ -169,7 +169,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
             )
             end()
             if not last:
-                zero: T.let = _level(parts(weight, floats, layer + 1, x)[3])
+                zero: T.let = _level(parts(weight, floats, layer + 1, x)[3], types[layer + 1])
                 for row in T.serial(rows):
                     at: T.let = task * sizes[layer + 1] + (kept + row) * line
                     number: T.let = band * rows + offsets[layer] + row
@@ -227,9 +227,9 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     return chained
 
 
-def _level(affine):
-    """Return the byte that stands for zero."""
-    return T.Cast("uint8", T.Cast("int32", affine[ZERO]))
+def _level(affine, kind: str):
+    """Return what stands for zero in an image of a type."""
+    return T.Cast(kind, T.Cast("int32", affine[ZERO]))
 
 
 def _inner(conv, rows: int, pitch: int):
@@ -242,9 +242,10 @@ def _inner(conv, rows: int, pitch: int):
     )
 
 
-def _lines(conv, rows: int, pitch: int, width: int) -> Lines:
+def _lines(byte: ByteConv, rows: int, pitch: int, width: int) -> Lines:
     """Return a band's pixels: one line, which ends with the last row's last pixel."""
-    whole = image_lines(replace(conv, width=pitch, padding=(0, 0, 0, 0)), rows, "whole")
+    padded = replace(byte.conv, width=pitch, padding=(0, 0, 0, 0))
+    whole = image_lines(replace(byte, conv=padded), rows, "whole")
     return replace(whole, length=(rows - 1) * pitch + width)
 
 
@@ -257,10 +258,8 @@ def _pooled(isa: Isa, chain: ByteChain):
     vectors = -(-channels // lanes)
 
     def largest(source, corner):
-        found = source[span(corner, lanes)]
-        for i in range(1, down * across):
-            found = T.max(found, source[span(corner + (i // across * pitch + i % across) * channels, lanes)])
-        return found
+        places = (corner + (i // across * pitch + i % across) * channels for i in range(down * across))
+        return maximum([source[span(place, lanes)] for place in places], chain.last.result, lanes)
 
     @T.inline
     def pooled(source, origin, y, top):

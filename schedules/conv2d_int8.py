@@ -10,8 +10,8 @@ multiplication and one addition a channel: with ``x = s (q - z)`` and ``w = s_w 
 and a result of bytes has its own scale multiplied into both. Activations and weights of bf16 have no scales; their
 products are added up in float32, by AMX alone.
 
-The packing is that of AMX tiles, which `vpdpbusd` reads as well: for each panel of outputs and 64 bytes of taps, 16 rows
-of 16 outputs times 4 taps, or 2 of bf16, for each vector.
+The packing is that of AMX tiles, which `vpdpbusd` reads as well: for each panel of outputs and 64 bytes of taps, 16
+rows of 16 outputs times 4 taps, or 2 of bf16, for each vector.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from schedules.conv2d_panels import panel_count, panel_starts
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
 from schedules.quantize import quantize_rows
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -58,27 +59,27 @@ def pack_conv2d_int8(
     weight : ndarray, float32, (outputs, kernel rows, kernel columns, inputs)
     bias : ndarray, float32, (outputs,)
     source : Affine, optional
-        Of the input's bytes.
+        Of the bytes that are multiplied.
     result, residual : Affine, optional
-        Of images that are bytes.
+        Of images that are bytes; of others they count nothing.
     """
     conv, scale, offset = byte.conv, np.ones(byte.conv.outputs), bias.astype("float64")
     affine = np.zeros(AFFINE)
-    affine[[INVERSE, ZERO]] = 1 / source.scale, source.zero + 0.5
     if byte.numbers == BF16:
         packed = _laid_out(byte, tile, to_bf16(weight))
     else:
+        affine[[INVERSE, ZERO]] = 1 / source.scale, source.zero + 0.5
         rows = quantize_rows(weight.reshape(conv.outputs, -1))
         packed = _laid_out(byte, tile, rows.values)
         scale = rows.scale.astype("float64") * source.scale
         offset = bias - scale * source.zero * rows.values.astype("int64").sum(axis=1)
     into, zero = 1.0, 0.0
-    if result is not None:
+    if byte.result == "uint8":
         into, zero = 1 / result.scale, result.zero + 0.5
         affine[[OUT_INVERSE, OUT_ZERO]] = into, zero
     if conv.activation not in CUT:
         into, zero = 1.0, 0.0
-    if conv.residual and residual is not None:
+    if conv.residual and byte.residual == "uint8":
         affine[RESIDUAL] = residual.scale * into
         offset = offset - residual.scale * residual.zero
     missing = max(0, tile.vectors * LANES - conv.outputs)

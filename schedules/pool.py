@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from tvm.script import tirx as T
 
+from schedules.bf16_vectors import BF16, cut, widened
 from schedules.cpu import Isa
 from schedules.intrinsics import span, vector_lanes
 
@@ -45,6 +47,14 @@ class MaxPool2d:
         return self.batch * self.out_height * self.out_width * self.channels
 
 
+def maximum(values: list, dtype: str, lanes: int):
+    """Return the largest of vectors of `dtype`, lane by lane; those of bf16 are compared as floats."""
+    if dtype == BF16:
+        values = [widened(value, lanes) for value in values]
+    found = reduce(T.max, values)
+    return cut(found, lanes) if dtype == BF16 else found
+
+
 def max_pool2d(isa: Isa, pool: MaxPool2d, threads: int, dtype: str = "float32"):
     """Return the kernel ``(x: [input size]) -> y: [output size]``, both of `dtype`. Threads share the output rows."""
     channels, size = pool.channels, pool.batch * pool.height * pool.width * pool.channels
@@ -54,10 +64,8 @@ def max_pool2d(isa: Isa, pool: MaxPool2d, threads: int, dtype: str = "float32"):
     vectors = -(-channels // lanes)
 
     def largest(x, corner):
-        found = x[span(corner, lanes)]
-        for i in range(1, down * across):
-            found = T.max(found, x[span(corner + (i // across * pool.width + i % across) * channels, lanes)])
-        return found
+        places = (corner + (i // across * pool.width + i % across) * channels for i in range(down * across))
+        return maximum([x[span(place, lanes)] for place in places], dtype, lanes)
 
     @T.prim_func(s_tir=True, private=True)
     def pooled(x: T.Buffer((size,), dtype), y: T.Buffer((pool.output_size,), dtype)):

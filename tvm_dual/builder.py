@@ -26,7 +26,8 @@ from tvm_dual.tuning.lookup import read_logs
 from tvm_dual.variants import Model, exact_form
 from tvm_dual.versions import check_compiler, check_linker
 
-PRECISIONS = ("fp32", "int8")
+#: What builds accept, and those of them whose kernels have knobs: those of bf16 are the same as of fp32.
+PRECISIONS, TUNED = ("fp32", "int8", "bf16"), ("fp32", "int8")
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,7 +66,9 @@ def build(
         Carry recurrent states from call to call: they become inputs and outputs. Open extents, such as batch and
         time, become 1, so that a call is one step; with a fixed time it is that many.
     precision : str
-        Of the big modules: ``int8`` or ``fp32``. Little modules have one of their own, in the options.
+        Of the big modules: ``int8``, ``bf16`` or ``fp32``. Little modules have one of their own, in the options. With
+        ``bf16`` convolutions are computed in it where the CPU has AMX, all other layers in fp32. With ``int8``
+        convolutions that lose too much quality are computed in bf16 where the CPU has AMX, else in fp32.
     evaluate : callable, optional
         From a library to its quality, a number, higher is better. Without it quality is the agreement
         of the outputs with the dense model's on the calibration data (1 is equality).

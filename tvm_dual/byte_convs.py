@@ -1,21 +1,22 @@
-"""Convolutions on bytes: with which scales, and which of them, under the quality budget.
+"""Convolutions on bytes and on bf16: with which scales, and which of them, under the quality budget.
 
-Scale and zero point of what a convolution reads are fixed when the library is built: those that leave the least mean
-square error on what it was seen to read, or those that hold all of it, whichever the whole model judges better by. All
-convolutions are tried on bytes at once; if that loses too much, those go back to floats whose going back gains most,
-until the rest meets the budget.
+Scale and zero point of what a convolution on bytes reads are fixed when the library is built: those that leave the
+least mean square error on what it was seen to read, or those that hold all of it, whichever the whole model judges
+better by. All convolutions are tried on bytes at once; if that loses too much, some go back to bf16, or to floats where
+there are no tiles for bf16 (`fewest_back`). If bf16 in all of them loses too much still, some go back from it to floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
-from tvm_dual.plan import Plan
+from tvm_dual.cost import all_operations
+from tvm_dual.plan import Plan, SitePlan
 from tvm_dual.quality import Quality
 from tvm_dual.sites import Site
 from tvm_dual.variants import Fits, Model, exact_form
@@ -50,59 +51,111 @@ def byte_scale(values: np.ndarray, shares: np.ndarray = SHARES) -> Affine:
 
 
 def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Model:
-    """Return `model` with the convolutions that a build of int8 computes on bytes."""
+    """Return `model` with the convolutions that a build computes on bytes, and on bf16; one of bf16 has these alone."""
     convs = [name for name, site in model.sites.items() if site.conv and name not in model.options.keep_dense]
-    usable = model.precision == "int8" and ISAS[model.compiler.isa].vnni and model.options.mode in ("dual", "dense")
-    if not usable or not convs:
+    isa, phase = ISAS[model.compiler.isa], "convolutions on bytes"
+    if not convs or model.options.mode not in ("dual", "dense"):
         return model
-    seen = {name: model.observations[name].inputs[0] for name in convs}
+    costs = {name: all_operations(model.sites[name]) for name in convs}
+    total, done = len(RANGES) + len(convs), 0
 
-    def judged(chosen: dict[str, Affine]) -> float:
-        trial = replace(model, on_bytes=chosen)
+    def judged(trial: Model) -> float:
+        nonlocal done
+        progress(phase, min(done, total - 1), total)
+        done += 1
         forms = {name: exact_form(site, site.nonnegative) for name, site in model.sites.items()}
-        forms |= {name: exact_form(model.sites[name], False) for name in chosen}
+        forms |= {name: exact_form(model.sites[name], False) for name in convs if trial.is_low(name)}
         return quality.judge(Fits(trial).variant(forms).library)
 
-    phase, total = "convolutions on bytes", len(RANGES) + len(convs)
-    tried = []
-    for done, shares in enumerate(RANGES):
-        progress(phase, done, total)
-        scales = {name: byte_scale(values, shares) for name, values in seen.items()}
-        tried.append((judged(scales), scales))
-    found, scales = max(tried, key=lambda each: each[0])
-    if quality.accepts(found):
-        progress(phase, total, total)
-        return replace(model, on_bytes=scales)
-    gains = {}
-    for i, name in enumerate(convs):
-        gains[name] = judged({other: scale for other, scale in scales.items() if other != name})
-        progress(phase, len(RANGES) + i + 1, total)
-    kept = dict(scales)
-    for name in sorted(gains, key=gains.get, reverse=True):
-        del kept[name]
-        if not kept or quality.accepts(judged(kept)):
+    def without(high: Model, low: Model) -> Model | None:
+        """Return `high` but for the fewest convolutions that are as in `low`, None if all of them do not suffice."""
+
+        def mixed(back: frozenset[str]) -> Model:
+            on_bytes = {name: scale for name, scale in high.on_bytes.items() if name not in back}
+            return replace(low, on_bytes=on_bytes, on_bf16=(high.on_bf16 - back) | (low.on_bf16 & back))
+
+        back = fewest_back(costs, lambda names: judged(mixed(names)), quality.accepts)
+        return None if back is None else mixed(back)
+
+    found = None
+    halves = replace(model, on_bf16=frozenset(convs)) if isa.amx and model.precision in ("int8", "bf16") else model
+    if model.precision == "int8" and isa.vnni:
+        seen = {name: model.observations[name].inputs[0] for name in convs}
+        scales = ({name: byte_scale(values, shares) for name, values in seen.items()} for shares in RANGES)
+        tried = [(judged(trial), trial) for trial in (replace(model, on_bytes=each) for each in scales)]
+        best, whole = max(tried, key=lambda each: each[0])
+        found = whole if quality.accepts(best) else without(whole, halves)
+    if found is None and halves is not model:
+        phase, total, done = "convolutions on bf16", 1 + len(convs), 0
+        found = halves if quality.accepts(judged(halves)) else without(halves, model)
+    progress(phase, total, total)
+    return model if found is None else found
+
+
+def fewest_back(
+    costs: Mapping[str, float], judged: Callable[[frozenset[str]], float], accepts: Callable[[float], bool]
+) -> frozenset[str] | None:
+    """Return the layers that have to go back to numbers that are more exact, None if all of them do not suffice.
+
+    Those whose going back alone gains most go first, until what is judged is accepted. Then each that the others have
+    made needless stays after all, the most expensive first. Where one alone suffices it is the cheapest such.
+
+    Parameters
+    ----------
+    costs : mapping of float
+        By layer, what its going back costs; in any unit.
+    judged : callable
+        From the layers that have gone back to the quality of the rest as it is.
+    accepts : callable
+        Whether a quality is good enough; of none having gone back it is not.
+    """
+    alone = {name: judged(frozenset({name})) for name in costs}
+    enough = [name for name, found in alone.items() if accepts(found)]
+    if enough:
+        return frozenset({min(enough, key=costs.get)})
+    order = sorted(alone, key=alone.get, reverse=True)
+    for count in range(2, len(order) + 1):
+        back = frozenset(order[:count])
+        if accepts(judged(back)):
             break
-    return replace(model, on_bytes=kept)
+    else:
+        return None
+    # The last one was needed beside all others.
+    for name in sorted(order[: count - 1], key=costs.get, reverse=True):
+        if len(back) > 2 and accepts(judged(back - {name})):
+            back -= {name}
+    return back
 
 
 def planned_bytes(plan: Plan) -> dict[str, Affine]:
     """Return the convolutions that a plan computes on bytes."""
-    return {
-        site.name: Affine(site.scale, site.zero)
-        for site in plan.sites
-        if site.kind == "conv2d" and site.precision == "int8"
-    }
+    return {site.name: Affine(site.scale, site.zero) for site in _planned(plan, "int8")}
+
+
+def planned_bf16(plan: Plan) -> frozenset[str]:
+    """Return the convolutions that a plan computes on bf16."""
+    return frozenset(site.name for site in _planned(plan, "bf16"))
+
+
+def _planned(plan: Plan, precision: str) -> list[SitePlan]:
+    return [site for site in plan.sites if site.kind == "conv2d" and site.precision == precision]
 
 
 def bytes_reason(model: Model, site: Site, zeros: float) -> str:
-    """Return why a convolution of an int8 build without a gate has its form."""
-    isa = ISAS[model.compiler.isa]
+    """Return why a convolution of an int8 or bf16 build without a gate has its form."""
+    isa, int8 = ISAS[model.compiler.isa], model.precision == "int8"
+    below = "at 8 bits quality is below the budget"
     if site.name in model.on_bytes:
         return "8-bit " + ("matrix tiles (AMX)" if isa.amx else "dot products (VNNI)")
+    if site.name in model.on_bf16:
+        return "bf16 matrix tiles (AMX)" + f": {below}" * int8
     if site.name in model.options.keep_dense:
         return "fp32: kept by option"
-    if not isa.vnni:
-        return f"fp32: {isa.name} has no 8-bit dot products for images; {zeros:.0%} of the inputs are zero"
+    if not (isa.vnni if int8 else isa.amx):
+        lacks = "8-bit dot products for images" if int8 else "bf16 matrix tiles (AMX)"
+        return f"fp32: {isa.name} has no {lacks}; {zeros:.0%} of the inputs are zero"
     if model.options.mode not in ("dual", "dense"):
         return f"fp32: mode {model.options.mode}; {zeros:.0%} of the inputs are zero"
-    return f"fp32: at 8 bits quality is below the budget; {zeros:.0%} of the inputs are zero"
+    if isa.amx:
+        below = "at 8 bits and in bf16 quality is below the budget" if int8 else "in bf16 quality is below the budget"
+    return f"fp32: {below}; {zeros:.0%} of the inputs are zero"

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--out", required=True, help="library to write")
     build.add_argument("--streaming", action="store_true", help="one step per call, recurrent states in and out")
-    build.add_argument("--precision", default="int8", choices=("int8", "fp32"))
+    build.add_argument("--precision", default="int8", choices=("int8", "bf16", "fp32"))
     build.add_argument("--target", default="native", help="native, amx, avx512_vnni, avx512 or avx2")
     build.add_argument("--threads", type=int, default=1)
     build.add_argument("--max-drop", type=float, help="allowed loss of agreement with the dense model (0.05)")

@@ -16,7 +16,7 @@ BYTES_AT_ONCE = 4
 
 def element_bytes(precision: str) -> int:
     """Return the size of one weight in bytes."""
-    return {"fp32": 4, "int8": 1}[precision]
+    return {"fp32": 4, "bf16": 2, "int8": 1}[precision]
 
 
 def weight_bytes(site: Site, precision: str) -> int:

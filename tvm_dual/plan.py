@@ -24,7 +24,7 @@ class SitePlan:
         Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows`` or ``little``
         (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
     precision : str
-        Of the big module: ``fp32`` or ``int8``.
+        Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     rule : str
         Gate rule, empty without a gate.
     projection : str

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates
-from tvm_dual.byte_convs import bytes_reason, choose_bytes, planned_bytes
+from tvm_dual.byte_convs import bytes_reason, choose_bytes, planned_bf16, planned_bytes
 from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
@@ -124,7 +124,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     trained = plan.finetuning if any(site.tuned for site in planned.values()) else None
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
     sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
-    model = replace(model, options=options, on_bytes=planned_bytes(plan)).sized(sizes)
+    model = replace(model, options=options, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan)).sized(sizes)
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
@@ -231,7 +231,7 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
     zeros = float((model.observations[site.name].inputs[0] == 0).mean())
     if site.conv and model.site_precision(site.name, forms) == "int8" and little is not None:
         return f"little module on bytes, {len(little.module.center)} of {min(site.weight.shape)} directions"
-    if site.conv and model.precision == "int8" and "rows" not in forms and "little" not in forms:
+    if site.conv and model.precision != "fp32" and "rows" not in forms and "little" not in forms:
         return bytes_reason(model, site, zeros)
     parts = []
     if "columns" in forms:

@@ -122,7 +122,7 @@ def share_open(variant: Variant) -> float:
 
 def best_exact(model: Model, fits: Fits, progress) -> Variant:
     """Choose between every row and zero skipping, per matrix, in the whole model."""
-    skips = {name: site.nonnegative and name not in model.on_bytes for name, site in model.sites.items()}
+    skips = {name: site.nonnegative and not model.is_low(name) for name, site in model.sites.items()}
     skipping = {name: exact_form(site, skips[name]) for name, site in model.sites.items()}
     choices = [skipping]
     for name, site in model.sites.items():

@@ -86,8 +86,11 @@ class Site:
         return self.can_rewrite and self.linear_before_reset and (self.conv is None or self.conv.outputs >= MOST_LANES)
 
     def precision(self, wanted: str) -> str:
-        """Return the precision of the big module in a build of `wanted`; of a convolution that is not on bytes."""
-        return "fp32" if self.kind == "conv2d" else wanted
+        """Return the precision of the big module in a build of `wanted`; of a convolution that is not on bytes or bf16.
+
+        All other layers read so few vectors a call that tiles of bf16 do not help; in a build of it they stay fp32.
+        """
+        return "fp32" if self.kind == "conv2d" or wanted == "bf16" else wanted
 
     @property
     def weight_count(self) -> int:

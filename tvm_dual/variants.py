@@ -47,6 +47,8 @@ class Model:
         Sites that no kernel of ours applies to; TVM compiles them.
     on_bytes : dict of Affine
         Convolutions that are computed on bytes in their dense form, and the scale and zero point of their inputs.
+    on_bf16 : frozenset of str
+        Those that are computed on bf16 in their dense form.
     known : dict of SiteFit
         Little modules fitted so far, which builds of one model share.
     """
@@ -60,6 +62,7 @@ class Model:
     left: tuple[Site, ...] = ()
     known: dict[tuple, SiteFit] = field(default_factory=dict)
     on_bytes: dict[str, Affine] = field(default_factory=dict)
+    on_bf16: frozenset[str] = frozenset()
 
     @property
     def longest(self) -> InputStream:
@@ -81,9 +84,13 @@ class Model:
                 found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
         return found
 
+    def is_low(self, name: str) -> bool:
+        """Whether a site is a convolution on bytes or on bf16."""
+        return name in self.on_bytes or name in self.on_bf16
+
     def gates(self, name: str) -> bool:
-        """Whether a gate is tried on a site: convolutions on bytes are faster than any gate on floats."""
-        return self.sites[name].can_gate and name not in self.options.keep_dense and name not in self.on_bytes
+        """Whether a gate is tried on a site: convolutions on bytes or bf16 are faster than any gate on floats."""
+        return self.sites[name].can_gate and name not in self.options.keep_dense and not self.is_low(name)
 
     def littles_on_bytes(self, name: str) -> bool:
         """Whether a site may be behind its little module alone, on bytes."""
@@ -91,8 +98,10 @@ class Model:
 
     def site_precision(self, name: str, form: tuple[str, str]) -> str:
         """Return the precision of a site's big module in a form."""
-        if self.sites[name].conv and name in self.on_bytes and form in BYTE_FORMS:
+        if name in self.on_bytes and form in BYTE_FORMS:
             return "int8"
+        if name in self.on_bf16 and form[0] == "dense":
+            return "bf16"
         return self.sites[name].precision(self.precision)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,13 +101,18 @@ def test_convolutions_of_bytes_read_and_write_bf16(conv, types, threads):
 
 
 def test_what_steps_read_beyond_the_image_counts_nothing():
-    # 20 channels of 3 taps fill two steps but for four values, behind the last of which lies what memory held before.
+    # 3 taps of 20 channels fill two steps but for four values; those of the last pixel lie behind the copy of the
+    # image, where memory holds what a larger convolution, whose image is no number anywhere, left there.
     conv = Conv2d(1, 3, 3, 20, 16, (3, 3), padding=(1, 1, 1, 1))
-    nothing = np.full(1 << 20, np.nan, "float32")
+    byte = ByteConv(replace(conv, height=9), numbers=BF16)
+    tile = ByteTile(3, 1, 1, 9, "rows")
+    packed = pack_conv2d_int8(byte, tile, *operands(byte.conv)[1:3])
+    before = compile_kernel(AMX, conv2d_int8(AMX, byte, tile, 1))
+    nothing = np.full(byte.conv.input_size, np.nan, "float32")
     for form in ("rows", "whole", "spread"):
-        del nothing
+        out = Output((byte.conv.output_size,), "float32")
+        before(*map(tvm.runtime.tensor, (nothing, *packed, np.zeros(1, "float32"), np.zeros(out.shape, "float32"))))
         check(conv, TYPES[0], 1, ByteTile(3, 1, 1, 3, form))
-        nothing = np.full(1 << 20, np.nan, "float32")
 
 
 def test_without_tiles_there_is_no_bf16():

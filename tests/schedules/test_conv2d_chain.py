@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from schedules import byte_chain
+from schedules.bf16_vectors import BF16, of_bf16, to_bf16
 from schedules.byte_chain import ByteChain, can_chain
 from schedules.conv2d_byte_tile import default_byte_tile
-from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_chain import conv2d_chain, pack_chain
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import Isa
+from schedules.cpu import ISAS, Isa, missing_flags
 from schedules.pool import MaxPool2d, max_pool2d
 from tests.schedules.conftest import Output, call, compile_kernel
 
@@ -55,6 +58,24 @@ def case(name: str) -> ByteChain:
     return ByteChain(tuple(ByteConv(*each) for each in kinds), pool)
 
 
+#: The same, each convolution on bytes or on bf16.
+MIXED = {
+    "pooled": ((BF16, BF16), BF16),
+    "uneven": ((BF16, "uint8", BF16), "float32"),
+    "plain": (("uint8", BF16), "uint8"),
+    "narrow": ((BF16, BF16), "float32"),
+}
+
+
+def mixed(name: str) -> ByteChain:
+    chain, (numbers, result) = case(name), MIXED[name]
+    first = "float32" if chain.first.source == "float32" else numbers[0]
+    kinds = zip(chain.convs, (first, *numbers[1:]), (*numbers[1:], result), numbers, strict=True)
+    return replace(
+        chain, convs=tuple(ByteConv(byte.conv, source, to, source, each) for byte, source, to, each in kinds)
+    )
+
+
 def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) -> np.ndarray:
     for byte, weight, bias, source, target in zip(
         chain.convs, weights, biases, affines, [*affines[1:], result], strict=True
@@ -73,7 +94,19 @@ def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) 
 @pytest.mark.parametrize("name", CASES)
 def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, threads, monkeypatch):
     monkeypatch.setattr(byte_chain, "CHAIN_BYTES", room)
-    chain = case(name)
+    check(byte_level, case(name), room, threads)
+
+
+@pytest.mark.parametrize("room", [1, 20_000], ids=["least", "some"])
+@pytest.mark.parametrize("name", MIXED)
+def test_a_chain_of_bytes_and_bf16_gives_what_its_convolutions_give(name, room, threads, monkeypatch):
+    if missing_flags(ISAS["amx"]):
+        pytest.skip("this CPU lacks AMX")
+    monkeypatch.setattr(byte_chain, "CHAIN_BYTES", room)
+    check(ISAS["amx"], mixed(name), room, threads)
+
+
+def check(isa: Isa, chain: ByteChain, room: int, threads: int):
     assert all(can_chain(byte.conv) for byte in chain.convs)
     assert chain.bands > 1 if room == 1 else chain.bands == 1 or room < 1 << 20
     rng = np.random.default_rng(0)
@@ -81,16 +114,26 @@ def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, thread
     weights = [rng.standard_normal((c.outputs, *c.kernel, c.inputs)) / np.sqrt(c.taps) for c in convs]
     weights = [weight.astype("float32") for weight in weights]
     biases = [rng.standard_normal(c.outputs).astype("float32") for c in convs]
-    affines, result = AFFINES[: len(convs)], RESULT if chain.last.result == "uint8" else None
+    kinds = [byte.numbers for byte in chain.convs]
+    affines = [affine if kind == "uint8" else Affine(1.0) for affine, kind in zip(AFFINES, kinds, strict=False)]
+    result = RESULT if chain.last.result == "uint8" else None
     x = rng.standard_normal(convs[0].input_size).astype("float32")
     if chain.first.source == "uint8":
         x = rng.integers(0, 256, convs[0].input_size).astype("uint8")
-    wanted = one_by_one(byte_level, chain, x, weights, biases, affines, result)
-    packed = pack_chain(byte_level, chain, weights, biases, affines, result)
-    kernel = compile_kernel(byte_level, conv2d_chain(byte_level, chain, threads), threads)
+    elif chain.first.source == BF16:
+        x = to_bf16(x)
+    wanted = one_by_one(isa, chain, x, weights, biases, affines, result)
+    packed = pack_chain(isa, chain, weights, biases, affines, result)
+    kernel = compile_kernel(isa, conv2d_chain(isa, chain, threads), threads)
     (y,) = call(kernel, x, *packed, Output((chain.output_size,), chain.last.result), threads=threads)
     assert len(np.unique(wanted)) > 20
-    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    if {BF16} & {*kinds, chain.last.result}:
+        # Sums of floats are rounded as they are added, in an order that hangs on the tiles.
+        y, wanted = (of_bf16(found) if chain.last.result == BF16 else found.astype("float32") for found in (y, wanted))
+        assert np.abs(y - wanted).max() < (2 if chain.last.result == "uint8" else 0.1)
+        assert np.abs(y - wanted).mean() < 1e-3 * np.abs(wanted).mean()
+    else:
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules.conv2d_byte_tile import ByteTile, default_byte_tile
-from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, Isa, missing_flags
 from schedules.quantize import quantize_rows

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from schedules.bf16_vectors import BF16, of_bf16, to_bf16
 from schedules.pool import MaxPool2d, max_pool2d
 from tests.schedules.conftest import Output, call, compile_kernel
 
 
+@pytest.mark.parametrize("dtype", ["float32", BF16])
 @pytest.mark.parametrize(
     "pool",
     [
@@ -19,11 +21,14 @@ from tests.schedules.conftest import Output, call, compile_kernel
     ],
     ids=str,
 )
-def test_maxima_of_windows(isa, pool, threads):
+def test_maxima_of_windows(isa, pool, dtype, threads):
     x = np.random.default_rng(0).standard_normal((pool.batch, pool.height, pool.width, pool.channels))
     x = x.astype("float32")
-    kernel = compile_kernel(isa, max_pool2d(isa, pool, threads), threads)
-    (y,) = call(kernel, x.reshape(-1), Output((pool.output_size,), "float32"), threads=threads)
+    given = to_bf16(x) if dtype == BF16 else x
+    kernel = compile_kernel(isa, max_pool2d(isa, pool, threads, dtype), threads)
+    (y,) = call(kernel, given.reshape(-1), Output((pool.output_size,), dtype), threads=threads)
+    if dtype == BF16:
+        x, y = of_bf16(given), of_bf16(y)
     windows = np.lib.stride_tricks.sliding_window_view(x, pool.window, axis=(1, 2))
     wanted = windows[:, :: pool.strides[0], :: pool.strides[1]].max(axis=(-1, -2))
     np.testing.assert_array_equal(y.reshape(wanted.shape), wanted)

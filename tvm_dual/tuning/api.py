@@ -8,7 +8,7 @@ from pathlib import Path
 
 from schedules.cpu import ISAS
 from schedules.families import Workload
-from tvm_dual.builder import PRECISIONS, Builder
+from tvm_dual.builder import TUNED, Builder
 from tvm_dual.compiler import checked_target
 from tvm_dual.errors import PlanError
 from tvm_dual.options import AdvancedOptions
@@ -32,7 +32,7 @@ def tune(
     calibration: Iterable,
     *,
     plan: Plan | None = None,
-    precisions: tuple[str, ...] = PRECISIONS,
+    precisions: tuple[str, ...] = TUNED,
     target: str = "native",
     threads: int = 1,
     trials: int = TRIALS,
@@ -133,7 +133,7 @@ def model_kernels(
     calibration: Iterable,
     *,
     plan: Plan | None = None,
-    precisions: tuple[str, ...] = PRECISIONS,
+    precisions: tuple[str, ...] = TUNED,
     threads: int = 1,
     options: AdvancedOptions | None = None,
     progress: Progress | None = None,

@@ -49,7 +49,7 @@ def _tuned(options: argparse.Namespace) -> Path:
 def _kernels(options: argparse.Namespace, isa: str) -> dict:
     from tvm_dual.calibration_file import read_calibration
     from tvm_dual.console import progress_bars
-    from tvm_dual.tuning.api import PRECISIONS, model_kernels
+    from tvm_dual.tuning.api import TUNED, model_kernels
     from tvm_dual.tuning.workloads import common_workloads
 
     if options.shapes and not options.model:
@@ -61,7 +61,7 @@ def _kernels(options: argparse.Namespace, isa: str) -> dict:
         return model_kernels(
             options.model,
             calibration,
-            precisions=(options.precision,) if options.precision else PRECISIONS,
+            precisions=(options.precision,) if options.precision else TUNED,
             threads=options.threads,
             streaming=options.streaming,
             progress=progress,
