@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import EngineSpec, Harness
-from benchmarks.levels import our_target
+from benchmarks.levels import our_bf16, our_target
 from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
@@ -141,6 +141,9 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
             library = builder.build("int8", options=options, **judged)
             specs.append(our_spec(library, folder / f"{network.name}_{mode}_int8.so", mode))
         reports.append(str(library.report))
+    if our_bf16():
+        library = builder.build("bf16", options=AdvancedOptions(mode="dense"), **judged)
+        specs.append(our_spec(library, folder / f"{network.name}_bf16.so", "dense"))
     for mode in _MODES:
         if mode == "dual":
             library = builder.build("fp32", options=network.options, **judged)

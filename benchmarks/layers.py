@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import EngineSpec, Harness
 from benchmarks.image_suite import Progress, Turns
-from benchmarks.levels import our_target
+from benchmarks.levels import our_bf16, our_target
 from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import fastest
@@ -140,7 +140,8 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     dense = AdvancedOptions(mode="dense")
     gated = [AdvancedOptions(rule="damage", dimension_share=SHARE, closed_share=share) for share in size.closed]
     specs = [_ours(plain, images, options, folder, threads, progress) for options in (dense, *gated)]
-    specs.append(_ours(plain, images, dense, folder, threads, progress, "int8"))
+    low = ["int8", "bf16"] if our_bf16() else ["int8"]
+    specs += [_ours(plain, images, dense, folder, threads, progress, precision) for precision in low]
     specs += image_peer_specs(str(plain), threads)
     specs += quantized_peer_specs(str(plain), images, folder, threads)
     sweeps = [{}, *({"closed": share} for share in size.closed)]

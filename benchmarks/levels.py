@@ -21,7 +21,16 @@ def without_amx() -> bool:
 
 def our_target() -> str:
     """Return what our libraries are built for."""
+    return "avx512_vnni" if without_amx() and _has_tiles() else "native"
+
+
+def our_bf16() -> bool:
+    """Whether our libraries may compute in bf16."""
+    return _has_tiles() and not without_amx()
+
+
+def _has_tiles() -> bool:
     from schedules.cpu import native_isa
 
     native = native_isa()
-    return "avx512_vnni" if without_amx() and native is not None and native.amx else "native"
+    return native is not None and native.amx

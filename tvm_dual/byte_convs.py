@@ -3,7 +3,7 @@
 Scale and zero point of what a convolution on bytes reads are fixed when the library is built: those that leave the
 least mean square error on what it was seen to read, or those that hold all of it, whichever the whole model judges
 better by. All convolutions are tried on bytes at once; if that loses too much, some go back to bf16, or to floats where
-there are no tiles for bf16 (`fewest_back`). If bf16 in all of them loses too much still, some go back from it to floats.
+there are no tiles for bf16 (`fewest_back`). If bf16 loses too much in all of them, some go back from it to floats.
 """
 
 from __future__ import annotations

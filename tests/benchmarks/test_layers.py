@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import layers
 from benchmarks.image_suite import Turns
+from benchmarks.levels import our_bf16
 
 
 def test_a_layer_is_measured_in_every_form(tmp_path, capsys):
@@ -18,6 +19,8 @@ def test_a_layer_is_measured_in_every_form(tmp_path, capsys):
         ("dual", 0.5, None),
         ("skip", None, 0.5),
     ]
+    low = ["int8", "bf16"] if our_bf16() else ["int8"]
+    assert [row["precision"] for row in ours if row["precision"] != "fp32"] == low
     assert {row["engine"] for row in result.rows} == {"tvm_dual", "torch", "onnxruntime", "openvino"}
     layers.show(result, tmp_path / "rows.json")
     assert "6x6 8->16 3x3/2" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from relay_passes.pipeline import prepare_pipeline
-from schedules.cpu import ISAS
+from schedules.cpu import ISAS, missing_flags
 from tvm_dual.builder import Builder
 from tvm_dual.errors import PlanError
 from tvm_dual.frontend.dispatch import import_model
@@ -104,9 +104,10 @@ def test_convolutions_of_an_int8_build_are_on_bytes_where_the_cpu_multiplies_the
 
 def test_convolutions_whose_bytes_cost_too_much_keep_floats(spectrograms):
     model, _ = chain_model()
-    builder = Builder(model, [spectrograms], streaming=True)
-    if not ISAS[builder.isa].vnni:
+    if missing_flags(ISAS["avx512_vnni"]):
         pytest.skip("this CPU lacks avx512_vnni")
+    # Where there are tiles, bf16 stands between bytes and floats.
+    builder = Builder(model, [spectrograms], streaming=True, target="avx512_vnni")
     kept = AdvancedOptions(mode="dense", keep_dense=("conv2d1",))
     library = builder.build("int8", options=kept)
     forms = {site.name: (site.precision, site.reason) for site in library.report.plan.sites}
@@ -115,6 +116,62 @@ def test_convolutions_whose_bytes_cost_too_much_keep_floats(spectrograms):
     found = {site.name: site for site in exact.report.plan.sites if site.kind == "conv2d"}
     floats = [site for site in found.values() if site.precision == "fp32"]
     assert floats and all("below the budget" in site.reason for site in floats)
+
+
+def test_convolutions_of_a_bf16_build_are_in_bf16_where_the_cpu_has_tiles(spectrograms):
+    model, arrays = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True)
+    if not ISAS[builder.isa].amx:
+        pytest.skip("this CPU lacks AMX")
+    library = builder.build("bf16", options=AdvancedOptions(mode="dense"))
+    plan = library.report.plan
+    assert plan.precision == "bf16" and "\nbf16, amx" in str(library.report)
+    forms = {site.name: (site.precision, site.reason) for site in plan.sites}
+    assert forms == {f"conv2d{i}": ("bf16", "bf16 matrix tiles (AMX)") for i in range(3)} | {
+        "dense0": ("fp32", forms["dense0"][1])
+    }
+    again = builder.build("bf16", plan=Plan.from_json(plan.to_json()))
+    for x in spectrograms:
+        found, wanted = library.stream()(x), chain_reference(arrays, x)
+        assert 0 < np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+        np.testing.assert_array_equal(again.stream()(x), found)
+
+
+def test_a_bf16_build_without_tiles_says_so(spectrograms):
+    model, arrays = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True, target="avx2")
+    library = builder.build("bf16", options=AdvancedOptions(mode="dense"))
+    convs = [site for site in library.report.plan.sites if site.kind == "conv2d"]
+    assert all(site.precision == "fp32" and "avx2 has no bf16 matrix tiles" in site.reason for site in convs)
+    wanted = chain_reference(arrays, spectrograms[0])
+    np.testing.assert_allclose(library.stream()(spectrograms[0]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_whose_bytes_cost_too_much_go_back_to_bf16(spectrograms):
+    model, _ = chain_model()
+    builder = Builder(model, [spectrograms], streaming=True)
+    if not ISAS[builder.isa].amx:
+        pytest.skip("this CPU lacks AMX")
+    options = AdvancedOptions(mode="dense", keep_dense=("dense0",))
+    whole = builder.build("int8", options=options).report.plan
+    most = 1 - whole.quality
+    halves = builder.build("bf16", options=options).report.plan
+    least = 1 - halves.quality
+    assert 0 < least < most / 2
+    library = builder.build("int8", options=options, max_drop=(most + least) / 2)
+    plan = library.report.plan
+    found = {site.name: site for site in plan.sites if site.kind == "conv2d"}
+    assert {site.precision for site in found.values()} == {"int8", "bf16"}
+    assert all(
+        ("at 8 bits quality is below the budget" in site.reason) == (site.precision == "bf16")
+        for site in found.values()
+    )
+    assert plan.quality >= 1 - (most + least) / 2 and plan.quality > whole.quality
+    again = builder.build("int8", plan=Plan.from_json(plan.to_json()), options=options)
+    np.testing.assert_array_equal(again.stream()(spectrograms[0]), library.stream()(spectrograms[0]))
+    strict = builder.build("int8", options=options, max_drop=least / 2).report.plan
+    floats = [site for site in strict.sites if site.kind == "conv2d" and site.precision == "fp32"]
+    assert floats and all("in bf16 quality is below the budget" in site.reason for site in floats)
 
 
 def test_forms_of_convolutions_are_chosen_by_time(spectrograms):
