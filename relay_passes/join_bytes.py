@@ -20,7 +20,8 @@ from relay_passes.site_plan import planned_bias, read_form
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
 from schedules.byte_chain import ByteChain, can_chain, can_pool
-from schedules.conv2d_chain import conv2d_chain, pack_chain
+from schedules.chain_operands import pack_chain
+from schedules.conv2d_chain import conv2d_chain
 from schedules.conv2d_lines import SIZES
 from schedules.registry import kernel
 

@@ -1,7 +1,7 @@
 """Vectors of bf16: the upper halves of floats, held as unsigned integers of 16 bits.
 
-TVM 0.27 turns every value of its own type ``bfloat16`` into a float before it generates code, operands of LLVM's
-intrinsics included; hence integers, and rounding by integer arithmetic.
+TVM 0.27 turns every value of its own type ``bfloat16`` into a float before it generates code, what LLVM's intrinsics
+take and give included; hence integers, and a function in LLVM's language around the instruction that rounds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,17 @@ from tvm.script import tirx as T
 
 #: Type that bf16 is held in.
 BF16 = "uint16"
+_NAME = "tvm_dual_bf16_pair"
+#: A function that is inlined wherever it is called: the instruction, whose first operand becomes the upper half.
+_PAIR = f"""
+declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
+define linkonce_odr <32 x i16> @{_NAME}(<16 x float> %first, <16 x float> %second) #0 {{
+  %pair = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %second, <16 x float> %first)
+  %bits = bitcast <32 x bfloat> %pair to <32 x i16>
+  ret <32 x i16> %bits
+}}
+attributes #0 = {{ alwaysinline nounwind "target-features"="+avx512f,+avx512bf16" }}
+"""
 
 
 def widened(values, lanes: int):
@@ -23,10 +34,23 @@ def narrowed(values, lanes: int):
     return T.Cast(_of(BF16, lanes), _rounded(values, lanes) >> _all(T.uint32(16), lanes))
 
 
+def narrowing(compute):
+    """Return a macro that does what the macro `compute` of as many operands does, which may call `narrowed_pair`."""
+
+    @T.inline
+    def within(*operands):
+        with T.attr(0, "pragma_import_llvm", _PAIR):
+            compute(*operands)
+
+    return within
+
+
 def narrowed_pair(first, second):
-    """Return two vectors of 16 floats, one behind the other, as `narrowed` does: one permutation takes upper halves."""
-    parts = [T.reinterpret(_rounded(values, 16), dtype=f"{BF16}x32") for values in (first, second)]
-    return T.Shuffle(parts, [2 * lane + 1 for lane in range(32)])
+    """Return two vectors of 16 floats, one behind the other, as `narrowed` does (AVX512-BF16).
+
+    Other than that it rounds to zero what is smaller than the least normal float. Within `narrowing` alone.
+    """
+    return T.call_pure_extern(f"{BF16}x32", _NAME, first, second)
 
 
 def cut(values, lanes: int):

@@ -9,18 +9,18 @@ above and below the image pass, too: they are overwritten with what padding cons
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import lcm
 
 import numpy as np
-from tvm import tirx
 from tvm.script import tirx as T
 
+from schedules.bf16_vectors import BF16, narrowing
 from schedules.byte_chain import ByteChain
+from schedules.chain_operands import Part
 from schedules.conv2d_amx import amx_panels, configure, release
 from schedules.conv2d_bytes import AFFINE, ZERO, copy_rows
 from schedules.conv2d_finish import finish_sums
-from schedules.conv2d_int8 import Affine, pack_conv2d_int8
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import LANES, vnni_panels
@@ -28,56 +28,6 @@ from schedules.cpu import Isa
 from schedules.intrinsics import span, vector_lanes
 from schedules.pool import MaxPool2d, maximum
 from schedules.quantize import round_up
-
-
-def pack_chain(
-    isa: Isa,
-    chain: ByteChain,
-    weights: list[np.ndarray],
-    biases: list[np.ndarray],
-    affines: list[Affine],
-    result: Affine | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the operands ``(weight: i8[rows, 16, 64], floats: f32)``.
-
-    Parameters
-    ----------
-    isa : Isa
-    chain : ByteChain
-    weights, biases : list of ndarray, float32
-        Of each convolution, as `schedules.conv2d_int8.pack_conv2d_int8` takes them.
-    affines : list of Affine
-        Of what each one reads, if it is bytes.
-    result : Affine, optional
-        Of the result, if it is bytes.
-    """
-    rows, floats = [], []
-    targets = [*affines[1:], result]
-    for byte, tile, weight, bias, source, target in zip(
-        chain.convs, chain.tiles(isa), weights, biases, affines, targets, strict=True
-    ):
-        packed, *parts = pack_conv2d_int8(byte, tile, weight, bias, source, target)
-        rows.append(packed.reshape(-1, 16, STEP))
-        floats += parts
-    return np.concatenate(rows), np.concatenate(floats)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A part of a merged operand that is indexed like an operand of its own."""
-
-    whole: tirx.Buffer
-    start: int
-    shape: tuple[int, ...] = ()
-
-    def __getitem__(self, index):
-        if not self.shape:
-            if isinstance(index, tirx.Ramp):
-                return self.whole[T.ramp(self.start + index.base, index.stride, index.lanes)]
-            return self.whole[self.start + index]
-        panel, step, vector, row, column = index
-        _, steps, vectors = self.shape
-        return self.whole[self.start + (panel * steps + step) * vectors + vector, row, column]
 
 
 def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
@@ -116,8 +66,8 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
 
     def parts(weight, floats, layer, x):
         start, n = float_starts[layer], columns[layer]
-        scale, bias, affine = (_Part(floats, start + at) for at in (0, n, 2 * n))
-        return _Part(weight, weight_starts[layer], shapes[layer]), scale, bias, affine, x
+        scale, bias, affine = (Part(floats, start + at) for at in (0, n, 2 * n))
+        return Part(weight, weight_starts[layer], shapes[layer]), scale, bias, affine, x
 
     def allocated():
         return [T.sblock_alloc_buffer((threads * n,), kind) for n, kind in zip(sizes, types, strict=True)]
@@ -194,6 +144,26 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
         for each in layers:
             each(x, weight, floats, buffers, task, band)
 
+    @T.inline
+    def compute_bands(x, weight, floats, buffers, y, task):
+        clear(buffers, floats, task)
+        first: T.let = task * bands // threads
+        # One band before its own gives a task what it reads above them.
+        for band in T.serial(T.max(0, first - 1), (task + 1) * bands // threads):
+            copy(
+                x,
+                parts(weight, floats, 0, x)[3],
+                buffers[0],
+                task * sizes[0],
+                0,
+                band * rows + offsets[0] - convs[0].padding[0],
+            )
+            compute_all(x, weight, floats, buffers, task, band)
+            if band >= first:
+                pooled(buffers[count], task * sizes[count], y, band * rows + offsets[count - 1])
+
+    compute = narrowing(compute_bands) if BF16 in types else compute_bands
+
     @T.prim_func(s_tir=True, private=True)
     def chained(
         x: T.Buffer((convs[0].input_size,), chain.first.source),
@@ -208,21 +178,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
                 vt = T.axis.spatial(threads, task)
                 T.reads(x[0 : convs[0].input_size], weight[0:weight_rows, 0:16, 0:STEP], floats[0:n_floats])
                 T.writes(y[0 : chain.output_size])
-                clear(buffers, floats, vt)
-                first: T.let = vt * bands // threads
-                # One band before its own gives a task what it reads above them.
-                for band in T.serial(T.max(0, first - 1), (vt + 1) * bands // threads):
-                    copy(
-                        x,
-                        parts(weight, floats, 0, x)[3],
-                        buffers[0],
-                        vt * sizes[0],
-                        0,
-                        band * rows + offsets[0] - convs[0].padding[0],
-                    )
-                    compute_all(x, weight, floats, buffers, vt, band)
-                    if band >= first:
-                        pooled(buffers[count], vt * sizes[count], y, band * rows + offsets[count - 1])
+                compute(x, weight, floats, buffers, y, vt)
 
     return chained
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from schedules.bf16_vectors import BF16, to_bf16
+from schedules.bf16_vectors import BF16, narrowing, to_bf16
 from schedules.conv2d_amx import amx_panels, configure, release
 from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_bytes import AFFINE, INVERSE, OUT_INVERSE, OUT_ZERO, RESIDUAL, ZERO, ByteBands
@@ -129,6 +129,14 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
 
     begin, end = configure(isa, tile), release(isa, tile)
 
+    @T.inline
+    def compute_bands(x, scratch, operands, y, task):
+        begin()
+        over_bands(x, scratch, operands, y, task)
+        end()
+
+    compute_all = narrowing(compute_bands) if BF16 in (byte.numbers, byte.result) else compute_bands
+
     @T.prim_func(s_tir=True, private=True)
     def convolved(
         x: T.Buffer((conv.input_size,), byte.source),
@@ -158,9 +166,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
                     copies[0 : threads * bands.copy_size],
                     spreads[0 : threads * bands.spread_size],
                 )
-                begin()
-                over_bands(x, (copies, spreads), (weight, scale, bias, affine, residual), y, vt)
-                end()
+                compute_all(x, (copies, spreads), (weight, scale, bias, affine, residual), y, vt)
 
     return convolved
 

@@ -33,7 +33,7 @@ class Isa:
     vnni : bool
         Whether 8-bit dot products with 32-bit sums (``vpdpbusd``) exist.
     amx : bool
-        Whether matrix tiles exist, of bytes and of bf16.
+        Whether matrix tiles exist, of bytes and of bf16, and the instructions that round to bf16.
     features : tuple of str
         What LLVM may use beyond `mcpu`.
     tuned_as : str
@@ -76,7 +76,7 @@ class Isa:
 
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 _VNNI = ("avx2", "fma", *_AVX512, "avx512_vnni")
-_TILES = ("amx_tile", "amx_int8", "amx_bf16")
+_TILES = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16")
 
 #: Best first. AMX machines run the AVX-512 VNNI kernels of this table for all but convolutions of bytes: matrix tiles
 #: do not help matrix-vector products, which are bound by the bytes of weights read.
@@ -85,7 +85,7 @@ ISAS = {
     for isa in (
         Isa(
             *("amx", "cascadelake", (*_VNNI, *_TILES), 64, True, True),
-            features=("+amx-tile", "+amx-int8", "+amx-bf16"),
+            features=("+amx-tile", "+amx-int8", "+amx-bf16", "+avx512bf16"),
             tuned_as="avx512_vnni",
         ),
         Isa("avx512_vnni", "cascadelake", _VNNI, 64, True),

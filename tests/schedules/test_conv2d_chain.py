@@ -10,8 +10,9 @@ import pytest
 from schedules import byte_chain
 from schedules.bf16_vectors import BF16, of_bf16, to_bf16
 from schedules.byte_chain import ByteChain, can_chain
+from schedules.chain_operands import pack_chain
 from schedules.conv2d_byte_tile import default_byte_tile
-from schedules.conv2d_chain import conv2d_chain, pack_chain
+from schedules.conv2d_chain import conv2d_chain
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
