@@ -24,9 +24,11 @@ _SUMS = 24
 _WEIGHT_LINE, _PIXEL_LINE = 1.5, 0.5
 #: Cycles of a product of tiles of no pixels: each three of these take another one.
 _PRODUCT = 10.5
-#: Cycles of a block beside its products, of what follows a vector of sums, of a pixel whose place in the output is
-#: looked for, and of a line that is copied once more.
-_BLOCK, _FINISH, _LOOK, _COPY = 100, 4, 2, 4
+#: Cycles of a block beside its products, of a pixel whose place in the output is looked for, and of a line that is
+#: copied once more.
+_BLOCK, _LOOK, _COPY = 100, 2, 4
+#: Cycles of what follows a vector of sums, by the type of the result.
+_FINISH = {"uint8": 4, BF16: 2.5, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
     step = max(products, 16 * tile.vectors * _WEIGHT_LINE + rows * _PIXEL_LINE)
     blocks = -(-lines.count * -(-lines.length // tile.pixels) // tile.tiles)
     # What follows the sums takes units that products leave alone.
-    finish = sums * tile.pixels * _FINISH - 0.75 * lines.steps * step
+    finish = sums * tile.pixels * _FINISH[byte.result] - 0.75 * lines.steps * step
     look = _LOOK * rows if lines.across != byte.conv.out_width else 0
     block = lines.steps * step + max(_BLOCK, finish) + look
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)

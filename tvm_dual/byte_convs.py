@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from schedules.conv2d_int8 import Affine
-from schedules.cpu import ISAS
+from schedules.cpu import ISAS, Isa
 from tvm_dual.cost import all_operations
+from tvm_dual.errors import PlanError
 from tvm_dual.plan import Plan, SitePlan
 from tvm_dual.quality import Quality
 from tvm_dual.sites import Site
@@ -125,6 +126,22 @@ def fewest_back(
         if len(back) > 2 and accepts(judged(back - {name})):
             back -= {name}
     return back
+
+
+def check_level(plan: Plan, isa: Isa) -> None:
+    """Refuse a plan whose convolutions are on bytes or bf16 for a level that has no products of these.
+
+    Raises
+    ------
+    PlanError
+        Naming the first of them.
+    """
+    for precision, has, what in (("int8", isa.vnni, "8-bit dot products"), ("bf16", isa.amx, "bf16 matrix tiles")):
+        if not has and (sites := _planned(plan, precision)):
+            raise PlanError(
+                f"plan: site {sites[0].name} is computed in {precision}, and {isa.name} has no {what}; accepted: a "
+                f"plan made for {isa.name}, or a target that has them ({plan.isa})"
+            )
 
 
 def planned_bytes(plan: Plan) -> dict[str, Affine]:

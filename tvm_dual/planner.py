@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates
-from tvm_dual.byte_convs import bytes_reason, choose_bytes, planned_bf16, planned_bytes
+from tvm_dual.byte_convs import bytes_reason, check_level, choose_bytes, planned_bf16, planned_bytes
 from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
@@ -100,9 +100,10 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     Raises
     ------
     PlanError
-        If the plan's sites are not the model's.
+        If the plan's sites are not the model's, or need what the instruction set level lacks.
     """
     planned = {site.name: site for site in plan.sites if site.input != "tvm"}
+    check_level(plan, ISAS[model.compiler.isa])
     if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
     for site in planned.values():
@@ -231,7 +232,8 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
     zeros = float((model.observations[site.name].inputs[0] == 0).mean())
     if site.conv and model.site_precision(site.name, forms) == "int8" and little is not None:
         return f"little module on bytes, {len(little.module.center)} of {min(site.weight.shape)} directions"
-    if site.conv and model.precision != "fp32" and "rows" not in forms and "little" not in forms:
+    low = model.precision != "fp32" and (forms[0] == "dense" or not model.is_low(site.name))
+    if site.conv and low and "rows" not in forms and "little" not in forms:
         return bytes_reason(model, site, zeros)
     parts = []
     if "columns" in forms:

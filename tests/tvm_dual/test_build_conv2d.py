@@ -145,6 +145,11 @@ def test_a_bf16_build_without_tiles_says_so(spectrograms):
     assert all(site.precision == "fp32" and "avx2 has no bf16 matrix tiles" in site.reason for site in convs)
     wanted = chain_reference(arrays, spectrograms[0])
     np.testing.assert_allclose(library.stream()(spectrograms[0]), wanted, rtol=1e-4, atol=1e-5)
+    sites = tuple(
+        replace(site, precision="bf16") if site.kind == "conv2d" else site for site in library.report.plan.sites
+    )
+    with pytest.raises(PlanError, match=r"conv2d0 is computed in bf16, and avx2 has no bf16 matrix tiles"):
+        builder.build("bf16", plan=replace(library.report.plan, sites=sites))
 
 
 def test_convolutions_whose_bytes_cost_too_much_go_back_to_bf16(spectrograms):
