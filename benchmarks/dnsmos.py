@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.audio.mixing import calibration_clips, evaluation_clips, judging_clips
+from benchmarks.audio.mixing import NoisyClip, calibration_clips, evaluation_clips, judging_clips
 from benchmarks.audio.mos import RATE, SCORES, scores, spectrogram
 from benchmarks.image_suite import Judge, Network, Progress, Result, Turns, run_networks, show, spread
 from benchmarks.packages import package_file
@@ -33,7 +34,7 @@ class Size:
     ----------
     turns : Turns
     calibration, judging, clips : int
-        Noisy clips to calibrate on and to judge plans on; pairs of a clean and a noisy clip to time and score.
+        Pairs of a clean and a noisy clip: to calibrate on, to judge plans on, and to time and score.
     """
 
     turns: Turns
@@ -42,8 +43,8 @@ class Size:
     clips: int
 
 
-FULL = Size(Turns(10, 6), calibration=12, judging=6, clips=6)
-SHORT = Size(Turns(3, 2), calibration=4, judging=2, clips=2)
+FULL = Size(Turns(10, 6), calibration=6, judging=6, clips=6)
+SHORT = Size(Turns(3, 2), calibration=2, judging=2, clips=2)
 
 
 def network_path(network: str) -> Path:
@@ -66,12 +67,14 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     SetupError
         If the package with the networks is not installed.
     """
-    data, judging = (
-        np.stack([spectrogram(clip.noisy) for clip in spread(clips(RATE), count)])
-        for clips, count in ((calibration_clips, size.calibration), (judging_clips, size.judging))
+    data, judging, speech = (
+        _pairs(clips, count)
+        for clips, count in (
+            (calibration_clips, size.calibration),
+            (judging_clips, size.judging),
+            (evaluation_clips, size.clips),
+        )
     )
-    pairs = spread(evaluation_clips(RATE), size.clips)
-    speech = np.stack([spectrogram(wave) for clip in pairs for wave in (clip.clean, clip.noisy)])
     networks = [
         Network(
             name,
@@ -88,6 +91,12 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
         for name in SCORES
     ]
     return run_networks(networks, threads, size.turns, progress)
+
+
+def _pairs(clips: Callable[[int], list[NoisyClip]], count: int) -> np.ndarray:
+    """Return the spectrograms of `count` clean clips and of the same with noise: (2 count, ...)."""
+    waves = [wave for clip in spread(clips(RATE), count) for wave in (clip.clean, clip.noisy)]
+    return np.stack([spectrogram(wave) for wave in waves])
 
 
 class _SameScores:
