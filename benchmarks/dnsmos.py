@@ -20,8 +20,8 @@ __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 NAME = "dnsmos"
 #: Options of the command that name what the suite reads.
 FILES = ()
-#: Largest change of a score of the judging clips that the plan may make.
-MAX_CHANGE = 0.03
+#: Largest change of a score of the judging clips that the plan may make: other clips change by up to twice as much.
+MAX_CHANGE = 0.02
 #: Largest change of a score of an engine that is of the same quality.
 SAME = ("mos_change", 0.05)
 
