@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm_ffi
-from tvm import ir, sym, tirx
+from tvm import ir, s_tir, sym, tirx
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Places:
 
 
 def same_places(statements: Sequence[tirx.Stmt], operands: Sequence, results: Sequence, between: Sequence) -> Places:
-    """Leave out reshapes of operands, and into results, that nothing else writes to.
+    """Leave out reshapes of operands that nothing else writes to, and those into results that nothing else uses.
 
-    Each of the buffers `between` is written by one statement. LLVM takes it that buffers of different names do not
-    overlap, so two names stand for one place only where nobody writes to one and reads from the other.
+    LLVM takes it that buffers of different names do not overlap, so two names stand for one place only where nobody
+    writes to one and reads from the other. The values of closed rows are copied, too, but open rows follow them.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def same_places(statements: Sequence[tirx.Stmt], operands: Sequence, results: Se
     left, same = [], {}
     for statement in statements:
         source, copy = reshaped(statement) or (None, None)
-        if source in operands and copy in between:
+        if source in operands and copy in between and not _written(copy, statements, statement):
             same[copy] = source
         elif source in between and source not in same and copy in results and not _used(copy, statements, statement):
             same[source] = copy
@@ -90,6 +90,23 @@ def _place(indices: Sequence, shape: Sequence[int]) -> ir.PrimExpr:
     for index, extent in zip(indices, shape, strict=True):
         place = place * tirx.IntImm("int64", extent) + tirx.Cast("int64", index)
     return place
+
+
+def _written(buffer, statements: Sequence[tirx.Stmt], but: tirx.Stmt) -> bool:
+    """Whether another statement writes to a buffer, by its stores or by what its blocks declare."""
+    found = []
+
+    def store(value: tirx.BufferStore) -> None:
+        found.append(value.buffer)
+
+    def block(value: s_tir.SBlock) -> None:
+        found.extend(region.source for region in value.writes)
+
+    for statement in statements:
+        if not statement.same_as(but):
+            for kind, note in ((tirx.BufferStore, store), (s_tir.SBlock, block)):
+                tvm_ffi.structural_walk(statement, (kind, note), order="post")
+    return any(each.same_as(buffer) for each in found)
 
 
 def _used(buffer, statements: Sequence[tirx.Stmt], but: tirx.Stmt) -> bool:

@@ -112,3 +112,33 @@ def test_the_kernel_computes_the_same_wherever_images_lie(native, afar):
     run(tvm.runtime.from_dlpack(memory))
     np.testing.assert_array_equal(z, x[::-1] + 1)
     np.testing.assert_array_equal(y, 2 * z)
+
+
+def test_values_that_others_are_written_over_are_copied():
+    """So are those of closed rows, before open rows are computed."""
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(closed: T.Buffer((N,), "float32"), rows: T.Buffer((2,), "int32"), y: T.Buffer((N,), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        with T.sblock("root"):
+            values = T.sblock_alloc_buffer((N,), "float32")
+            for i in T.serial(N):
+                with T.sblock("closed"):
+                    v = T.axis.spatial(N, i)
+                    values[v] = closed[v]
+            for task in T.serial(1):
+                with T.sblock("rows"):
+                    vt = T.axis.spatial(1, task)
+                    T.reads(rows[0:2])
+                    T.writes(values[0:N])
+                    for r in T.serial(2):
+                        values[rows[r]] = T.float32(5) + T.Cast("float32", vt)
+            for i in T.serial(N):
+                with T.sblock("out"):
+                    v = T.axis.spatial(N, i)
+                    y[v] = values[v] * T.float32(2)
+
+    root = kernel.body.block
+    closed, rows, y = kernel.params
+    places = same_places(list(root.body.seq), [closed, rows], [y], root.alloc_buffers)
+    assert not places.same and len(places.statements) == 3
