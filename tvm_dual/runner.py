@@ -209,6 +209,9 @@ class Runner:
 
     def compute(self) -> list[np.ndarray]:
         """Run, and return the outputs in memory that is the caller's."""
+        if not self._fixed:
+            self.run()
+            return [output.copy() for output in self._outputs]
         taken = [output.next() if isinstance(output, Recycled) else None for output in self._outputs]
         self.run()
         return [kept.copy() if view is None else view for kept, view in zip(self._outputs, taken, strict=True)]
