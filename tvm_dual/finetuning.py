@@ -8,9 +8,6 @@ so that errors which would build up in the state are the ones that shrink. The r
 forward pass as they will be stored, which their gradients pass through. Recurrent sites are trained, since a closed
 form cannot see that its own errors come back as inputs, and convolutions, since it cannot see that the nonlinearity
 hides part of its errors, and the gate another.
-
-A part of the data is held back. Now and then the loss on it is looked at, and the modules of the step where that was
-least are the result: of few data too many steps make modules worse than those that training starts from.
 """
 
 from __future__ import annotations
@@ -33,8 +30,6 @@ from tvm_dual.sites import Site
 BATCH, LENGTH = 48, 48
 #: Pixels of a convolution per step.
 PIXELS = 1024
-#: Of the data, one part in how many is held back, and how often the loss on it is looked at.
-HELD_BACK, LOOKS = 8, 20
 #: Adam's step size, as a share of the root mean square of what it changes.
 RELATIVE_RATE = 0.01
 #: Bounds to train under, as multiples of the one that is expected: it is not known yet, and the effort may
@@ -84,59 +79,38 @@ def finetune(
     torch.set_num_threads(available_cores())
     try:
         start = _start_tiles if site.conv else _start_cell
-        trained, loss, held_loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), isa)
-        _train(torch, trained.parameters, loss, held_loss, steps, progress or (lambda done, total: None))
+        trained, loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), isa)
+        _train(torch, trained.parameters, loss, steps, progress or (lambda done, total: None))
         return replace(fit, little=replace(fit.little, module=trained.module()), tuned=True)
     finally:
         torch.set_num_threads(threads)
 
 
 def _start_cell(torch, site, fit, observed, limits, rng, _isa):
-    """Return a recurrent cell, the loss of a step, and that on what is held back."""
+    """Return a recurrent cell and the loss of a step."""
     cell = CELLS[site.kind](torch, site, fit)
-    starts, held = _parted(_starts(observed), LENGTH)
+    starts = _starts(observed)
     x, *states = (torch.from_numpy(values) for values in observed.inputs)
     weights = _scaled_weights(torch, fit)
 
-    def error(some, limits):
-        first = torch.from_numpy(some)
+    def loss():
+        first = torch.from_numpy(rng.choice(starts, min(BATCH, len(starts)), replace=False))
         calls = first[None] + torch.arange(LENGTH)[:, None]
-        found = cell.run(x[calls], [state[first] for state in states], limits)
+        found = cell.run(x[calls], [state[first] for state in states], limits * rng.choice(LIMITS))
         return (((found - states[0][calls + 1]) * weights) ** 2).mean()
 
-    def loss():
-        return error(rng.choice(starts, min(BATCH, len(starts)), replace=False), limits * rng.choice(LIMITS))
-
-    return cell, loss, lambda: error(_spread_out(held, BATCH), limits)
+    return cell, loss
 
 
 def _start_tiles(torch, site, fit, observed, limits, rng, isa):
-    """Return a gated convolution, the loss of a step, and that on what is held back."""
+    """Return a gated convolution and the loss of a step."""
     tiles, weights, (limit,) = GatedTiles(torch, site, fit, observed, isa), _scaled_weights(torch, fit), limits
-    pixels, held = _parted(np.arange(tiles.pixels), 0)
-
-    def error(some, limit):
-        return ((tiles.errors(torch.from_numpy(some), limit) * weights) ** 2).mean()
 
     def loss():
-        return error(rng.choice(pixels, min(PIXELS, len(pixels)), replace=False), limit * rng.choice(LIMITS))
+        pixels = torch.from_numpy(rng.choice(tiles.pixels, min(PIXELS, tiles.pixels), replace=False))
+        return ((tiles.errors(pixels, limit * rng.choice(LIMITS)) * weights) ** 2).mean()
 
-    return tiles, loss, lambda: error(_spread_out(held, HELD_BACK * PIXELS), limit)
-
-
-def _parted(items: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return items to train on and those held back, the last ones; too few for both are used for both.
-
-    An item reaches `reach` further: of the first ones those are left out that would reach the others.
-    """
-    held = items[-max(1, len(items) // HELD_BACK) :]
-    trained = items[items + reach < held[0]]
-    return (trained, held) if len(trained) else (items, items)
-
-
-def _spread_out(items: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` items at most, from all over an array."""
-    return items[np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+    return tiles, loss
 
 
 def _scaled_weights(torch, fit: SiteFit):
@@ -144,19 +118,11 @@ def _scaled_weights(torch, fit: SiteFit):
     return torch.from_numpy(fit.weights / np.sqrt((fit.weights**2).mean()))
 
 
-def _train(
-    torch, parameters: list, loss: Callable, held_loss: Callable, steps: int, progress: Callable[[int, int], None]
-) -> None:
-    """Follow the gradient of `loss`, with step sizes that rise and fall, to where `held_loss` is least."""
-
-    def looked() -> tuple[float, list]:
-        with torch.no_grad():
-            return float(held_loss()), [p.detach().clone() for p in parameters]
-
+def _train(torch, parameters: list, loss: Callable, steps: int, progress: Callable[[int, int], None]) -> None:
+    """Follow the gradient of `loss`, with step sizes that rise and fall."""
     rates = [RELATIVE_RATE * float(p.detach().pow(2).mean().sqrt()) for p in parameters]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    best, looks = looked(), {steps * (look + 1) // LOOKS for look in range(LOOKS)}
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1, (step + 1) / 10) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
@@ -164,12 +130,7 @@ def _train(
         optimizer.zero_grad()
         found.backward()
         optimizer.step()
-        if step + 1 in looks:
-            best = min(best, looked(), key=lambda each: each[0])
         progress(step + 1, steps)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best[1], strict=True):
-            parameter.copy_(value)
 
 
 def _starts(observed: Observations) -> np.ndarray:

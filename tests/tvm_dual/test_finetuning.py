@@ -106,34 +106,10 @@ def test_training_lowers_the_error_of_the_state(site, fit, observed):
     before, after = (
         np.sqrt(np.mean((np.subtract(*rollout(site, f, observed, 1e30)) * f.weights) ** 2)) for f in (fit, tuned)
     )
-    assert after < 0.95 * before
+    assert after < 0.9 * before
     assert done[-1] == (60, 60) and torch.get_num_threads() == threads
     assert tuned.tuned and not fit.tuned
     np.testing.assert_array_equal(tuned.spread, fit.spread)
-
-
-def test_the_result_is_that_of_the_step_where_data_held_back_have_the_least_loss():
-    parameter = torch.zeros(1, requires_grad=True)
-    # The data that is trained on wants 10, what is held back wants what comes up on the way there.
-    parameter.data.fill_(1.0)
-    seen = []
-
-    def held_loss():
-        seen.append(float(parameter.detach()))
-        return (parameter - 1.03).square().sum()
-
-    subject._train(torch, [parameter], lambda: (parameter - 10).square().sum(), held_loss, 40, lambda *_: None)
-    assert float(parameter.detach()) == min(seen, key=lambda value: abs(value - 1.03))
-    assert max(seen) > 1.06
-
-
-def test_what_is_held_back_shares_no_call_with_what_is_trained_on(observed):
-    starts = subject._starts(observed)
-    trained, held = subject._parted(starts, subject.LENGTH)
-    assert len(held) == len(starts) // subject.HELD_BACK
-    assert (trained + subject.LENGTH).max() < held.min()
-    few = np.arange(3)
-    assert all((part == few).all() for part in subject._parted(few, 10))
 
 
 def test_sequences_do_not_cross_runs(observed):
