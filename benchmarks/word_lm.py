@@ -82,7 +82,7 @@ class Size:
 FULL = Size(
     10,
     140,
-    calibration=(80, 400),
+    calibration=(40, 400),
     judging=(64, 115),
     evaluation=(64, 115),
     exact_peers=True,

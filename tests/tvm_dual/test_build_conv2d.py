@@ -279,7 +279,9 @@ def test_a_dense_layer_behind_a_relu_says_that_skipping_was_slower(monkeypatch, 
     # Zero skipping takes longer here than computing everything, whatever the machine.
     monkeypatch.setattr(
         "tvm_dual.site_times._in_turns",
-        lambda model, entries: {name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()},
+        lambda model, entries, *_: {
+            name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()
+        },
     )
     model, _ = chain_model()
     options = AdvancedOptions(keep_dense=("conv2d0", "conv2d1", "conv2d2", "dense0"))
