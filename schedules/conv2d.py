@@ -14,7 +14,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows, heavy, rows_within
-from schedules.conv2d_panels import pack_panels, panel_count
+from schedules.conv2d_panels import pack_panels, panel_count, share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
 from schedules.cpu import Isa
@@ -81,7 +81,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
     size = panel_size(isa, conv.outputs, tile.vectors)
     panels, bands = panel_count(conv.outputs, size), Bands(conv, tile.rows)
     tall, columns = min(tile.pixels, bands.pixels), max(conv.outputs, size)
-    by_bands = writes_lists or _waiting(bands.count, threads) <= _waiting(panels, threads)
+    by_bands = writes_lists or share_bands(bands.count, panels, threads)
     tiles, vectors, kernel_rows = -(-bands.pixels // tall), size // isa.lanes, conv.kernel[0]
     rows = rows_at_once(conv, size, tiles)
     whole = not heavy(conv)
@@ -196,8 +196,3 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
 def _listed_rows(conv: Conv2d, most: int) -> int:
     """Return the rows of a band, `most` at most, whose results stay in L2 until they are listed."""
     return max(1, min(most, _LISTED_BYTES // (conv.out_width * conv.outputs * 4)))
-
-
-def _waiting(parts: int, threads: int) -> float:
-    """Return the time that `threads` take for equal `parts`, as a multiple of the best possible."""
-    return -(-parts // threads) * threads / parts

@@ -27,7 +27,7 @@ from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_bytes import AFFINE, INVERSE, OUT_INVERSE, OUT_ZERO, RESIDUAL, ZERO, ByteBands
 from schedules.conv2d_finish import CUT, finish_sums
 from schedules.conv2d_lines import STEP, ByteConv, image_lines
-from schedules.conv2d_panels import panel_count, panel_starts
+from schedules.conv2d_panels import panel_count, panel_starts, share_bands
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
 from schedules.quantize import quantize_rows
@@ -109,7 +109,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
     conv, size = byte.conv, tile.vectors * LANES
     lines, bands = image_lines(byte, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     panels, columns = panel_count(conv.outputs, size), max(conv.outputs, size)
-    by_bands = _waiting(bands.count, threads) <= _waiting(panels, threads)
+    by_bands = share_bands(bands.count, panels, threads)
     compute = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, conv, tile, finish_sums(byte))
 
     @T.inline
@@ -169,8 +169,3 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
                 compute_all(x, (copies, spreads), (weight, scale, bias, affine, residual), y, vt)
 
     return convolved
-
-
-def _waiting(parts: int, threads: int) -> float:
-    """Return the time that `threads` take for equal `parts`, as a multiple of the best possible."""
-    return -(-parts // threads) * threads / parts

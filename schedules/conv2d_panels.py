@@ -25,6 +25,16 @@ def panel_count(outputs: int, size: int) -> int:
     return -(-outputs // size)
 
 
+def share_bands(bands: int, panels: int, threads: int) -> bool:
+    """Whether threads that share the bands wait no longer for each other than if they share the panels of each."""
+
+    def waiting(parts: int) -> float:
+        """Return the time that `threads` take for equal `parts`, as a multiple of the best possible."""
+        return -(-parts // threads) * threads / parts
+
+    return waiting(bands) <= waiting(panels)
+
+
 def panel_slices(outputs: int, size: int) -> list[slice]:
     """Return the outputs of each panel."""
     return [slice(start, min(start + size, outputs)) for start in panel_starts(outputs, size)]
