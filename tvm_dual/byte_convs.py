@@ -15,6 +15,7 @@ import numpy as np
 
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, Isa
+from tvm_dual.byte_little import stood_for
 from tvm_dual.cost import all_operations
 from tvm_dual.errors import PlanError
 from tvm_dual.plan import Plan, SitePlan
@@ -44,11 +45,9 @@ def byte_scale(values: np.ndarray, shares: np.ndarray = SHARES) -> Affine:
     tried = []
     for share in shares:
         scale = share * (high - low) / LEVELS
-        zero = round(-share * low / scale)
-        levels = np.clip(np.floor(some / scale + (zero + 0.5)), 0, LEVELS)
-        tried.append((float(np.square((levels - zero) * scale - some).mean()), scale, zero))
-    _, scale, zero = min(tried)
-    return Affine(scale, zero)
+        levels = Affine(scale, round(-share * low / scale))
+        tried.append((float(np.square(stood_for(some, levels) - some).mean()), levels))
+    return min(tried, key=lambda each: each[0])[1]
 
 
 def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Model:
