@@ -19,7 +19,18 @@ from benchmarks.ours import our_spec
 from benchmarks.plots import tradeoff
 from benchmarks.reading import Reading
 from benchmarks.tables import print_points, print_rows
-from benchmarks.word_lm import FILES, Form, Progress, Size, all_peers, load, make_builder, measure, our_specs
+from benchmarks.word_lm import (
+    FILES,
+    Form,
+    Progress,
+    Size,
+    all_peers,
+    load,
+    make_builder,
+    measure,
+    our_specs,
+    trained_for,
+)
 from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
@@ -78,6 +89,7 @@ def run(
         As `word_lm.run` does, and if no gated kernel applies to the model's layer.
     """
     model, text = load(checkpoint, corpus)
+    size = trained_for(size, model.cell)
     with tempfile.TemporaryDirectory(prefix="word-lm-sweep-") as scratch:
         folder = Path(scratch)
         builder = make_builder(model, text, threads, size, progress)
