@@ -30,8 +30,10 @@ def read_calibration(path: str | Path) -> list[np.ndarray | dict[str, np.ndarray
             raise DataError(f"calibration '{path}': holds a single array without a name; accepted: {ACCEPTED}")
         with loaded as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    # numpy's for pickles and damaged archives.
-    except (OSError, EOFError, BadZipFile, zlib.error, ValueError) as error:
+    except ValueError as error:
+        # What numpy takes for a pickle it advises to load unsafely.
+        raise DataError(f"calibration '{path}': cannot be read as arrays of numbers; accepted: {ACCEPTED}") from error
+    except (OSError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(f"calibration '{path}': cannot be read ({error}); accepted: {ACCEPTED}") from error
     streams: dict[str, np.ndarray | dict[str, np.ndarray]] = {}
     for name, array in found.items():

@@ -136,3 +136,10 @@ def test_files_of_something_else(tmp_path):
     for path in (tmp_path, tmp_path / "missing.npz"):
         with pytest.raises(DataError, match="cannot be read"):
             read_calibration(path)
+
+
+def test_nobody_is_advised_to_load_a_file_unsafely(tmp_path):
+    (tmp_path / "text.npz").write_text("speech")
+    with pytest.raises(DataError, match=r"cannot be read as arrays of numbers; accepted: a \.npz file") as error:
+        read_calibration(tmp_path / "text.npz")
+    assert "pickle" not in str(error.value)
