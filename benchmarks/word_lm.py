@@ -82,23 +82,13 @@ class Size:
 FULL = Size(
     10,
     140,
-    calibration=(40, 400),
-    judging=(64, 115),
-    evaluation=(64, 115),
+    calibration=(140, 400),
+    judging=(96, 115),
+    evaluation=(128, 115),
     exact_peers=True,
     options=replace(LITTLE, finetune_steps=400),
 )
 SHORT = Size(2, 70, (20, 300), (16, 60), (16, 60), exact_peers=False, options=replace(LITTLE, search_steps=0))
-
-
-#: Steps after which training on as many words as `FULL` has makes a cell's little module worse on other text.
-MOST_STEPS = {"LSTM": 400, "GRU": 250}
-
-
-def trained_for(size: Size, cell: str) -> Size:
-    """Return a size whose little modules are trained for no more steps than a cell bears."""
-    steps = min(size.options.finetune_steps, MOST_STEPS[cell])
-    return replace(size, options=replace(size.options, finetune_steps=steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +121,6 @@ def run(
         If the checkpoint or the corpus is not there or not what it should be.
     """
     model, text = load(checkpoint, corpus)
-    size = trained_for(size, model.cell)
     with tempfile.TemporaryDirectory(prefix="word-lm-") as scratch:
         folder = Path(scratch)
         libraries = build_forms(model, text, threads, size, progress)

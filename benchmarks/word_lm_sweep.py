@@ -29,7 +29,6 @@ from benchmarks.word_lm import (
     make_builder,
     measure,
     our_specs,
-    trained_for,
 )
 from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
@@ -89,7 +88,6 @@ def run(
         As `word_lm.run` does, and if no gated kernel applies to the model's layer.
     """
     model, text = load(checkpoint, corpus)
-    size = trained_for(size, model.cell)
     with tempfile.TemporaryDirectory(prefix="word-lm-sweep-") as scratch:
         folder = Path(scratch)
         builder = make_builder(model, text, threads, size, progress)

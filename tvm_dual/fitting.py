@@ -67,7 +67,7 @@ def fit_site(
     """
     weights = unit_weights(site, sites)
     options = {"k": dimensions, "projection": projection, "bits": bits}
-    little, spread = _FITS[site.kind](site, observed, weights, both, options)
+    little, spread = _FITS[site.kind](site, observed.some(), weights, both, options)
     fit = SiteFit(little, spread.astype("float32"), weights)
     return fit if source is None else fit_bytes(site, fit, observed, source)
 

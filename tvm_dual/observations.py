@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,11 @@ from tvm_dual.calibration import CalibrationData
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
 
-#: Vectors that are kept for fitting; beyond a few thousand the closed forms do not change, but fine-tuning gains. They
-#: are kept in runs of this length, so that recurrent layers can be followed through time.
-MAX_SAMPLES, RUN = 24_000, 400
+#: Vectors that closed forms are fitted to: beyond a few thousand these do not change.
+MAX_SAMPLES = 24_000
+#: Vectors that are kept of recurrent layers, and their values (1 GB a layer): training a layer of 1500 units on 16,000
+#: overfits. They are kept in runs of this length, so that a layer can be followed through time.
+MAX_STEPS, STEP_VALUES, RUN = 64_000, 1 << 28, 400
 #: Values that are kept of what pixels of a convolution's output see: 64 MB a layer.
 PATCH_VALUES = 1 << 24
 #: Whole calls that are kept of a layer without states, at most, and their bytes unless one call has more.
@@ -43,6 +45,15 @@ class Observations:
     residual: np.ndarray | None = None
     examples: tuple[tuple[np.ndarray, ...], ...] = ()
 
+    def some(self, most: int = MAX_SAMPLES) -> Observations:
+        """Return at most so many samples, evenly spread; of a recurrent layer they follow each other no longer."""
+        every = -(-len(self.inputs[0]) // most)
+        if every == 1:
+            return self
+        inputs = tuple(np.ascontiguousarray(values[::every]) for values in self.inputs)
+        residual = None if self.residual is None else self.residual[::every]
+        return Observations(inputs, tuple(range(len(inputs[0]))), residual, self.examples)
+
 
 def observe(
     library: DualLibrary, data: CalibrationData, sites: Mapping[str, Site], progress=None
@@ -64,14 +75,15 @@ def observe(
     sequences = any(part == "y" for _, part in names)
     # A call of a recurrent layer may be a sequence, of which each vector counts.
     vectors = data.vectors_per_call if sequences else 1
-    most, length = (max(1, n // vectors) for n in (MAX_SAMPLES, RUN))
-    every, carried = max(1, -(-data.calls // most)), bool(library.metadata.states)
+    most, length = (max(1, n // vectors) for n in (_most_vectors(sites.values()), RUN))
+    share, carried = min(1.0, most / data.calls), bool(library.metadata.states)
     done, following = 0, False
     for stream in data.streams:
         run, following = library.stream(), False
         for call in stream:
             run(*call)
-            keep = done // length % every == 0
+            # Of every so many runs one, evenly spread.
+            keep = int((done // length + 1) * share) > int(done // length * share)
             if keep:
                 seen: dict[str, dict[str, np.ndarray]] = {name: {} for name, _ in names}
                 for (name, part), value in zip(names, library.last_extras(), strict=True):
@@ -83,6 +95,12 @@ def observe(
             if progress:
                 progress(done, data.calls)
     return {name: found.observations() for name, found in collected.items()}
+
+
+def _most_vectors(sites: Iterable[Site]) -> int:
+    """Return how many vectors are kept of each layer: more of recurrent ones, which can be trained through time."""
+    widths = [site.n_inputs + site.hidden * (2 if site.kind == "lstm" else 1) for site in sites if site.hidden]
+    return max(MAX_SAMPLES, min(MAX_STEPS, STEP_VALUES // max(widths))) if widths else MAX_SAMPLES
 
 
 class _Collected:

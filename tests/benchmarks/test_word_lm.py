@@ -127,9 +127,3 @@ def test_files_that_are_not_there_or_not_wanted(tmp_path, capsys, options, text)
 def test_an_absent_corpus_is_named(tmp_path, capsys, gru_checkpoint):
     assert main(command("word-lm", tmp_path, tmp_path / "absent", gru_checkpoint)) == 2
     assert "absent" in capsys.readouterr().err
-
-
-def test_a_cell_is_trained_for_no_more_steps_than_it_bears():
-    steps = {cell: word_lm.trained_for(word_lm.FULL, cell).options.finetune_steps for cell in ("LSTM", "GRU")}
-    assert steps == {"LSTM": 400, "GRU": 250}
-    assert word_lm.trained_for(word_lm.SHORT, "GRU").options.finetune_steps == 0
