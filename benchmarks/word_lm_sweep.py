@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
 from tvm_dual.errors import PlanError
+from tvm_dual.gates import FAR
 from tvm_dual.little import LITTLE_BITS
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
@@ -55,7 +57,9 @@ EPSILONS = (0.3, 0.5, 0.7)
 #: Sizes of little modules alone, as shares of what they read: static low-rank models, up to half the weights.
 SIZES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 #: Shares of closed rows of trained little modules, and the one at which they are trained.
-TRAINED_SHARES, TRAINED_AT = (0.7, 0.8, 0.85, 0.9, 0.95, 1.0), 0.9
+TRAINED_SHARES, TRAINED_AT = (0.8, 0.85, 0.9, 0.95, 0.97, 1.0), 0.93
+#: Size of a little module that is trained without a gate: twice the default.
+TRAINED_SIZE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,10 @@ def run(
             for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}", progress):
                 specs.append(spec)
                 facts.append(found)
-        for spec, found in little_alone(builder, size.options, folder):
+        alone = [little_alone(builder, size.options, folder)]
+        if size.options.finetune_steps:
+            alone.append(trained_alone(builder, size.options, plan, folder, progress))
+        for spec, found in chain(*alone):
             specs.append(spec)
             facts.append(found)
         specs += [spec for spec in all_peers(model, threads, folder) if spec.sequence == 1]
@@ -209,11 +216,21 @@ def little_alone(builder: Builder, options: AdvancedOptions, folder: Path) -> It
     for share in SIZES:
         library = builder.build("int8", options=replace(options, mode="little", dimension_share=share))
         (site,) = library.report.plan.sites
-        facts = {
-            "curve": "little alone",
-            "closed": 1.0,
-            "projection": site.projection,
-            "dimensions": site.dimensions,
-            "little_bits": site.little_bits,
-        }
+        facts = {"curve": "little alone", "closed": 1.0, "projection": site.projection}
+        facts |= {"dimensions": site.dimensions, "little_bits": site.little_bits}
         yield our_spec(library, folder / f"little{share}.so", "little"), facts
+
+
+def trained_alone(
+    builder: Builder, options: AdvancedOptions, plan: Plan, folder: Path, progress: Progress
+) -> Iterator[tuple[EngineSpec, dict]]:
+    """Train a little module that stands alone, a static low-rank model fine-tuned; yield what `points` does."""
+    model = builder.model("int8", replace(options, dimension_share=TRAINED_SIZE))
+    (name,) = model.sites
+    fits, forms = Fits(model), {name: ("little", "little")}
+    fits.finetune(forms, FAR, progress)
+    variant = fits.variant(forms, plan=plan)
+    little = variant.fits[name].little.module
+    facts = {"curve": "little alone, trained", "closed": 1.0, "projection": options.projection}
+    facts |= {"dimensions": little.weight.shape[1], "little_bits": little.bits}
+    yield our_spec(variant.library, folder / "trained_alone.so", "little"), facts

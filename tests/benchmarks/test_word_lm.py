@@ -83,8 +83,10 @@ def test_suite(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
 def test_sweep(few, tmp_path, corpus_folder, gru_checkpoint, capsys):
     assert main(command("word-lm-sweep", tmp_path, corpus_folder, gru_checkpoint)) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    *points, alone = [row for row in rows if "curve" in row]
+    *points, alone, trained_alone = [row for row in rows if "curve" in row]
     assert (alone["curve"], alone["mode"]) == ("little alone", "little") and alone["dimensions"] > 0
+    assert (trained_alone["curve"], trained_alone["mode"]) == ("little alone, trained", "little")
+    assert trained_alone["quality"] != alone["quality"] and trained_alone["dimensions"] > 0
     assert not any("error" in row for row in rows) and (tmp_path / "out.png").stat().st_size > 10_000
     exact = next(row for row in rows if (row["mode"], row["precision"]) == ("dense", "fp32"))["quality"]
     *points, trained = points
