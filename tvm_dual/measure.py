@@ -14,6 +14,8 @@ from tvm_dual.library import DualLibrary
 ROUNDS, CALLS = 7, 60
 #: Seconds of a turn from which on it is given fewer calls, such as of long sequences.
 TURN_SECONDS = 0.5
+#: Streams at most that open rows are counted over, and calls of all of them.
+OPEN_STREAMS, OPEN_CALLS = 40, 8000
 
 
 def median_microseconds(libraries: list[DualLibrary], stream: InputStream, rounds: int = ROUNDS) -> list[float]:
@@ -52,7 +54,9 @@ def _times(run: Callable, calls: Iterable[tuple[np.ndarray, ...]]) -> list[float
 
 
 def open_share(library: DualLibrary, streams: Sequence[InputStream]) -> dict[str, float]:
-    """Return open rows / all rows of each gated site, over all calls of the streams."""
+    """Return open rows / all rows of each gated site, over `OPEN_CALLS` first calls of up to `OPEN_STREAMS` streams."""
+    streams = streams[:: -(-len(streams) // OPEN_STREAMS)]
+    streams = [stream[: OPEN_CALLS // len(streams)] for stream in streams]
     opened = dict.fromkeys(library.all_rows(), 0)
     for stream in streams:
         run = library.stream()
