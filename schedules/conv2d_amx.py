@@ -20,7 +20,7 @@ REGISTERS, ROWS, LANES = 8, 16, 16
 #: Bytes of weights that stay in a second level of 2 MB beside a band.
 KEPT_BYTES = 1 << 20
 #: By the bytes of a value: the product of two tiles, and the type of what it is added to.
-_PRODUCTS = {1: ("tdpbusd", "int32"), 2: ("tdpbf16ps", "float32")}
+PRODUCTS = {1: ("tdpbusd", "int32"), 2: ("tdpbf16ps", "float32")}
 
 
 def tile_op(name: str, *operands):
@@ -81,7 +81,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
     to later.
     """
     pixels, tiles, vectors = tile.pixels, tile.tiles, tile.vectors
-    (product, kind), sums, width = _PRODUCTS[lines.size], tiles * vectors, tile.vectors * LANES
+    (product, kind), sums, width = PRODUCTS[lines.size], tiles * vectors, tile.vectors * LANES
     per_line = -(-lines.length // pixels)
     every = lines.count * per_line
     blocks = -(-every // tiles)

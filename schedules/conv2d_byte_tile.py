@@ -73,7 +73,7 @@ def byte_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
     return (_amx_cycles if isa.amx and tile.matrix else _vnni_cycles)(byte, tile)
 
 
-def _band_rows(byte: ByteConv, form: str) -> int:
+def band_rows(byte: ByteConv, form: str) -> int:
     """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
     conv, size = byte.conv, SIZES[byte.numbers]
     row = conv.padded_width * conv.inputs * size
@@ -91,7 +91,7 @@ def _choices(byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
     most = max(1, conv.outputs // LANES)
     blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in (1, 2, 3, 4)]
     for form in forms:
-        rows = _band_rows(byte, form)
+        rows = band_rows(byte, form)
         lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
             tallest = 16 if matrix else _SUMS // vectors

@@ -15,17 +15,26 @@ from schedules.epilogue import NONLINEARITIES
 CUT = ("relu", "relu6", None)
 
 
-def finish_sums(byte: ByteConv):
+def is_cut(byte: ByteConv) -> bool:
+    """Whether cutting off at the ends of the byte's range is all that follows a convolution's sums.
+
+    With a zero level of its own for what no nonlinearity follows, the range's ends are still where it is cut.
+    """
+    return byte.result == "uint8" and byte.conv.activation in CUT
+
+
+def finish_sums(byte: ByteConv, see=None):
     """Return ``(operands, y, places, column, sums)``, which writes the sums of some pixels.
 
     `places` are where the outputs from `column` on lie of each pixel, `sums` for each pixel its vectors of 16 sums.
     Call it while a kernel is parsed. What becomes bytes is packed by fours where a pixel has two vectors or four, what
-    becomes bf16 by twos.
+    becomes bf16 by twos. ``see(operands, places, column, values)``, if there is one, emits what else is to be made of
+    the values before their nonlinearity: those of `is_cut` are multiplied by the operand ``affine``'s inverse scale of
+    the result, its zero point and a half added to them.
     """
     conv, to_bytes, to_bf16 = byte.conv, byte.result == "uint8", byte.result == BF16
     outputs, nonlinearity = conv.outputs, NONLINEARITIES[conv.activation]
-    # With a zero level of its own for what no nonlinearity follows, the range's ends are still where it is cut.
-    cut = to_bytes and conv.activation in CUT
+    cut = is_cut(byte)
 
     def added(residual, affine, at):
         values = residual[T.ramp(at, 1, LANES)]
@@ -34,12 +43,16 @@ def finish_sums(byte: ByteConv):
         values = widened(values, LANES) if byte.residual == BF16 else values
         return values * T.broadcast(affine[OUT_INVERSE], LANES) if cut else values
 
-    def finished(operands, at, column, sums):
-        _, scale, bias, affine, residual = operands
+    def before(operands, at, column, sums):
+        _, scale, bias, affine, residual, *_ = operands
         span = T.ramp(column, 1, LANES)
         values = T.Cast(f"float32x{LANES}", sums) * scale[span] + bias[span]
         if conv.residual:
             values = values + added(residual, affine, at)
+        return values
+
+    def finished(operands, at, column, sums):
+        affine, values = operands[3], before(operands, at, column, sums)
         if not to_bytes:
             return nonlinearity(values)
         if not cut:
@@ -61,6 +74,10 @@ def finish_sums(byte: ByteConv):
 
     def store(operands, y, places, column, sums):
         vectors = len(sums[0])
+        if see is not None:
+            rows = zip(places, sums, strict=True)
+            at = [[(place + v * LANES, column + v * LANES, part) for v, part in enumerate(row)] for place, row in rows]
+            see(operands, places, column, [[before(operands, *each) for each in row] for row in at])
         if outputs < LANES:
             for place, (only,) in zip(places, sums, strict=True):
                 store_few(operands, y, place, column, only)
