@@ -17,7 +17,7 @@ from schedules.conv2d_bytes import AFFINE, OUT_INVERSE, OUT_ZERO, ByteBands
 from schedules.conv2d_finish import finish_sums, is_cut
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
-from schedules.conv2d_open_amx import open_amx, ring_size
+from schedules.conv2d_open_amx import open_amx, buffer_size
 from schedules.conv2d_panels import panel_count, share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_vnni import vnni_panels
@@ -66,7 +66,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
     lines, bands = image_lines(byte, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     thin_lines, thin_bands = image_lines(spread, thin.rows, thin.form), ByteBands(spread, thin.rows, thin.form)
     lists = OpenLists(panels, tile.rows * conv.out_width, conv.out_width, threads)
-    ring, room = ring_size(lines, tile), lists.sizes
+    ring, room = buffer_size(lines, tile), lists.sizes
     predict = _predict(isa, spread, thin, thin_lines, thin_bands, panels, threads)
     compute = _compute(isa, byte, tile, lines, bands, lists, threads)
     scale_limits = _scaled(spread)
@@ -206,7 +206,7 @@ def _predict(isa: Isa, spread: ByteConv, tile: ByteTile, lines: Lines, bands: By
 
 def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: ByteBands, lists: OpenLists, threads: int):
     """Return the macro ``(x, scratch, operands, y, opened, buffers, taps, task)`` that computes the open tiles."""
-    by_bands, ring, most = share_bands(bands.count, lists.most, threads), ring_size(lines, tile), lists.most
+    by_bands, ring, most = share_bands(bands.count, lists.most, threads), buffer_size(lines, tile), lists.most
     store = finish_sums(byte)
     pairs, singles = (open_amx(lines, byte.conv, tile, tiles, store) for tiles in (2, 1))
     prepare, listing = lists.prepare(lines), lists.listing(isa)

@@ -1,8 +1,8 @@
 """Open pixels on AMX: 16 of them, wherever they lie, become the rows of a tile.
 
-Tiles take rows at one constant distance, so the taps of listed pixels are copied, step by step, into a ring of a few
-steps in the first level, shortly before they are multiplied. The copies take load and store units, which products
-leave idle. A listed block is 32 pixels and one panel of outputs, or 16 where that is all.
+Tiles take rows at one constant distance, so the taps of listed pixels are copied, a few steps of them at a time, into
+one half of a buffer in the first level while those in its other half are multiplied: copies take load and store units,
+which products leave idle. A listed block is 32 pixels and one panel of outputs, or 16 where that is all.
 """
 
 from __future__ import annotations
@@ -15,28 +15,34 @@ from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 
-#: Steps that the ring holds, a power of two, and how many of them taps are copied ahead.
-SLOTS, AHEAD = 4, 2
+#: Steps, neighbours in a run of taps, that are copied together, at most: 8 kB of 32 pixels.
+MOST = 4
 
 
-def ring_size(lines: Lines, tile: ByteTile) -> int:
-    """Return the values of a task's ring."""
-    return SLOTS * tile.tiles * ROWS * lines.step
+def together(lines: Lines) -> int:
+    """Return how many steps are copied together, so that each pixel's place is looked up once for them."""
+    of_run = lines.loops[2]
+    return next(n for n in range(MOST, 0, -1) if of_run % n == 0)
+
+
+def buffer_size(lines: Lines, tile: ByteTile) -> int:
+    """Return the values of both halves of a task's buffer."""
+    return 2 * together(lines) * tile.tiles * ROWS * lines.step
 
 
 def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
-    """Return the macro ``(image, origin, operands, y, to, lists, ring, slot, first, last)`` for some listed blocks.
+    """Return the macro ``(image, origin, operands, y, to, lists, taps, slot, first, last)`` for some listed blocks.
 
     Blocks are those from `first` to `last` of `tiles` tiles of 16 pixels each. ``lists`` are four buffers of ``i32``:
     of each listed pixel its place in the band, and from where on what it sees lies behind `origin` in `image`; of each
-    block its panel, and where it begins in those two. `to` is the band's first pixel in the output, ``ring`` a buffer
+    block its panel, and where it begins in those two. `to` is the band's first pixel in the output, ``taps`` a buffer
     that belongs to the task from `slot` on; `store` is `schedules.conv2d_finish.finish_sums`. `tile` says how weights
     are packed and registers configured. As in `schedules.conv2d_amx.amx_panels` what follows the sums of a block is
     done between the products of the next.
     """
     vectors, width = tile.vectors, tile.vectors * LANES
     (product, kind), sums, listed = PRODUCTS[lines.size], tile.tiles * tile.vectors, tiles * ROWS
-    steps, row = lines.steps, lines.step
+    steps, row, many = lines.steps, lines.step, together(lines)
     _, times, of_run = lines.loops
     down_by, across_by = lines.strides
     # Rows that are finished together: bytes are packed by two rows of two vectors.
@@ -44,18 +50,27 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
     parts = listed // rows
     at_once = -(-parts // steps)
 
-    def skipped(at):
-        """Values from a pixel to the taps of a step."""
-        run = T.truncdiv(at, of_run)
-        down, across = (T.truncdiv(run, times), T.truncmod(run, times)) if times > 1 else (run, 0)
-        return down * down_by + across * across_by + T.truncmod(at, of_run) * row
+    half, groups = many * listed * row, steps // many
 
-    @T.inline
-    def gather(image, origin, bases, begin, ring, to, at, some, count):
-        """Copy `count` pixels' taps of a step, from the pixel `some` of a block on."""
-        skip: T.let = origin + skipped(at)
-        for r in T.unroll(count):
-            ring[T.ramp(to + (some + r) * row, 1, row)] = image[T.ramp(skip + bases[begin + some + r], 1, row)]
+    def skipped(group):
+        """Values from a pixel to the taps of a group of steps."""
+        run = T.truncdiv(group, of_run // many)
+        down, across = (T.truncdiv(run, times), T.truncmod(run, times)) if times > 1 else (run, 0)
+        return down * down_by + across * across_by + T.truncmod(group, of_run // many) * (many * row)
+
+    def copy(taps, to, pixel, image, at, step):
+        # Of 64 bits, so that an address is the sum of two registers.
+        values = image[T.ramp(at + step * row, T.int64(1), row)]
+        T.buffer_store(taps, values, [T.ramp(to + (step * listed + pixel) * row, 1, row)])
+
+    def copy_pixel(taps, to, pixel, image, start, bases, begin):
+        at = start + T.Cast("int64", bases[begin + pixel])
+        for step in range(many):
+            copy(taps, to, pixel, image, at, step)
+
+    def copy_pixels(taps, to, image, start, bases, begin, some, end):
+        for pixel in range(some, end):
+            copy_pixel(taps, to, pixel, image, start, bases, begin)
 
     @T.inline
     def load_weights(weight, panel, at, v):
@@ -67,10 +82,10 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
         )
 
     @T.inline
-    def load(ring, slot, weight, panel, at):
+    def load(taps, slot, weight, panel, at):
         for i in T.unroll(tiles):
             tile_op(
-                "tileloadd64", T.cast(sums + i, "int8"), T.address_of(ring[slot + i * (ROWS * row)]), T.int64(STEP)
+                "tileloadd64", T.cast(sums + i, "int8"), T.address_of(taps[slot + i * (ROWS * row)]), T.int64(STEP)
             )
         for v in T.unroll(vectors):
             load_weights(weight, panel, at, v)
@@ -83,6 +98,14 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             T.cast(sums + i, "int8"),
             T.cast(sums + tile.tiles + v, "int8"),
         )
+
+    def multiply_and_copy(taps, to, image, start, bases, begin, step):
+        """Copy a share of the next group's pixels between the products of a step."""
+        products = [(i, v) for i in range(tiles) for v in range(vectors)]
+        every = many * len(products)
+        for number, (i, v) in enumerate(products, step * len(products)):
+            multiply(i, v)
+            copy_pixels(taps, to, image, start, bases, begin, number * listed // every, (number + 1) * listed // every)
 
     @T.inline
     def unload(total, i, v):
@@ -104,7 +127,30 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
         finish_rows(operands, y, to, before[0], total, places, before[1], part * rows)
 
     @T.inline
-    def compute(image, origin, operands, y, to, lists, ring, slot, first, last):
+    def start_block(total, group):
+        if group == 0:
+            for i in T.unroll(tiles):
+                for v in T.unroll(vectors):
+                    unload(total, i, v)
+                    tile_op("tilezero", T.cast(i * vectors + v, "int8"))
+
+    @T.inline
+    def finish_parts(operands, y, to, total, places, before, at):
+        for part in T.serial(at * at_once, T.min((at + 1) * at_once, parts)):
+            finish(operands, y, to, total, places, before, part)
+
+    def group_steps(source, buffer, result, panel, group):
+        taps, here, there = buffer
+        for step in range(many):
+            at = group * many + step
+            load(taps, here + step * (listed * row), result[0][0], panel, at)
+            if step == 0:
+                start_block(result[3], group)
+            multiply_and_copy(taps, there, *source, step)
+            finish_parts(*result, at)
+
+    @T.inline
+    def compute(image, origin, operands, y, to, lists, taps, slot, first, last):
         places, bases, panel_of, begin_of, _found, _base_of = lists
         total = T.alloc_buffer((listed * width,), kind)
         before = T.alloc_buffer((2,), "int32")
@@ -113,36 +159,21 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             before[1] = begin_of[first]
             for i in T.unroll(sums):
                 tile_op("tilezero", T.cast(i, "int8"))
-            for g in T.serial(AHEAD):
-                begin: T.let = begin_of[T.min(first + g // steps, last - 1)]
-                gather(image, origin, bases, begin, ring, slot + g * (listed * row), g % steps, 0, listed)
+            copy_pixels(taps, slot, image, T.Cast("int64", origin), bases, begin_of[first], 0, listed)
             for n in T.serial(first, last):
                 panel: T.let = panel_of[n]
-                for at in T.serial(steps):
-                    step: T.let = (n - first) * steps + at
-                    here: T.let = slot + step % SLOTS * (listed * row)
-                    there: T.let = slot + (step + AHEAD) % SLOTS * (listed * row)
-                    begin: T.let = begin_of[T.min(n + T.truncdiv(at + AHEAD, steps), last - 1)]
-                    load(ring, here, operands[0], panel, at)
-                    for i in T.unroll(tiles):
-                        for v in T.unroll(vectors):
-                            if at == 0:
-                                unload(total, i, v)
-                                tile_op("tilezero", T.cast(i * vectors + v, "int8"))
-                            multiply(i, v)
-                            gather(
-                                image,
-                                origin,
-                                bases,
-                                begin,
-                                ring,
-                                there,
-                                T.truncmod(at + AHEAD, steps),
-                                (i * vectors + v) * (ROWS // vectors),
-                                ROWS // vectors,
-                            )
-                    for part in T.serial(at * at_once, T.min((at + 1) * at_once, parts)):
-                        finish(operands, y, to, total, places, before, part)
+                for group in T.serial(groups):
+                    odd: T.let = ((n - first) * groups + group) % 2
+                    begin: T.let = begin_of[T.min(n + T.truncdiv(group + 1, groups), last - 1)]
+                    start: T.let = T.Cast("int64", origin + skipped(T.truncmod(group + 1, groups)))
+                    there: T.let = slot + (1 - odd) * half
+                    group_steps(
+                        (image, start, bases, begin),
+                        (taps, slot + odd * half, slot + (1 - odd) * half),
+                        (operands, y, to, total, places, before),
+                        panel,
+                        group,
+                    )
                 before[0] = panel_column(panel, conv.outputs, width)
                 before[1] = begin_of[n]
             for i in T.unroll(tiles):
