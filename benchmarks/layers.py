@@ -107,7 +107,7 @@ def show(result: Result, path: Path) -> None:
             if row["engine"] == "tvm_dual" and row.get("median_ms"):
                 what = next((f"{key} {row[key]:.2f}" for key in ("zeros", "closed") if key in row), "dense")
                 ratio = peer["median_ms"] / row["median_ms"] if peer else math.nan
-                parts.append(f"{what}: {ratio:.2f}")
+                parts.append(f"{row['precision']} {what}: {ratio:.2f}")
         print(f"{layer}: {peer['engine'] if peer else 'no peer'} / ours, {', '.join(parts)}")
     for engine in ("openvino", "onnxruntime"):
         ratios = [ratio for ratio in _int8_ratios(result.rows, engine) if not math.isnan(ratio)]
@@ -141,10 +141,13 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     gated = [AdvancedOptions(rule="damage", dimension_share=SHARE, closed_share=share) for share in size.closed]
     specs = [_ours(plain, images, options, folder, threads, progress) for options in (dense, *gated)]
     low = ["int8", "bf16"] if our_bf16() else ["int8"]
-    specs += [_ours(plain, images, dense, folder, threads, progress, precision) for precision in low]
+    # Open pixels of bytes and of bf16 have kernels for matrix tiles alone.
+    options = (dense, *gated) if our_bf16() else (dense,)
+    specs += [_ours(plain, images, each, folder, threads, progress, p) for p in low for each in options]
+    low_sweeps = [{}, *({"closed": share} for share in size.closed)][: len(options)] * len(low)
     specs += image_peer_specs(str(plain), threads)
     specs += quantized_peer_specs(str(plain), images, folder, threads)
-    sweeps = [{}, *({"closed": share} for share in size.closed)]
+    sweeps = [{}, *({"closed": share} for share in size.closed), *low_sweeps]
     rows = _rows(layer, images, specs, sweeps, threads, size, progress)
     for share in size.zeros:
         some = images * (rng.random(images.shape) >= share).astype("float32")

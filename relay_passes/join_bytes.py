@@ -87,6 +87,7 @@ def _joinable(first: _Link, second: _Link, module: IRModule) -> bool:
     forms = [read_form(module[link.target]) for link in (first, second)]
     same = (forms[0].isa, forms[0].threads) == (forms[1].isa, forms[1].threads)
     pool = second.site.pool
+    same = same and not any(form.gated for form in forms)
     kinds = same and first.site.pool is None and (pool is None or can_pool(pool))
     between = first.site.conv.output_size * SIZES[first.images.result_type]
     return kinds and between >= LARGE and all(can_chain(s.site.conv) for s in (first, second))

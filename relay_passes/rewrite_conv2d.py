@@ -1,8 +1,8 @@
 """RewriteConv2d: a planned convolution becomes a step of kernels, and its pooling another kernel.
 
 A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes or bf16; it may read and give
-lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles; the little
-module alone is the first two.
+lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles, on bytes or
+bf16 the last three in one; the little module alone is the first two.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.conv2d_bytes_stage import convolved_bytes, read_images
+from relay_passes.conv2d_gated_bytes_stage import gated_bytes
 from relay_passes.conv2d_site import COMPOSITE, read_conv2d
 from relay_passes.conv2d_stages import Conv2dStages
 from relay_passes.join_bytes import CHAIN, rewrite_chain
@@ -55,7 +56,15 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             residual = step.input("residual", (conv.output_size,), kinds[1])
         if images is not None:
             bias = planned_bias(function, 0, site.weight.reshape(conv.outputs, -1), site.bias)
-            y = convolved_bytes(step, isa, conv, form.threads, images, site.weight, bias, x, residual)
+            big = (site.weight, bias, x, residual)
+            if form.gated:
+                threshold = (3, conv.outputs)
+                limits = step.input("limits", threshold)
+                little = read_little(function)
+                y, count = gated_bytes(step, isa, conv, form.threads, images, little, *big, limits)
+                counts.append(count)
+            else:
+                y = convolved_bytes(step, isa, conv, form.threads, images, *big)
         elif form.gated:
             threshold = (3, conv.outputs)
             sums = stages.little_sums(form.hidden, read_little(function), x)

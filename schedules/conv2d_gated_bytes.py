@@ -17,8 +17,8 @@ from schedules.conv2d_bytes import AFFINE, OUT_INVERSE, OUT_ZERO, ByteBands
 from schedules.conv2d_finish import finish_sums, is_cut
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
-from schedules.conv2d_open_amx import open_amx, buffer_size
-from schedules.conv2d_panels import panel_count, share_bands
+from schedules.conv2d_open_amx import buffer_size, open_amx
+from schedules.conv2d_panels import share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa

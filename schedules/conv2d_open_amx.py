@@ -84,9 +84,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
     @T.inline
     def load(taps, slot, weight, panel, at):
         for i in T.unroll(tiles):
-            tile_op(
-                "tileloadd64", T.cast(sums + i, "int8"), T.address_of(taps[slot + i * (ROWS * row)]), T.int64(STEP)
-            )
+            tile_op("tileloadd64", T.cast(sums + i, "int8"), T.address_of(taps[slot + i * (ROWS * row)]), T.int64(STEP))
         for v in T.unroll(vectors):
             load_weights(weight, panel, at, v)
 
@@ -166,7 +164,6 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
                     odd: T.let = ((n - first) * groups + group) % 2
                     begin: T.let = begin_of[T.min(n + T.truncdiv(group + 1, groups), last - 1)]
                     start: T.let = T.Cast("int64", origin + skipped(T.truncmod(group + 1, groups)))
-                    there: T.let = slot + (1 - odd) * half
                     group_steps(
                         (image, start, bases, begin),
                         (taps, slot + odd * half, slot + (1 - odd) * half),

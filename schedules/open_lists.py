@@ -78,7 +78,7 @@ class OpenLists:
         @T.inline
         def list_band(opened, to, buffers, task):
             places, bases, _, _others, found, base_of = buffers
-            # Not buffers of their own: TVM allocates one in the innermost loop around its uses, loops' extents left out.
+            # No buffers of their own: TVM allocates these in the innermost loop around all uses but loops' extents.
             end: T.let = COUNTS * task + 2
             first: T.let = COUNTS * task + 3
             found[end] = task * self.room

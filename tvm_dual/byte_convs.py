@@ -141,6 +141,12 @@ def check_level(plan: Plan, isa: Isa) -> None:
                 f"plan: site {sites[0].name} is computed in {precision}, and {isa.name} has no {what}; accepted: a "
                 f"plan made for {isa.name}, or a target that has them ({plan.isa})"
             )
+        gated = [site for site in _planned(plan, precision) if site.input == "rows"]
+        if gated and not isa.amx:
+            raise PlanError(
+                f"plan: site {gated[0].name} is gated on {precision}, and {isa.name} has no matrix tiles; accepted: a "
+                f"plan made for {isa.name}, or a target that has them ({plan.isa})"
+            )
 
 
 def planned_bytes(plan: Plan) -> dict[str, Affine]:

@@ -92,11 +92,11 @@ def bytes_read(
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
             total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
-    if little is not None and site.conv and precision == "int8":
-        # Both are convolutions of bytes; tiles read whole rows, dot products four bytes at a time.
-        unit = isa.row_bytes if isa.amx else BYTES_AT_ONCE
+    if little is not None and site.conv and precision in ("int8", "bf16"):
+        # Both are convolutions of such numbers; tiles read whole rows, dot products four bytes at a time.
+        unit, size = isa.row_bytes if isa.amx else BYTES_AT_ONCE, element_bytes(precision)
         matrices = (*little.module.projections, little.module.weight)
-        total += sum(n * round_up(k, unit) for n, k in (matrix.shape for matrix in matrices))
+        total += sum(n * round_up(k * size, unit) for n, k in (matrix.shape for matrix in matrices))
     elif little is not None:
         module = little.module
         size = element_bytes("fp32" if module.bits == 32 else "int8")

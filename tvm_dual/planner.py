@@ -230,11 +230,16 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
 
 def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLittle | None) -> str:
     zeros = float((model.observations[site.name].inputs[0] == 0).mean())
-    if site.conv and model.site_precision(site.name, forms) == "int8" and little is not None:
-        return f"little module on bytes, {len(little.module.center)} of {min(site.weight.shape)} directions"
+    precision = model.site_precision(site.name, forms)
+    if site.conv and little is not None and (precision == "int8" or (precision == "bf16" and "rows" in forms)):
+        kind = "gated, little module" if "rows" in forms else "little module"
+        numbers = "bytes" if precision == "int8" else "bf16"
+        return f"{kind} on {numbers}, {len(little.module.center)} of {min(site.weight.shape)} directions"
     low = model.precision != "fp32" and (forms[0] == "dense" or not model.is_low(site.name))
     if site.conv and low and "rows" not in forms and "little" not in forms:
-        return bytes_reason(model, site, zeros)
+        why = bytes_reason(model, site, zeros)
+        tried = model.options.mode == "dual" and model.is_low(site.name) and model.gates(site.name)
+        return f"{why}; exact was fastest, or no gate met the budget" if tried else why
     parts = []
     if "columns" in forms:
         parts.append(f"{zeros:.0%} of the inputs are zero")

@@ -176,7 +176,9 @@ def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:
     for name, form in start.items():
         if not model.gates(name):
             continue
-        found += [start | {name: changed} for changed in forms_beside(model.sites[name], form, exact[name])]
+        others = forms_beside(model.sites[name], form, exact[name])
+        # On bytes and bf16 nothing skips zeros.
+        found += [start | {name: changed} for changed in ([exact[name]] if model.is_low(name) else others)]
     return found
 
 

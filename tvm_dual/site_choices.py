@@ -104,10 +104,9 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
         site, observed, form = model.sites[name], model.observations[name], found.gated
-        # On bytes there is no gate.
-        limits, source = (FAR, *LADDER[rule]), None
+        limits, source = (FAR, *LADDER[rule]), model.on_bytes.get(name)
         if form == LITTLE_BYTES:
-            limits, source = limits[:1], model.on_bytes[name]
+            limits = limits[:1]
         local = {
             size: closed_loss(
                 site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits, source

@@ -19,7 +19,17 @@ from tvm_dual.compiler import Compiler
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
-from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Forms, Model, exact_form, gated_form, little_alone
+from tvm_dual.variants import (
+    EXACT_BYTES,
+    GATED_BYTES,
+    LITTLE_BYTES,
+    Fits,
+    Forms,
+    Model,
+    exact_form,
+    gated_form,
+    little_alone,
+)
 
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
 #: as `FEWEST`.
@@ -39,10 +49,10 @@ class SiteTimes:
     exact : float
         In that form.
     gated : tuple of str
-        The form with a gate, on bytes the little module alone; as `form` if there is none.
+        The form with a gate, on bytes the little module alone where no gate pays; as `form` if there is none.
     closed, opened, alone : dict of float
-        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. On bytes
-        the last is all there is.
+        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. Without a
+        gate the last is all there is.
     """
 
     form: tuple[str, str]
@@ -81,7 +91,7 @@ def time_sites(
     best = {name: int(np.argmin(found)) for name, found in times.items()}
     forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
     others = {name: exact[name][at] for name, at in best.items()}
-    gated = {name: found for name, found in sizes.items() if model.gates(name)}
+    gated = {name: found for name, found in sizes.items() if model.gates(name) and name not in model.on_bytes}
     # Where floats were faster no little module on bytes is looked for.
     on_bytes = {n: found for n, found in sizes.items() if model.littles_on_bytes(n) and forms[n] == EXACT_BYTES}
     result = {name: SiteTimes(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
@@ -93,13 +103,27 @@ def time_sites(
 
 
 def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: Mapping[str, _Entry], told: _Told):
-    """Return the times of layers on bytes: exact, and behind their little modules, all in the same turns."""
+    """Return the times of layers on bytes: exact, behind their little modules, and gated, all in the same turns.
+
+    A gate is timed around the smallest little module; larger ones add to it what they take longer alone. Where it is
+    slower than the exact form with every tile closed there is none.
+    """
     entries = {
-        name: [others[name], *(told(_on_bytes, model, name, size) for size in found)] for name, found in sizes.items()
+        name: [
+            others[name],
+            *(told(_on_bytes, model, name, size) for size in found),
+            *(_gated_on_bytes(model, name, found[0]) if model.gates(name) else ()),
+        ]
+        for name, found in sizes.items()
     }
     found = {}
-    for name, (exact, *alone) in _in_turns(model, entries, others, BYTE_TURNS).items():
-        found[name] = SiteTimes(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, dict(zip(sizes[name], alone, strict=True)))
+    for name, (exact, *rest) in _in_turns(model, entries, others, BYTE_TURNS).items():
+        alone = dict(zip(sizes[name], rest, strict=False))
+        found[name], ends = SiteTimes(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, alone), rest[len(alone) :]
+        if ends and ends[0] < exact:
+            more = {size: time - rest[0] for size, time in alone.items()}
+            closed, opened = ({size: end + time for size, time in more.items()} for end in ends)
+            found[name] = replace(found[name], gated=GATED_BYTES, closed=closed, opened=opened)
     return found
 
 
@@ -171,15 +195,24 @@ def _on_bytes(model: Model, name: str, size: int) -> _Entry:
     return compiler.compile(forms, {name: fit.little}, {name: fit.spread}), {}
 
 
+def _gated_on_bytes(model: Model, name: str, size: int) -> list[_Entry]:
+    """Return the layer on bytes with every tile closed, and with all of them open."""
+    return _at_ends(model, _compiler(model, "int8").of_site(name), name, GATED_BYTES, size)
+
+
 def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
     """Return the layer with every tile or row closed, with all of them open, and behind the little module alone."""
-    fit, site = Fits(model.sized({name: size})).fit(name, form), model.sites[name]
-    compiler, littles = model.compiler.of_site(name), ({name: fit.little}, {name: fit.spread})
-    library = compiler.compile(model.site_forms({name: form}, "damage"), *littles)
-    alone = compiler.compile(model.site_forms({name: little_alone(form)}), *littles)
-    at = EFFORTS.index(1.0)
+    fit, compiler = Fits(model.sized({name: size})).fit(name, form), model.compiler.of_site(name)
+    alone = compiler.compile(model.site_forms({name: little_alone(form)}), {name: fit.little}, {name: fit.spread})
+    return [*_at_ends(model, compiler, name, form, size), (alone, {})]
+
+
+def _at_ends(model: Model, compiler: Compiler, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
+    """Return the layer with every tile or row closed, and with all of them open."""
+    fit, site, at = Fits(model.sized({name: size})).fit(name, form), model.sites[name], EFFORTS.index(1.0)
+    library = compiler.compile(model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread})
     tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in (FAR, OPEN))
-    return [*((library, {name: table}) for table in tables), (alone, {})]
+    return [(library, {name: table}) for table in tables]
 
 
 def _in_turns(

@@ -25,8 +25,8 @@ from tvm_dual.sites import Site
 
 #: Form of the input's and the state's matrix, by site.
 Forms = dict[str, tuple[str, str]]
-#: Forms of a convolution on bytes: exact, or behind its little module alone.
-BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES = ("dense", ""), ("little", "dense")
+#: Forms of a convolution on bytes: exact, behind its little module alone, or gated. On bf16 the second is of floats.
+BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES, GATED_BYTES = ("dense", ""), ("little", "dense"), ("rows", "dense")
 #: One bound for all gated sites, or one for each.
 Limits = float | Mapping[str, float]
 
@@ -89,8 +89,10 @@ class Model:
         return name in self.on_bytes or name in self.on_bf16
 
     def gates(self, name: str) -> bool:
-        """Whether a gate is tried on a site: convolutions on bytes or bf16 are faster than any gate on floats."""
-        return self.sites[name].can_gate and name not in self.options.keep_dense and not self.is_low(name)
+        """Whether a gate is tried on a site: on bytes or bf16 there are kernels of open pixels for tiles alone."""
+        isa = ISAS[self.compiler.isa]
+        can_gate = self.sites[name].can_gate and name not in self.options.keep_dense
+        return can_gate and (isa.amx or not self.is_low(name))
 
     def littles_on_bytes(self, name: str) -> bool:
         """Whether a site may be behind its little module alone, on bytes."""
@@ -100,7 +102,7 @@ class Model:
         """Return the precision of a site's big module in a form."""
         if name in self.on_bytes and form in BYTE_FORMS:
             return "int8"
-        if name in self.on_bf16 and form[0] == "dense":
+        if name in self.on_bf16 and form in (EXACT_BYTES, GATED_BYTES):
             return "bf16"
         return self.sites[name].precision(self.precision)
 

@@ -1,0 +1,126 @@
+"""Models whose convolutions are gated on bytes or bf16: plans, times, effort, files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from schedules.cpu import ISAS, missing_flags
+from tests.tvm_dual.convolutions import blocks_builder
+from tvm_dual.builder import Builder
+from tvm_dual.byte_convs import byte_scale
+from tvm_dual.errors import PlanError
+from tvm_dual.gates import FAR
+from tvm_dual.library import load
+from tvm_dual.options import AdvancedOptions
+from tvm_dual.plan import Plan
+from tvm_dual.site_choices import choices_of, sizes_of
+from tvm_dual.site_times import time_sites
+from tvm_dual.variants import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES, Fits
+
+OPTIONS = AdvancedOptions(rule="damage", dimensions=16)
+
+
+@pytest.fixture(scope="module")
+def builder() -> Builder:
+    if missing_flags(ISAS["amx"]):
+        pytest.skip("this CPU lacks AMX")
+    return blocks_builder("amx")
+
+
+@pytest.fixture(scope="module", params=["int8", "bf16"])
+def dense(builder, request):
+    """A library whose convolutions are exact, on bytes or bf16."""
+    return builder.build(request.param, options=AdvancedOptions(mode="dense"), max_drop=1.0)
+
+
+def gated_plan(plan: Plan, names: tuple[str, ...], limit: float) -> Plan:
+    """Return a plan with gates in some convolutions."""
+    sites = tuple(
+        replace(site, input="rows", hidden="dense", rule="damage", limit=limit, dimensions=16)
+        if site.name in names
+        else site
+        for site in plan.sites
+    )
+    return replace(plan, sites=sites)
+
+
+def test_a_gate_opens_tiles_by_its_bound(builder, dense, tmp_path):
+    plan, calls = dense.report.plan, builder.model().data.streams[0][:4]
+    precision, names = plan.precision, ("conv2d1", "conv2d3")
+    wanted = [dense(*call) for call in calls]
+    differences, densities = [], []
+    for limit in (1e-9, 0.2, 1e9):
+        library = builder.build(precision, options=OPTIONS, plan=gated_plan(plan, names, limit))
+        differences.append(max(np.abs(library(*call) - y).max() for call, y in zip(calls, wanted, strict=True)))
+        sites = {site.name: site for site in library.report.plan.sites}
+        densities.append(sites["conv2d1"].density)
+        for name in names:
+            site = sites[name]
+            assert (site.input, site.hidden, site.precision) == ("rows", "dense", precision)
+            assert (
+                site.reason
+                == f"gated, little module on {'bytes' if precision == 'int8' else 'bf16'}, 16 of 64 directions"
+            )
+        # Sums of bytes are whole numbers, and those of bf16 are added up in the dense kernel's order here.
+        library.effort = float("inf")
+        for call, y in zip(calls, wanted, strict=True):
+            np.testing.assert_array_equal(library(*call), y)
+        library.effort = 1.0
+    assert densities[0] > 0.99 > densities[1] > 0.01 > densities[2]
+    assert differences[0] < 1e-2 * np.abs(wanted).max() and differences[1] <= differences[2]
+    library.effort = 0.25
+    library.export_library(str(tmp_path / "model.so"))
+    loaded = load(tmp_path / "model.so")
+    assert loaded.report.plan == library.report.plan
+    for call in calls:
+        np.testing.assert_array_equal(loaded(*call), library(*call))
+
+
+def test_closed_tiles_hold_what_the_little_module_alone_gives(builder):
+    model = builder.model("int8", OPTIONS)
+    scales = {name: byte_scale(model.observations[name].inputs[0]) for name, site in model.sites.items() if site.conv}
+    model = replace(model, on_bytes=scales)
+    forms = {name: EXACT_BYTES if site.conv else ("dense", "") for name, site in model.sites.items()}
+    fits = Fits(model)
+    alone = fits.variant(forms | dict.fromkeys(("conv2d1", "conv2d3"), LITTLE_BYTES)).library
+    gated = fits.variant(forms | dict.fromkeys(("conv2d1", "conv2d3"), GATED_BYTES))
+    gated.set_limit(FAR)
+    for call in model.data.streams[0][:3]:
+        np.testing.assert_array_equal(gated.library(*call), alone(*call))
+
+
+def test_layers_on_bytes_have_times_of_their_gates(builder):
+    model = builder.model("int8", replace(OPTIONS, dimensions=None, dimension_share=0.25))
+    scales = {name: byte_scale(model.observations[name].inputs[0]) for name, site in model.sites.items() if site.conv}
+    model = replace(model, on_bytes=scales)
+    sizes = {"conv2d1": sizes_of(model, "conv2d1")}
+    times = time_sites(model, sizes, lambda *_: None)
+    found = times["conv2d1"]
+    assert found.gated in (GATED_BYTES, LITTLE_BYTES)
+    # Whether a gate pays is the machine's to say; where it does, all bounds are choices.
+    ends = dict.fromkeys(found.alone, found.exact / 2)
+    for gated, count in ((GATED_BYTES, 12), (LITTLE_BYTES, 1)):
+        some = replace(found, gated=gated, closed=ends, opened=ends) if gated == GATED_BYTES else found
+        some = replace(some, gated=gated)
+        choices = choices_of(model, "damage", times | {"conv2d1": some}, lambda *_: None)["conv2d1"]
+        assert len(choices) == count * len(found.alone)
+        assert all(choice.loss >= 0 for choice in choices)
+
+
+def test_a_dual_build_says_why_a_layer_has_no_gate(builder):
+    library = builder.build("int8", options=replace(OPTIONS, search_steps=0), max_drop=1e-4)
+    for site in library.report.plan.sites:
+        if site.kind == "conv2d" and site.input == "dense" and site.precision == "int8":
+            assert site.reason == "8-bit matrix tiles (AMX); exact was fastest, or no gate met the budget"
+
+
+def test_a_level_without_tiles_takes_no_plan_with_gates_on_bytes(builder, dense):
+    plan = dense.report.plan
+    if plan.precision != "int8":
+        pytest.skip("of bf16 no other level has kernels at all")
+    gated = gated_plan(plan, ("conv2d1",), 0.1)
+    with pytest.raises(PlanError, match="conv2d1 is gated on int8, and avx512_vnni has no matrix tiles"):
+        blocks_builder("avx512_vnni").build("int8", options=OPTIONS, plan=gated)
