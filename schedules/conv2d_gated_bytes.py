@@ -286,9 +286,9 @@ def _opens(spread: ByteConv, size: int):
         for v, value in enumerate(values):
             at = T.ramp(column + v * LANES, 1, LANES)
             one = T.max(value * scaled[0, at] + scaled[1, at], T.broadcast(T.float32(0), LANES))
-            one = T.min(one, scaled[2, at])
+            one = _kept(T.min(one, scaled[2, at]))
             total = one * one if total is None else total + one * one
-        return total
+        return _kept(total)
 
     def see(operands, places, column, values):
         scaled, opened = operands[5:]
@@ -296,7 +296,7 @@ def _opens(spread: ByteConv, size: int):
         while first < len(places):
             # Sums of lanes take powers of two.
             few = 1 << ((len(places) - first).bit_length() - 1)
-            harms = sum_each([harm(scaled, column, row) for row in values[first : first + few]], LANES)
+            harms = sum_each([harm(scaled, column, row) for row in values[first : first + few]], LANES, _kept)
             pixel = T.truncdiv(places[first], outputs)
             one = T.broadcast(T.float32(1), few) if few > 1 else T.float32(1)
             flags = T.Cast(f"uint8x{few}" if few > 1 else "uint8", harms > one)
@@ -304,3 +304,10 @@ def _opens(spread: ByteConv, size: int):
             first += few
 
     return see
+
+
+def _kept(values, lanes: int = LANES):
+    """Return a vector as read from a register, so that code for it is generated once wherever it is used."""
+    register, at = T.alloc_buffer((lanes,), "float32"), T.ramp(0, 1, lanes) if lanes > 1 else 0
+    T.buffer_store(register, values, [at])
+    return register[at]

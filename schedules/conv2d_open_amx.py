@@ -58,19 +58,17 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
         down, across = (T.truncdiv(run, times), T.truncmod(run, times)) if times > 1 else (run, 0)
         return down * down_by + across * across_by + T.truncmod(group, of_run // many) * (many * row)
 
-    def copy(taps, to, pixel, image, at, step):
+    def copy_pixel(taps, to, pixel, image, start, base):
         # Of 64 bits, so that an address is the sum of two registers.
-        values = image[T.ramp(at + step * row, T.int64(1), row)]
-        T.buffer_store(taps, values, [T.ramp(to + (step * listed + pixel) * row, 1, row)])
-
-    def copy_pixel(taps, to, pixel, image, start, bases, begin):
-        at = start + T.Cast("int64", bases[begin + pixel])
+        at = start + T.Cast("int64", base)
         for step in range(many):
-            copy(taps, to, pixel, image, at, step)
+            values = image[T.ramp(at + step * row, T.int64(1), row)]
+            T.buffer_store(taps, values, [T.ramp(to + (step * listed + pixel) * row, 1, row)])
 
+    @T.inline
     def copy_pixels(taps, to, image, start, bases, begin, some, end):
-        for pixel in range(some, end):
-            copy_pixel(taps, to, pixel, image, start, bases, begin)
+        for pixel in T.serial(end - some):
+            copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
 
     @T.inline
     def load_weights(weight, panel, at, v):

@@ -45,8 +45,10 @@ def horizontal_sum(vector, dtype: str):
     return _llvm("llvm.vector.reduce.add", dtype, vector)
 
 
-def sum_each(vectors: list, lanes: int):
+def sum_each(vectors: list, lanes: int, kept=lambda value, lanes: value):
     """Return one vector of the sums of each of `vectors`' lanes; both numbers are powers of two.
+
+    What comes of two vectors is used twice; ``kept(value, lanes)`` may store it, where code for it should not be generated twice.
 
     Each addition folds two vectors into one, so that four sums take five additions, not sixteen; and
     LLVM's ``reduce.fadd`` would add one lane after another.
@@ -58,7 +60,7 @@ def sum_each(vectors: list, lanes: int):
         pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
         starts = range(0, lanes * len(pairs[0]), width)
         low, high = ([start + part + i for start in starts for i in range(half)] for part in (0, half))
-        vectors = [T.Shuffle(pair, low) + T.Shuffle(pair, high) for pair in pairs]
+        vectors = [kept(T.Shuffle(pair, low) + T.Shuffle(pair, high), len(low)) for pair in pairs]
         lanes, width = len(low), half
     return vectors[0]
 
