@@ -102,8 +102,9 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
         bases = T.sblock_alloc_buffer((room[1],), "int32")
         panel_of = T.sblock_alloc_buffer((room[2],), "int32")
         begin_of = T.sblock_alloc_buffer((room[3],), "int32")
-        found = T.sblock_alloc_buffer((room[4],), "int32")
-        base_of = T.sblock_alloc_buffer((room[5],), "int32")
+        real_of = T.sblock_alloc_buffer((room[4],), "int32")
+        found = T.sblock_alloc_buffer((room[5],), "int32")
+        base_of = T.sblock_alloc_buffer((room[6],), "int32")
         with T.sblock("limits"):
             T.reads(limits[0:3, 0 : conv.outputs], rows_affine[0:AFFINE])
             T.writes(scaled[0:3, 0 : conv.outputs])
@@ -154,8 +155,9 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
                     bases[0 : room[1]],
                     panel_of[0 : room[2]],
                     begin_of[0 : room[3]],
-                    found[0 : room[4]],
-                    base_of[0 : room[5]],
+                    real_of[0 : room[4]],
+                    found[0 : room[5]],
+                    base_of[0 : room[6]],
                 )
                 compute(
                     x,
@@ -163,7 +165,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
                     (weight, scale, bias, affine, residual),
                     y,
                     opened,
-                    (places, bases, panel_of, begin_of, found, base_of),
+                    (places, bases, panel_of, begin_of, real_of, found, base_of),
                     taps,
                     vt,
                 )
@@ -217,8 +219,8 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
         listing(opened, to, buffers, task)
         part: T.let = 0 if by_bands else task
         parts: T.let = 1 if by_bands else threads
-        two: T.let = buffers[4][COUNTS * task]
-        one: T.let = buffers[4][COUNTS * task + 1]
+        two: T.let = buffers[5][COUNTS * task]
+        one: T.let = buffers[5][COUNTS * task + 1]
         start: T.let = 2 * task * most
         pairs(
             image,

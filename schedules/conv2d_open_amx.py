@@ -15,8 +15,9 @@ from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 
-#: Steps, neighbours in a run of taps, that are copied together, at most: 8 kB of 32 pixels.
-MOST = 4
+#: Steps, neighbours in a run of taps, that are copied together, at most: 4 kB of 32 pixels. With four, what is copied
+#: has left the first level, through which weights and image pass, before its place is written again.
+MOST = 2
 
 
 def together(lines: Lines) -> int:
@@ -33,12 +34,12 @@ def buffer_size(lines: Lines, tile: ByteTile) -> int:
 def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
     """Return the macro ``(image, origin, operands, y, to, lists, taps, slot, first, last)`` for some listed blocks.
 
-    Blocks are those from `first` to `last` of `tiles` tiles of 16 pixels each. ``lists`` are four buffers of ``i32``:
-    of each listed pixel its place in the band, and from where on what it sees lies behind `origin` in `image`; of each
-    block its panel, and where it begins in those two. `to` is the band's first pixel in the output, ``taps`` a buffer
-    that belongs to the task from `slot` on; `store` is `schedules.conv2d_finish.finish_sums`. `tile` says how weights
-    are packed and registers configured. As in `schedules.conv2d_amx.amx_panels` what follows the sums of a block is
-    done between the products of the next.
+    Blocks are those from `first` to `last` of `tiles` tiles of 16 pixels each. ``lists`` are the buffers of
+    `schedules.open_lists.OpenLists`: of each listed pixel its place in the band, and from where on what it sees lies
+    behind `origin` in `image`; of each block its panel, where it begins in those two, and how many pixels it has. `to`
+    is the band's first pixel in the output, ``taps`` a buffer that belongs to the task from `slot` on; `store` is
+    `schedules.conv2d_finish.finish_sums`. `tile` says how weights are packed and registers configured. As in
+    `schedules.conv2d_amx.amx_panels` what follows the sums of a block is done between the products of the next.
     """
     vectors, width = tile.vectors, tile.vectors * LANES
     (product, kind), sums, listed = PRODUCTS[lines.size], tile.tiles * tile.vectors, tiles * ROWS
@@ -66,8 +67,8 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             T.buffer_store(taps, values, [T.ramp(to + (step * listed + pixel) * row, 1, row)])
 
     @T.inline
-    def copy_pixels(taps, to, image, start, bases, begin, some, end):
-        for pixel in T.serial(end - some):
+    def copy_pixels(taps, to, image, start, bases, begin, real, some, end):
+        for pixel in T.serial(T.max(T.min(real, end) - some, 0)):
             copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
 
     @T.inline
@@ -95,13 +96,14 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             T.cast(sums + tile.tiles + v, "int8"),
         )
 
-    def multiply_and_copy(taps, to, image, start, bases, begin, step):
+    def multiply_and_copy(taps, to, image, start, bases, begin, real, step):
         """Copy a share of the next group's pixels between the products of a step."""
         products = [(i, v) for i in range(tiles) for v in range(vectors)]
         every = many * len(products)
         for number, (i, v) in enumerate(products, step * len(products)):
             multiply(i, v)
-            copy_pixels(taps, to, image, start, bases, begin, number * listed // every, (number + 1) * listed // every)
+            some, end = number * listed // every, (number + 1) * listed // every
+            copy_pixels(taps, to, image, start, bases, begin, real, some, end)
 
     @T.inline
     def unload(total, i, v):
@@ -113,14 +115,15 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
         )
 
     def finish_rows(operands, y, to, column, total, places, first, row):
-        at = [(to + places[first + row + j]) * conv.outputs + column for j in range(rows)]
-        starts = [(row + j) * width for j in range(rows)]
+        # From the last row on, since rows without a pixel name an earlier one's place, whose sums come to stand there.
+        at = [(to + places[first + row + j]) * conv.outputs + column for j in reversed(range(rows))]
+        starts = [(row + j) * width for j in reversed(range(rows))]
         values = [[total[T.ramp(start + v * LANES, 1, LANES)] for v in range(vectors)] for start in starts]
         store(operands, y, at, column, values)
 
     @T.inline
     def finish(operands, y, to, total, places, before, part):
-        finish_rows(operands, y, to, before[0], total, places, before[1], part * rows)
+        finish_rows(operands, y, to, before[0], total, places, before[1], (parts - 1 - part) * rows)
 
     @T.inline
     def start_block(total, group):
@@ -147,7 +150,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
 
     @T.inline
     def compute(image, origin, operands, y, to, lists, taps, slot, first, last):
-        places, bases, panel_of, begin_of, _found, _base_of = lists
+        places, bases, panel_of, begin_of, real_of, _found, _base_of = lists
         total = T.alloc_buffer((listed * width,), kind)
         before = T.alloc_buffer((2,), "int32")
         if first < last:
@@ -155,15 +158,15 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             before[1] = begin_of[first]
             for i in T.unroll(sums):
                 tile_op("tilezero", T.cast(i, "int8"))
-            copy_pixels(taps, slot, image, T.Cast("int64", origin), bases, begin_of[first], 0, listed)
+            copy_pixels(taps, slot, image, T.Cast("int64", origin), bases, begin_of[first], real_of[first], 0, listed)
             for n in T.serial(first, last):
                 panel: T.let = panel_of[n]
                 for group in T.serial(groups):
                     odd: T.let = ((n - first) * groups + group) % 2
-                    begin: T.let = begin_of[T.min(n + T.truncdiv(group + 1, groups), last - 1)]
+                    ahead: T.let = T.min(n + T.truncdiv(group + 1, groups), last - 1)
                     start: T.let = T.Cast("int64", origin + skipped(T.truncmod(group + 1, groups)))
                     group_steps(
-                        (image, start, bases, begin),
+                        (image, start, bases, begin_of[ahead], real_of[ahead]),
                         (taps, slot + odd * half, slot + (1 - odd) * half),
                         (operands, y, to, total, places, before),
                         panel,

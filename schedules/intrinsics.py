@@ -48,7 +48,8 @@ def horizontal_sum(vector, dtype: str):
 def sum_each(vectors: list, lanes: int, kept=lambda value, lanes: value):
     """Return one vector of the sums of each of `vectors`' lanes; both numbers are powers of two.
 
-    What comes of two vectors is used twice; ``kept(value, lanes)`` may store it, where code for it should not be generated twice.
+    What comes of two vectors is used twice; ``kept(value, lanes)`` may store it, where code for it should not be
+    generated twice.
 
     Each addition folds two vectors into one, so that four sums take five additions, not sixteen; and
     LLVM's ``reduce.fadd`` would add one lane after another.

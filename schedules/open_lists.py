@@ -21,8 +21,8 @@ COUNTS = 4
 class OpenLists:
     """Lists of a band of `pixels` output pixels for `panels` panels, of which each of `threads` tasks has its own.
 
-    Blocks of 32 pixels come first, those of 16 behind them, each in the order of panels. Blocks are filled up with
-    their panel's last pixel.
+    Blocks of 32 pixels come first, those of 16 behind them, each in the order of panels. Of the last blocks of
+    a panel, places without a pixel name its last one's.
     """
 
     panels: int
@@ -42,8 +42,11 @@ class OpenLists:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Lengths of all buffers: places, bases, panels of blocks, their beginnings, counts, bases of all pixels."""
-        each = (self.room, self.room, 2 * self.most, 2 * self.most, COUNTS, self.pixels)
+        """Lengths of all buffers.
+
+        They are places and bases of listed pixels; panels, beginnings and pixels of blocks; counts; bases of all pixels.
+        """
+        each = (self.room, self.room, *(3 * [2 * self.most]), COUNTS, self.pixels)
         return tuple(self.threads * n for n in each)
 
     def prepare(self, lines: Lines):
@@ -52,7 +55,7 @@ class OpenLists:
         @T.inline
         def prepared(buffers, task):
             for pixel in T.serial(self.pixels):
-                buffers[5][task * self.pixels + pixel] = (
+                buffers[6][task * self.pixels + pixel] = (
                     T.truncdiv(pixel, self.width) * lines.line + T.truncmod(pixel, self.width) * lines.pixel
                 )
 
@@ -69,15 +72,16 @@ class OpenLists:
             return opened[panel, T.ramp(at, 1, LANES)] != T.broadcast(T.uint8(0), LANES)
 
         @T.inline
-        def add(buffers, task, kind, panel, begin):
-            at: T.let = (2 * task + kind) * most + buffers[4][COUNTS * task + kind]
+        def add(buffers, task, kind, panel, begin, real):
+            at: T.let = (2 * task + kind) * most + buffers[5][COUNTS * task + kind]
             buffers[2][at] = panel
             buffers[3][at] = begin
-            buffers[4][COUNTS * task + kind] = buffers[4][COUNTS * task + kind] + 1
+            buffers[4][at] = real
+            buffers[5][COUNTS * task + kind] = buffers[5][COUNTS * task + kind] + 1
 
         @T.inline
         def list_band(opened, to, buffers, task):
-            places, bases, _, _others, found, base_of = buffers
+            places, bases, _panels, _begins, _real, found, base_of = buffers
             # No buffers of their own: TVM allocates these in the innermost loop around all uses but loops' extents.
             end: T.let = COUNTS * task + 2
             first: T.let = COUNTS * task + 3
@@ -103,12 +107,11 @@ class OpenLists:
                 if count > 0:
                     for half in T.unroll(PAIR // LANES):
                         places[T.ramp(found[end] + half * LANES, 1, LANES)] = T.broadcast(places[found[end] - 1], LANES)
-                        bases[T.ramp(found[end] + half * LANES, 1, LANES)] = T.broadcast(bases[found[end] - 1], LANES)
                     pairs: T.let = (count + (PAIR - SINGLE - 1)) // PAIR
                     for block in T.serial(pairs):
-                        add(buffers, task, 0, panel, found[first] + block * PAIR)
+                        add(buffers, task, 0, panel, found[first] + block * PAIR, T.min(PAIR, count - block * PAIR))
                     if count > pairs * PAIR:
-                        add(buffers, task, 1, panel, found[first] + pairs * PAIR)
+                        add(buffers, task, 1, panel, found[first] + pairs * PAIR, count - pairs * PAIR)
                     found[end] = found[first] + (count + (SINGLE - 1)) // SINGLE * SINGLE
 
         return list_band

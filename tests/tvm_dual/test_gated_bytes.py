@@ -69,6 +69,7 @@ def test_a_gate_opens_tiles_by_its_bound(builder, dense, tmp_path):
         for call, y in zip(calls, wanted, strict=True):
             np.testing.assert_array_equal(library(*call), y)
         library.effort = 1.0
+    print(densities, differences, np.abs(wanted).max())
     assert densities[0] > 0.99 > densities[1] > 0.01 > densities[2]
     assert differences[0] < 1e-2 * np.abs(wanted).max() and differences[1] <= differences[2]
     library.effort = 0.25
