@@ -44,7 +44,7 @@ class OpenLists:
     def sizes(self) -> tuple[int, ...]:
         """Lengths of all buffers.
 
-        They are places and bases of listed pixels; panels, beginnings and pixels of blocks; counts; bases of all pixels.
+        They are places and bases of listed pixels; panels, beginnings and pixels of blocks; counts; bases of pixels.
         """
         each = (self.room, self.room, *(3 * [2 * self.most]), COUNTS, self.pixels)
         return tuple(self.threads * n for n in each)
