@@ -68,8 +68,12 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
 
     @T.inline
     def copy_pixels(taps, to, image, start, bases, begin, real, some, end):
-        for pixel in T.serial(T.max(T.min(real, end) - some, 0)):
-            copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
+        if real >= end:
+            for pixel in T.unroll(end - some):
+                copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
+        else:
+            for pixel in T.serial(T.max(real - some, 0)):
+                copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
 
     @T.inline
     def load_weights(weight, panel, at, v):

@@ -10,12 +10,13 @@ import pytest
 from schedules.cpu import ISAS, missing_flags
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
-from tvm_dual.byte_convs import byte_scale
+from tvm_dual.byte_convs import byte_scale, planned_bf16, planned_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import FAR
 from tvm_dual.library import load
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
+from tvm_dual.search import limit_at_share
 from tvm_dual.site_choices import choices_of, sizes_of
 from tvm_dual.site_times import time_sites
 from tvm_dual.variants import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES, Fits
@@ -52,7 +53,11 @@ def test_a_gate_opens_tiles_by_its_bound(builder, dense, tmp_path):
     precision, names = plan.precision, ("conv2d1", "conv2d3")
     wanted = [dense(*call) for call in calls]
     differences, densities = [], []
-    for limit in (1e-9, 0.2, 1e9):
+    model = builder.model(precision, OPTIONS)
+    model = replace(model, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan))
+    forms = {site.name: (site.input, site.hidden) for site in plan.sites} | dict.fromkeys(names, GATED_BYTES)
+    half = limit_at_share(Fits(model).variant(forms), 0.5)
+    for limit in (1e-9, half, 1e9):
         library = builder.build(precision, options=OPTIONS, plan=gated_plan(plan, names, limit))
         differences.append(max(np.abs(library(*call) - y).max() for call, y in zip(calls, wanted, strict=True)))
         sites = {site.name: site for site in library.report.plan.sites}
@@ -69,7 +74,6 @@ def test_a_gate_opens_tiles_by_its_bound(builder, dense, tmp_path):
         for call, y in zip(calls, wanted, strict=True):
             np.testing.assert_array_equal(library(*call), y)
         library.effort = 1.0
-    print(densities, differences, np.abs(wanted).max())
     assert densities[0] > 0.99 > densities[1] > 0.01 > densities[2]
     assert differences[0] < 1e-2 * np.abs(wanted).max() and differences[1] <= differences[2]
     library.effort = 0.25
