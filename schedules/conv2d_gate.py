@@ -46,6 +46,8 @@ def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threa
         harms = sum_each([harm(sums, added, limits, first + p, column) for p in range(group)], lanes)
         return harms > (T.broadcast(T.float32(1), group) if group > 1 else T.float32(1))
 
+    count_all = count_open(panels, pixels)
+
     @T.prim_func(s_tir=True, private=True)
     def gate(
         sums: T.Buffer((pixels * outputs,), "float32"),
@@ -74,9 +76,19 @@ def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threa
         with T.sblock("count"):
             T.reads(opened[0:panels, 0:pixels])
             T.writes(count[0])
-            count[0] = 0
-            for panel in T.serial(panels):
-                for pixel in T.serial(pixels):
-                    count[0] = count[0] + T.Cast("int32", opened[panel, pixel])
+            count_all(opened, count)
 
     return gate
+
+
+def count_open(panels: int, pixels: int):
+    """Return the macro ``(opened: u8[panels, pixels], count: i32[1])`` that counts open tiles."""
+
+    @T.inline
+    def counted(opened, count):
+        count[0] = 0
+        for panel in T.serial(panels):
+            for pixel in T.serial(pixels):
+                count[0] = count[0] + T.Cast("int32", opened[panel, pixel])
+
+    return counted

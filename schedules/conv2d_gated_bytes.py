@@ -15,6 +15,7 @@ from schedules.conv2d_amx import amx_panels, configure, release
 from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles
 from schedules.conv2d_bytes import AFFINE, OUT_INVERSE, OUT_ZERO, ByteBands
 from schedules.conv2d_finish import finish_sums, is_cut
+from schedules.conv2d_gate import count_open
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_open_amx import buffer_size, open_amx
@@ -69,7 +70,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
     ring, room = buffer_size(lines, tile), lists.sizes
     predict = _predict(isa, spread, thin, thin_lines, thin_bands, panels, threads)
     compute = _compute(isa, byte, tile, lines, bands, lists, threads)
-    scale_limits = _scaled(spread)
+    scale_limits, count_all = _scaled(spread), count_open(panels, pixels)
     if BF16 in (byte.numbers, byte.result):
         predict, compute = narrowing(predict), narrowing(compute)
 
@@ -172,10 +173,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
         with T.sblock("count"):
             T.reads(opened[0:panels, 0:pixels])
             T.writes(count[0])
-            count[0] = 0
-            for panel in T.serial(panels):
-                for pixel in T.serial(pixels):
-                    count[0] = count[0] + T.Cast("int32", opened[panel, pixel])
+            count_all(opened, count)
 
     return gated
 
@@ -213,39 +211,22 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
     pairs, singles = (open_amx(lines, byte.conv, tile, tiles, store) for tiles in (2, 1))
     prepare, listing = lists.prepare(lines), lists.listing(isa)
 
+    def share(buffers, task, kind, part, parts):
+        """First and last of the blocks of a kind that a task computes."""
+        count, start = buffers[5][COUNTS * task + kind], (2 * task + kind) * most
+        return start + T.floordiv(count * part, parts), start + T.floordiv(count * (part + 1), parts)
+
+    def blocks_of(image, origin, operands, y, to, buffers, taps, task, part, parts):
+        for kind, blocks in enumerate((pairs, singles)):
+            blocks(image, origin, operands, y, to, buffers, taps, task * ring, *share(buffers, task, kind, part, parts))
+
     @T.inline
     def over_blocks(image, origin, context, to):
         operands, y, opened, buffers, taps, task = context
         listing(opened, to, buffers, task)
         part: T.let = 0 if by_bands else task
         parts: T.let = 1 if by_bands else threads
-        two: T.let = buffers[5][COUNTS * task]
-        one: T.let = buffers[5][COUNTS * task + 1]
-        start: T.let = 2 * task * most
-        pairs(
-            image,
-            origin,
-            operands,
-            y,
-            to,
-            buffers,
-            taps,
-            task * ring,
-            start + two * part // parts,
-            start + two * (part + 1) // parts,
-        )
-        singles(
-            image,
-            origin,
-            operands,
-            y,
-            to,
-            buffers,
-            taps,
-            task * ring,
-            start + most + one * part // parts,
-            start + most + one * (part + 1) // parts,
-        )
+        blocks_of(image, origin, operands, y, to, buffers, taps, task, part, parts)
 
     each_band, begin, end = bands.each(isa, over_blocks), configure(isa, tile), release(isa, tile)
 
