@@ -115,11 +115,17 @@ def test_layers_on_bytes_have_times_of_their_gates(builder):
         assert all(choice.loss >= 0 for choice in choices)
 
 
-def test_a_dual_build_says_why_a_layer_has_no_gate(builder):
-    library = builder.build("int8", options=replace(OPTIONS, search_steps=0), max_drop=1e-4)
-    for site in library.report.plan.sites:
-        if site.kind == "conv2d" and site.input == "dense" and site.precision == "int8":
-            assert site.reason == "8-bit matrix tiles (AMX); exact was fastest, or no gate met the budget"
+def test_a_dual_build_says_why_a_layer_has_no_gate(builder, monkeypatch):
+    # Exact forms are the fastest here, whatever the machine.
+    monkeypatch.setattr(
+        "tvm_dual.site_times._in_turns",
+        lambda model, entries, *_: {
+            name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()
+        },
+    )
+    library = builder.build("int8", options=replace(OPTIONS, search_steps=0), max_drop=0.2)
+    reasons = [site.reason for site in library.report.plan.sites if site.kind == "conv2d"]
+    assert reasons == ["8-bit matrix tiles (AMX); exact was fastest, or no gate met the budget"] * 4
 
 
 def test_a_level_without_tiles_takes_no_plan_with_gates_on_bytes(builder, dense):
