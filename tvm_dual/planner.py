@@ -16,6 +16,7 @@ from tvm_dual.judging import compare_in_budget, tune
 from tvm_dual.library import DualLibrary
 from tvm_dual.little import FittedLittle
 from tvm_dual.measure import median_microseconds, open_share
+from tvm_dual.permuting import in_order, permuted, planned_orders
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
@@ -35,6 +36,7 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
         return _final(fits, only, None, _plan(model, quality, only, None))
+    model = permuted(model, progress)
     if allocates(model):
         return _allocated(model, quality, progress)
     exact = best_exact(model, fits, progress)
@@ -126,6 +128,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
     sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
     model = replace(model, options=options, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan)).sized(sizes)
+    model = in_order(model, planned_orders(plan))
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
@@ -208,6 +211,8 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         operations=operations(site, forms, density, model.observations[site.name], fit.little if fit else None),
         all_operations=float(all_operations(site)),
     )
+    if site.name in model.orders:
+        plan = replace(plan, order=model.orders[site.name].places)
     if site.conv and precision == "int8":
         levels = model.on_bytes[site.name]
         plan = replace(plan, scale=levels.scale, zero=levels.zero)
@@ -242,6 +247,8 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
         parts.append("gated rows were fastest in the whole model")
     if "little" in forms:
         parts.append("the little module suffices")
+    if "rows" in forms and site.name in model.orders:
+        parts.append(model.orders[site.name].reason)
     if not parts:
         why = (
             "kept by option"

@@ -31,6 +31,21 @@ BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES = ("dense", ""), ("little", "dense")
 Limits = float | Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class ChannelOrder:
+    """The order of a convolution's channels.
+
+    Attributes
+    ----------
+    places : tuple of int
+        Which channel of the model comes at each place; empty if they stay as they are.
+    reason : str
+    """
+
+    places: tuple[int, ...]
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """What planning works on.
@@ -50,7 +65,10 @@ class Model:
     on_bf16 : frozenset of str
         Those that are computed on bf16 in their dense form.
     known : dict of SiteFit
-        Little modules fitted so far, which builds of one model share.
+        Little modules fitted so far, which builds of one model share; those of a model whose channels are in another
+        order are in a dict of their own, which is one of its values.
+    orders : dict of ChannelOrder
+        By convolution, of those that the order of channels was chosen for (`tvm_dual.permuting`).
     """
 
     sites: dict[str, Site]
@@ -60,9 +78,10 @@ class Model:
     precision: str
     options: AdvancedOptions
     left: tuple[Site, ...] = ()
-    known: dict[tuple, SiteFit] = field(default_factory=dict)
+    known: dict[tuple, SiteFit | dict] = field(default_factory=dict)
     on_bytes: dict[str, Affine] = field(default_factory=dict)
     on_bf16: frozenset[str] = frozenset()
+    orders: dict[str, ChannelOrder] = field(default_factory=dict)
 
     @property
     def longest(self) -> InputStream:
