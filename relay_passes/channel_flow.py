@@ -24,7 +24,7 @@ _EACH = {
     *("relax.clip", "relax.exp", "relax.abs", "relax.sqrt", "relax.negative", "relax.astype"),
 }
 #: Operators that take values of two operands together.
-_PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
+PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
 #: Operators that leave the flat order as it is.
 _RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}
 _POOLS = {f"relax.nn.{name}2d" for name in ("max_pool", "avg_pool", "adaptive_avg_pool")}
@@ -145,18 +145,18 @@ class ChannelFlow:
         if name in _RESHAPES or name in _EACH:
             return first
         if shape is not None and axis is not None:
+            if name == "relax.concat":
+                return self._concatenated(call, shape)
             to = None
-            if name in _PAIRS and self._pairs(call, tracked, shape, axis):
-                to = axis
-            elif name in _POOLS and call.attrs.layout.index("C") == axis and call.attrs.out_layout == call.attrs.layout:
-                to = axis
-            elif name in _REDUCTIONS:
+            if name in _REDUCTIONS:
                 to = _reduced(call, axis, len(_extents(tracked[0])))
             elif name == "relax.permute_dims":
                 to = _moved(call, axis, len(shape))
-            elif name == "relax.concat":
-                return self._concatenated(call, shape)
-            elif name == "relax.nn.conv2d" and call.args[0].same_as(tracked[0]) and _is_depthwise(call, axis, first.count):
+            elif (
+                (name in PAIRS and self._pairs(call, tracked, shape, axis))
+                or (name in _POOLS and _along(call, axis))
+                or (name == "relax.nn.conv2d" and _is_depthwise(call, tracked[0], axis, first.count))
+            ):
                 to = axis
             if to is not None:
                 return Lanes(first.parts, math.prod(shape[to + 1 :]))
@@ -195,7 +195,8 @@ class ChannelFlow:
             return Lanes(sum(parts, ()), math.prod(shape[along + 1 :]))
         if len(axes) == 1 and None not in axes and None not in known:
             (axis,) = axes
-            if all([self._join(known[0], x, any_stride=True) for x in values[1:]]):
+            joined = [self._join(known[0], x, any_stride=True) for x in values[1:]]
+            if all(joined):
                 return Lanes(known[0].parts, math.prod(shape[axis + 1 :]))
         for operand in values:
             self._stay(operand, "they are read by relax.concat")
@@ -280,11 +281,16 @@ def _moved(call: relax.Call, axis: int, rank: int) -> int:
     return axes.index(axis)
 
 
-def _is_depthwise(call: relax.Call, axis: int, channels: int) -> bool:
+def _along(call: relax.Call, axis: int) -> bool:
+    """Whether channels are the same axis of what a pooling reads and gives."""
+    return call.attrs.layout.index("C") == axis and call.attrs.out_layout == call.attrs.layout
+
+
+def _is_depthwise(call: relax.Call, x: relax.Expr, axis: int, channels: int) -> bool:
     """Whether a convolution gives one channel for each that it reads, whose weights are a constant."""
     same = call.attrs.data_layout.index("C") == axis and call.attrs.out_layout == call.attrs.data_layout
     weight = call.args[1]
-    each = int(call.attrs.groups) == channels and isinstance(weight, GenericConst)
+    each = int(call.attrs.groups) == channels and isinstance(weight, GenericConst) and call.args[0].same_as(x)
     return same and each and _extents(weight)[call.attrs.kernel_layout.index("O")] == channels
 
 

@@ -15,7 +15,7 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.channel_flow import ChannelFlow, Lanes, conv2d_roles, part_orders
+from relay_passes.channel_flow import PAIRS, ChannelFlow, Lanes, conv2d_roles, part_orders
 from relay_passes.conv2d_site import COMPOSITE
 
 
@@ -140,12 +140,13 @@ class _Permuter(PyExprMutator):
             return call if read is None else _with(call, {i: _taken(a, read, 0) for i, a in _matrices(call)})
         if order is None or not isinstance(call.op, tvm.ir.Op):
             return call
-        axis = flow.axis(var)
         if call.op.name == "relax.nn.conv2d":
             kernel = call.args[1]
             return _with(call, {1: _taken(kernel, order, call.attrs.kernel_layout.index("O"))})
+        if call.op.name not in PAIRS:
+            return call
         # Constants that each value is taken together with.
-        back = axis - len(var.ty.shape)
+        back = flow.axis(var) - len(var.ty.shape)
         changed = {
             i: _taken(a, order, back)
             for i, a in enumerate(call.args)

@@ -90,6 +90,8 @@ def _dealt(harms: Sequence[Harms], size: int) -> list[np.ndarray]:
         value = sum(part.value for part in parts)
         if i > LOOSE and value <= reached * (1 + LEAST_GAIN):
             break
+        if value == 0:
+            break
         reached = value
         rows, columns = linear_sum_assignment(-caught[:, seats])
         seated[rows] = seats[columns]
@@ -114,8 +116,10 @@ class _Tiles:
         sums = self._values @ belongs
         if loose:
             self._bounds = np.quantile(sums, 1 - np.array(SHARES))
-            # Each bound counts as much as the others.
-            self._worth = [self._work / max(_beyond(sums, bound), 1e-30) for bound in self._bounds]
+            # Each bound counts as much as the others, but for those that no tile is beyond.
+            least = LEAST_GAIN * float(sums.sum(dtype="float64"))
+            beyond = [_beyond(sums, bound) for bound in self._bounds]
+            self._worth = [self._work / value if value > least else 0.0 for value in beyond]
         weighted = list(zip(self._worth, self._bounds, strict=True))
         self.value = sum(worth * _beyond(sums, bound) for worth, bound in weighted)
         return sum(worth * (self._values.T @ (sums > bound).astype("float32")) for worth, bound in weighted)

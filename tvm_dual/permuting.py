@@ -145,7 +145,8 @@ def _ordered(seen: list[_Seen], sites: tuple[str, ...]) -> dict[str, ChannelOrde
         for part, b, a in zip(seen, before, after_, strict=True)
     }
     if np.dot(after_, work) > WORTH * np.dot(before, work):
-        return {name: ChannelOrder((), f"channels keep their order: another opens {text}") for name, text in told.items()}
+        kept = "channels keep their order: another opens"
+        return {name: ChannelOrder((), f"{kept} {text}") for name, text in told.items()}
     places = tuple(map(int, order))
     return {name: ChannelOrder(places, f"channels permuted: {told.get(name, 'as others need them')}") for name in sites}
 

@@ -22,7 +22,7 @@ class SitePlan:
     name, kind : str
     input, hidden : str
         Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows`` or ``little``
-        (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
+        or, of a convolution, ``nonzeros`` (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
     precision : str
         Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     rule : str

@@ -21,7 +21,7 @@ from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Limits, Model, Variant, exact_form, little_alone, mode_form
+from tvm_dual.variants import Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -36,9 +36,9 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
         return _final(fits, only, None, _plan(model, quality, only, None))
-    model = permuted(model, progress)
+    given, model = model, permuted(model, progress)
     if allocates(model):
-        return _allocated(model, quality, progress)
+        return _allocated(given, model, quality, progress)
     exact = best_exact(model, fits, progress)
     exact_time = median_microseconds([exact.library], model.longest)[0]
     gated = best_gated(model, fits, exact, progress)
@@ -54,17 +54,18 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
         finetuning = compare_in_budget(model, quality, fits, gated, finetuning, best, progress)
     searched = {"trials": tuple(trials), "finetuning": finetuning}
     if best is None or best.found.microseconds > WORTH * exact_time:
-        plan = _plan(model, quality, exact, None, **searched)
-        _check_exact(quality, plan)
-        return _final(fits, exact, None, plan)
+        return _exact(given, quality, exact.forms, searched)
     if best.found.limit == FAR:
         alone = fits.variant({name: little_alone(form) for name, form in best.variant.forms.items()})
         return _final(fits, alone, None, _plan(model, quality, alone, None, **searched))
     return _final(fits, best.variant, best.found.limit, _plan(model, quality, best.variant, best.found, **searched))
 
 
-def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
-    """Return the library of a model whose layers have bounds of their own, if that beats the exact forms."""
+def _allocated(given: Model, model: Model, quality: Quality, progress) -> DualLibrary:
+    """Return the library of a model whose layers have bounds of their own, if that beats the exact forms.
+
+    `given` is the model with channels in the order that they came in.
+    """
     result = allocate(model, quality, progress)
     exact, best = result.exact, result.variant
     searched = {"trials": result.trials, "finetuning": result.finetuning}
@@ -73,9 +74,16 @@ def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
         if time <= WORTH * exact_time:
             plan = _plan(best.model, quality, best, result.found, **searched)
             return _final(result.fits, best, result.found.bounds, plan)
-    plan = _plan(model, quality, exact, None, **searched)
+    return _exact(given, quality, exact.forms, searched)
+
+
+def _exact(model: Model, quality: Quality, forms: Forms, searched: dict) -> DualLibrary:
+    """Return the library of the exact forms; `searched` is what else the plan should say."""
+    fits = Fits(model)
+    variant = fits.variant(forms)
+    plan = _plan(model, quality, variant, None, **searched)
     _check_exact(quality, plan)
-    return _final(Fits(model), exact, None, plan)
+    return _final(fits, variant, None, plan)
 
 
 def _best(model: Model, searches: list[Search]) -> Search | None:
@@ -112,7 +120,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         exact, approximate = ("dense", "columns"), ("rows", "little")
         hidden = ("dense", *approximate) if site.hidden else ("",)
         if site.kind == "conv2d":
-            hidden = exact if site.input in approximate else ("",)
+            hidden = {"rows": (*exact, "nonzeros"), "little": exact}.get(site.input, ("",))
         accepted = (*exact, *approximate) if model.sites[site.name].can_gate else exact
         if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
@@ -241,7 +249,7 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
     if site.conv and low and "rows" not in forms and "little" not in forms:
         return bytes_reason(model, site, zeros)
     parts = []
-    if "columns" in forms:
+    if {"columns", "nonzeros"} & set(forms):
         parts.append(f"{zeros:.0%} of the inputs are zero")
     if "rows" in forms:
         parts.append("gated rows were fastest in the whole model")

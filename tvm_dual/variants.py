@@ -270,7 +270,7 @@ def _little_form(site: Site) -> tuple[str, str]:
 
 def little_alone(form: tuple[str, str]) -> tuple[str, str]:
     """Return a form with the little module in place of gated rows."""
-    return tuple("little" if part == "rows" else part for part in form)
+    return tuple({"rows": "little", "nonzeros": "columns"}.get(part, part) for part in form)
 
 
 def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
@@ -283,8 +283,8 @@ def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
 def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> list[tuple[str, str]]:
     """Return forms that differ from `form` in one matrix: exact instead of gated, gated instead of skipping."""
     if site.conv:
-        other = {"dense": "columns", "columns": "dense"}[form[1]]
-        return [exact, ("rows", other)] if site.nonnegative else [exact]
+        others = [part for part in ("dense", "columns", "nonzeros") if part != form[1]] if site.nonnegative else []
+        return [exact, *(("rows", part) for part in others)]
     found = []
     for part, value in enumerate(form):
         other = exact[part] if value == "rows" else "rows" if value == "columns" else None
