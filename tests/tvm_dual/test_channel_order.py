@@ -23,15 +23,13 @@ def test_channels_that_are_high_together_share_a_panel(channels):
     harms, group = planted(channels, 8)
     order = channel_order([Harms(harms, 8)])
     assert sorted(order) == list(range(channels))
-    assert all(len(set(group[order[i : i + 8]])) == 1 for i in range(0, channels, 8))
-    panels = [slice(i, i + 8) for i in range(0, channels, 8)]
-    before, found = densities(harms, harms, panels), densities(harms[:, order], harms[:, order], panels)
-    assert (found < 0.5 * before).all()
+    panels, best = [slice(i, i + 8) for i in range(0, channels, 8)], np.argsort(group)
+    before, found, least = (densities(harms[:, o], harms[:, o], panels) for o in (np.arange(channels), order, best))
+    assert (found < 0.5 * before).all() and (found <= 1.3 * least).all()
 
 
 def test_smaller_panels_are_parts_of_larger_ones():
     large, of_large = planted(64, 16, seed=1)
-    small = np.zeros_like(large)
     # Within each large panel halves are high together for another convolution.
     rng = np.random.default_rng(2)
     half = np.array([rng.permutation(np.arange(16) // 8) for _ in range(4)])
@@ -39,7 +37,7 @@ def test_smaller_panels_are_parts_of_larger_ones():
     for panel in range(4):
         of_small[of_large == panel] = 2 * panel + half[panel]
     active = rng.random((400, 8)) < 0.1
-    small = (active[:, of_small] * (1 + rng.random(small.shape)) + 0.01).astype("float32")
+    small = (active[:, of_small] * (1 + rng.random(large.shape)) + 0.01).astype("float32")
     order = channel_order([Harms(large, 16, 4.0), Harms(small, 8)])
     assert all(len(set(of_large[order[i : i + 16]])) == 1 for i in range(0, 64, 16))
     assert all(len(set(of_small[order[i : i + 8]])) == 1 for i in range(0, 64, 8))

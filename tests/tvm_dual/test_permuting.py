@@ -10,6 +10,7 @@ import pytest
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
+from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import OPEN
 from tvm_dual.library import load
@@ -70,7 +71,11 @@ def test_orders_lower_density_and_travel_in_the_plan(builder, model, tmp_path, s
     assert all("tiles" in order.reason or "panel" in order.reason for order in changed.orders.values())
     plan = builder.build("fp32", options=AdvancedOptions(mode="skip")).report.plan
     gated = {"input": "rows", "hidden": "nonzeros" if skips else "columns", "rule": "damage", "dimensions": 16}
-    given = {"conv2d1": gated | {"limit": 0.05}, "conv2d2": gated | {"limit": OPEN}}
+    fit = Fits(model).fit("conv2d1", ("rows", "dense"))
+    seen, ladder = model.observations["conv2d1"], [0.5**i for i in range(24)]
+    shares = closed_loss(model.sites["conv2d1"], fit, seen, ISAS[builder.isa], "damage", ladder)
+    limit = next(limit for limit, (density, _) in zip(ladder, shares, strict=True) if density > 0.2)
+    given = {"conv2d1": gated | {"limit": limit}, "conv2d2": gated | {"limit": OPEN}}
     order = orders(model)["conv2d2"].places
     sites = [replace(site, **given.get(site.name, {})) for site in plan.sites]
     sites = tuple(replace(site, order=order) if site.name == "conv2d2" else site for site in sites)
