@@ -17,8 +17,9 @@ from schedules.conv2d_skip import input_lists
 from schedules.conv2d_tile import store_pixel
 from schedules.conv2d_walk import across
 from schedules.cpu import Isa
-from schedules.nonzero_rows import RowLists, list_row
+from schedules.nonzero_rows import RowLists
 from schedules.panels import panel_size
+from schedules.row_ring import RowRing
 
 #: Vectors of sums of a tile: a product takes four cycles, of which two can begin in each.
 _SUMS = 4
@@ -112,20 +113,14 @@ def gated_skip_conv2d(isa: Isa, conv: Conv2d, threads: int, reads_lists: bool = 
     size, (panels, all_pixels) = panel_size(isa, conv.outputs, tile.vectors), gate_size(isa, conv, tile)
     conv, lanes, outputs = across(conv), isa.lanes, conv.outputs
     vectors, columns, weights = -(-outputs // lanes), max(outputs, size), panels * conv.taps * size
-    slots, gap, inside = conv.reach[0], conv.dilation[0], conv.width * conv.inputs
-    # Rows that an output row sees lie in a ring; each is listed when it is first seen.
-    ring_lists = RowLists(1 if reads_lists else threads * slots, conv.width, conv.inputs)
+    parts, gap = RowRing(isa, conv, threads, reads_lists), conv.dilation[0]
+    ring_lists, fill, kernel_rows, own = parts.lists, parts.fill(), parts.kernel_rows, parts.own
     read = input_lists(conv).size if reads_lists else conv.input_size
     compute, store = _tile(isa, conv, ring_lists, size), store_pixel(isa, conv)
-    list_one, width, rows = list_row(isa, ring_lists), conv.out_width, conv.batch * conv.out_height
-    own = 0 if reads_lists else slots * ring_lists.block
-
-    def place(image, row, task):
-        """Return where the lists of a row begin: among all rows', or in the task's ring."""
-        return ((image * conv.height + row) if reads_lists else (task * slots + row % slots)) * ring_lists.block
+    width, rows = conv.out_width, conv.batch * conv.out_height
 
     def seen_from(image, top, task):
-        return lambda down: place(image, top + down * gap, task)
+        return lambda down: parts.block(image, top + down * gap, task)
 
     @T.inline
     def keep_closed(closed, residual, y, row):
@@ -144,16 +139,10 @@ def gated_skip_conv2d(isa: Isa, conv: Conv2d, threads: int, reads_lists: bool = 
         for row in T.serial(task * rows // threads, (task + 1) * rows // threads):
             image: T.let = row // conv.out_height
             top: T.let = row % conv.out_height * conv.strides[0] - conv.padding[0]
-            bottom: T.let = T.min(top + slots, conv.height)
-            if not reads_lists:
-                if row % conv.out_height == 0:
-                    ready[0] = 0
-                for seen in T.serial(T.max(ready[0], T.max(top, 0)), bottom):
-                    list_one(x, (image * conv.height + seen) * inside, ring, place(image, seen, task))
-                ready[0] = T.max(ready[0], bottom)
+            fill(x, ring, ready, row, task)
             keep_closed(closed, operands[2], y, row)
-            start: T.let = T.max(0, (gap - 1 - top) // gap)
-            stop: T.let = T.max(start, T.min(conv.kernel[0], (conv.height - 1 - top) // gap + 1))
+            start: T.let = kernel_rows(top)[0]
+            stop: T.let = kernel_rows(top)[1]
             for panel in T.serial(panels):
                 count[0] = 0
                 for p in T.serial(width):
