@@ -12,6 +12,7 @@ from relay_passes.step import StepBuilder
 from schedules.conv2d import conv2d, pack_conv2d
 from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
+from schedules.conv2d_gated_skip import gated_skip_conv2d, pack_gated_skip
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import conv2d_skip, pack_conv2d_skip
 from schedules.cpu import Isa
@@ -52,9 +53,12 @@ class Conv2dStages:
         lists = (writes, reads) if form == "columns" else (writes,)
         return self._exact(form, self._conv, "", weight, bias, x, residual, *lists)
 
-    def little_sums(self, form: str, module: LittleModule, x: relax.Var) -> relax.Var:
-        """Return what the little module predicts the sums to be, bias included; `form` is that of its projection."""
-        return self._little(form, module, x, replace(self._conv, activation=None, residual=False), None)
+    def little_sums(self, form: str, module: LittleModule, x: relax.Var, reads: bool = False) -> relax.Var:
+        """Return what the little module predicts the sums to be, bias included; `form` is that of its projection.
+
+        With `reads`, which the form ``columns`` alone can, x is lists.
+        """
+        return self._little(form, module, x, replace(self._conv, activation=None, residual=False), None, reads)
 
     def little(self, form: str, module: LittleModule, x: relax.Var, residual: relax.Var | None) -> relax.Var:
         """Return the little module's result in place of the convolution's."""
@@ -77,12 +81,22 @@ class Conv2dStages:
         stage = kernel(gated_conv2d, self._isa, self._conv, tile, self._threads)
         return self._step.call("gated_conv2d", stage, x, *packed, opened, sums)
 
-    def _little(self, form: str, module: LittleModule, x: relax.Var, after: Conv2d, residual) -> relax.Var:
+    def gated_skip(self, reads: bool, weight, bias, x, residual, opened: relax.Var, sums: relax.Var) -> relax.Var:
+        """Return what `gated` does, over nonzero inputs alone; with `reads` x is lists."""
+        isa, conv = self._isa, self._conv
+        packed = self._operands("", pack_gated_skip(isa, conv, weight, bias), residual)
+        stage = kernel(gated_skip_conv2d, isa, conv, self._threads, reads)
+        return self._step.call("gated_skip_conv2d", stage, x, *packed, opened, sums)
+
+    def _little(
+        self, form: str, module: LittleModule, x: relax.Var, after: Conv2d, residual, reads: bool = False
+    ) -> relax.Var:
         conv, (projection,) = self._conv, module.projections
         k = len(projection)
         inner = replace(conv, outputs=k, activation=None, residual=False)
         filters = projection.reshape(k, *conv.kernel, conv.inputs)
-        projected = self._exact(form, inner, "projection_", filters, -module.center, x, None)
+        lists = (False, True) if reads else ()
+        projected = self._exact(form, inner, "projection_", filters, -module.center, x, None, *lists)
         # What is left is one product per pixel.
         spread = Conv2d(1, 1, inner.output_size // k, k, conv.outputs, (1, 1), activation=after.activation)
         spread = replace(spread, residual=after.residual)

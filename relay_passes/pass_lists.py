@@ -70,7 +70,7 @@ class _Planned:
     def can_read(self, image: relax.Var) -> bool:
         """Whether it skips the zeros of this image, and does not need it otherwise."""
         site, form = self.site, self.form
-        skips = form.precision == "fp32" and form.input == "columns"
+        skips = form.precision == "fp32" and (form.input == "columns" or form.skips_all)
         added = site.residual is not None and site.residual.same_as(image)
         return skips and site.x.same_as(image) and not added
 

@@ -28,7 +28,7 @@ class SiteForm:
     input, hidden : str
         Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
         (gated) or ``little`` (the little module alone). A dense layer has no `hidden`; of a convolution with a little
-        module that is the form of its projection.
+        module that is the form of its projection, or ``nonzeros``, if projection and open tiles both skip zeros.
     rule : str
         Gate rule, ``damage`` or ``activation``.
     threads : int
@@ -56,6 +56,11 @@ class SiteForm:
     def needs_little(self) -> bool:
         """Whether a little module takes part."""
         return self.gated or "little" in (self.input, self.hidden)
+
+    @property
+    def skips_all(self) -> bool:
+        """Whether a convolution's open tiles and its projection run over nonzero inputs alone."""
+        return self.hidden == "nonzeros"
 
     def level(self) -> Isa:
         """Return the instruction set level to generate for."""

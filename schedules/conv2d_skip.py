@@ -23,6 +23,7 @@ from schedules.cpu import Isa
 from schedules.knobs import SkipTile
 from schedules.nonzero_rows import RowLists, list_row, output_lists
 from schedules.panels import panel_size
+from schedules.row_ring import RowRing
 
 #: Sums in registers, at most by default: of 16 registers at AVX2; more did not pay at AVX-512, where they cost cache.
 _SUMS = 12
@@ -58,6 +59,7 @@ class _Rows:
 
     def __init__(self, isa: Isa, conv: Conv2d, tile: SkipTile, threads: int, reads: bool, writes: bool) -> None:
         self._isa, self._conv, self._threads, self._reads, self._writes = isa, conv, threads, reads, writes
+        self._rows = RowRing(isa, conv, threads, reads)
         self.size = panel_size(isa, conv.outputs, tile.vectors)
         self.panels = panel_count(conv.outputs, self.size)
         self._walks = groups(conv, tile.outputs)
@@ -65,18 +67,10 @@ class _Rows:
         #: Outputs of a row of sums, those that nobody reads included.
         self._slots = self._margin + max(group.sets * group.rounds for group in self._walks)
         self._by_rows = writes or conv.batch * conv.out_height >= threads
-        # Rows that an output row sees lie in a ring; each is listed when it is first seen.
-        self.ring = RowLists(1 if reads else threads * conv.reach[0], conv.width, conv.inputs)
+        self.ring = self._rows.lists
         #: Values of all tasks' sums, and of their finished rows, which are listed.
         self.sums = threads * self._slots * self.size
         self.finished = threads * conv.out_width * conv.outputs if writes else 1
-
-    def _block(self, image, row, task):
-        """Return where the lists of a row begin: among all rows', or in the task's ring."""
-        if self._reads:
-            return (image * self._conv.height + row) * self.ring.block
-        slots = self._conv.reach[0]
-        return (task * slots + row % slots) * self.ring.block
 
     def _walk_rows(self):
         """Return ``(lists, at, weight, panel, down, sums, to)``: the products of one row of the kernel."""
@@ -113,7 +107,7 @@ class _Rows:
         """Return ``(lists, image, operands, sums, y, to, panel, task, top, start, stop)``: a row of one panel."""
         isa, conv, size, lanes = self._isa, self._conv, self.size, self._isa.lanes
         slots, margin, walked, store = self._slots, self._margin, self._walk_rows(), store_pixel(isa, conv)
-        block, gap = self._block, conv.dilation[0]
+        block, gap = self._rows.block, conv.dilation[0]
         vectors = size // lanes
 
         @T.inline
@@ -140,10 +134,10 @@ class _Rows:
     def macro(self):
         """Return ``(x, ring, operands, sums, finished, y, task)``."""
         isa, conv, threads, reads, writes = self._isa, self._conv, self._threads, self._reads, self._writes
-        panels, slots, gap, compute = self.panels, conv.reach[0], conv.dilation[0], self._compute()
-        by_rows, rows, inside = self._by_rows, conv.batch * conv.out_height, conv.width * conv.inputs
-        listed, result = list_row(isa, self.ring), output_lists(conv)
-        list_result, block, own = list_row(isa, result), self._block, 0 if reads else slots * self.ring.block
+        panels, by_rows, compute = self.panels, self._by_rows, self._compute()
+        rows, result = conv.batch * conv.out_height, output_lists(conv)
+        list_result, own = list_row(isa, result), self._rows.own
+        fill, kernel_rows = self._rows.fill(), self._rows.kernel_rows
 
         @T.inline
         def over_rows(x, ring, operands, sums, finished, y, task):
@@ -158,15 +152,9 @@ class _Rows:
             for row in T.serial(first_row, last_row):
                 image: T.let = row // conv.out_height
                 top: T.let = row % conv.out_height * conv.strides[0] - conv.padding[0]
-                bottom: T.let = T.min(top + slots, conv.height)
-                if not reads:
-                    if row % conv.out_height == 0:
-                        ready[0] = 0
-                    for seen in T.serial(T.max(ready[0], T.max(top, 0)), bottom):
-                        listed(x, (image * conv.height + seen) * inside, ring, block(image, seen, task))
-                    ready[0] = T.max(ready[0], bottom)
-                start: T.let = T.max(0, (gap - 1 - top) // gap)
-                stop: T.let = T.max(start, T.min(conv.kernel[0], (conv.height - 1 - top) // gap + 1))
+                fill(x, ring, ready, row, task)
+                start: T.let = kernel_rows(top)[0]
+                stop: T.let = kernel_rows(top)[1]
                 for panel in T.serial(first_panel, last_panel):
                     compute(
                         x if reads else ring,

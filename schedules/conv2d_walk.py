@@ -182,13 +182,15 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
                 place: T.let = (turn * sets + newest) * stride + phase.place + shift
                 first: T.let = begun(lists, at, place)
                 last: T.let = begun(lists, at, place + 1)
+                # Of the weights of a channel: a list has places in the row.
+                to: T.let = base + (offset - (place - conv.padding[1]) * taps) * conv.inputs * size
                 for i in T.serial(first, last):
-                    channel: T.let = T.reinterpret(lists[at + layout.places + i], dtype="int32")
+                    listed: T.let = T.reinterpret(lists[at + layout.places + i], dtype="int32")
                     multiply(
                         total,
                         lists[at + layout.values + i],
                         weight,
-                        base + offset * conv.inputs * size + channel * (taps * size),
+                        to + listed * (taps * size),
                         newest,
                         phase.sets,
                     )

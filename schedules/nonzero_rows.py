@@ -19,7 +19,8 @@ _LINE = 16
 class RowLists:
     """Where things lie in the lists of an image, one ``float32`` buffer whose integers are reinterpreted.
 
-    Each row has a block: where each pixel's values begin, and the last one's end; the values; their channels.
+    Each row has a block: where each pixel's values begin, and the last one's end; the values; their places in the row,
+    pixel by pixel and channel by channel.
 
     Attributes
     ----------
@@ -39,7 +40,7 @@ class RowLists:
 
     @property
     def places(self) -> int:
-        """Where in a block the channels begin."""
+        """Where in a block the values' places begin."""
         return self.values + self._room
 
     @property
@@ -75,9 +76,9 @@ def list_row(isa: Isa, layout: RowLists):
         """Whether values are not zero, whatever its sign."""
         return magnitude_bits(row[span(start, width_)], width_) != T.int32(0)
 
-    def word(channel):
-        # TVM folds the only channel to a constant, of which it cannot reinterpret zero.
-        return T.float32(0) if channels == 1 else T.reinterpret(channel, dtype="float32")
+    def word(place):
+        # TVM folds the only place to a constant, of which it cannot reinterpret zero.
+        return T.float32(0) if width * channels == 1 else T.reinterpret(place, dtype="float32")
 
     @T.inline
     def listed(row, of, lists, at):
@@ -92,16 +93,17 @@ def list_row(isa: Isa, layout: RowLists):
                     isa, "float32", row[T.ramp(here, 1, lanes)], nonzero(row, here, lanes)
                 )
                 lists[T.ramp(at + places + end[0], 1, lanes)] = T.reinterpret(
-                    kept_first(isa, "int32", T.ramp(chunk * lanes, 1, lanes), nonzero(row, here, lanes)),
+                    kept_first(
+                        isa, "int32", T.ramp(pixel * channels + chunk * lanes, 1, lanes), nonzero(row, here, lanes)
+                    ),
                     dtype=f"float32x{lanes}",
                 )
                 end[0] = end[0] + count_true(isa, nonzero(row, here, lanes))
             for rest in T.serial(channels - chunks * lanes):
-                channel: T.let = chunks * lanes + rest
-                place: T.let = of + pixel * channels + channel
-                lists[at + values + end[0]] = row[place]
-                lists[at + places + end[0]] = word(channel)
-                end[0] = end[0] + T.Cast("int32", nonzero(row, place, 1))
+                place: T.let = pixel * channels + chunks * lanes + rest
+                lists[at + values + end[0]] = row[of + place]
+                lists[at + places + end[0]] = word(place)
+                end[0] = end[0] + T.Cast("int32", nonzero(row, of + place, 1))
         lists[at + width] = T.reinterpret(end[0], dtype="float32")
 
     return listed

@@ -29,6 +29,11 @@ _NONLINEARITIES = {
 }
 
 
+def after(site: Site, sums: np.ndarray) -> np.ndarray:
+    """Return what a layer's nonlinearity makes of its sums."""
+    return _NONLINEARITIES[site.activation](sums)
+
+
 def closed_loss(
     site: Site,
     fit: SiteFit,
@@ -66,8 +71,7 @@ def closed_loss(
         rough = (x @ projection.T - module.center) @ stored_rows(module.weight, module.bits).T + module.bias + added
     else:
         rough = byte_sums(module, x, source) + added
-    after = _NONLINEARITIES[site.activation]
-    errors = ((after(exact) - after(rough)) * fit.weights) ** 2
+    errors = ((after(site, exact) - after(site, rough)) * fit.weights) ** 2
     found = []
     for limit in limits:
         table = thresholds(site, rule, limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]

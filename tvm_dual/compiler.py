@@ -15,6 +15,7 @@ from tvm import IRModule, relax
 
 from relay_passes.expose_inputs import ExposeInputs
 from relay_passes.pass_bytes import PassBytes
+from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
@@ -29,7 +30,7 @@ from tvm_dual.library import DualLibrary, load
 from tvm_dual.little import FittedLittle
 from tvm_dual.metadata import Metadata, Tensor, current_versions
 from tvm_dual.plan import Plan
-from tvm_dual.sites import Site
+from tvm_dual.sites import Site, find_sites
 from tvm_dual.tile_gates import tile_limits
 from tvm_dual.tuning.lookup import Choices, Logs
 from tvm_dual.versions import check_compiler, check_linker
@@ -71,6 +72,18 @@ class Compiler:
         """Return a compiler of the same model for another number of threads."""
         other = copy(self)
         other._threads = threads
+        return other
+
+    @property
+    def module(self) -> IRModule:
+        """The model, its sites marked."""
+        return self._module
+
+    def with_orders(self, orders: dict[str, np.ndarray]) -> Compiler:
+        """Return a compiler of the same model with channels in other orders (`relay_passes.permute_channels`)."""
+        other = copy(self)
+        other._module = PermuteChannels(orders)(self._module)
+        other._sites = {site.name: site for site in find_sites(other._module)}
         return other
 
     def with_bytes(self, forms: dict[str, SiteForm]) -> Compiler:

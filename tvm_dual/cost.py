@@ -48,11 +48,12 @@ def operations(
     matrices = (site.weight, site.recurrence) if site.recurrence is not None else (site.weight,)
     total = 0.0
     for matrix, form, share in zip(matrices, forms, nonzero, strict=False):
-        total += matrix.size * {"dense": 1.0, "rows": density, "little": 0.0, "columns": share}[form]
+        opened = density * share if forms[1] == "nonzeros" else density
+        total += matrix.size * {"dense": 1.0, "rows": opened, "little": 0.0, "columns": share}[form]
     if little is not None:
         module = little.module
         # Of a convolution the second form is the projection's.
-        share = nonzero[0] if site.conv and forms[1] == "columns" else 1.0
+        share = nonzero[0] if site.conv and forms[1] in ("columns", "nonzeros") else 1.0
         total += share * sum(p.size for p in module.projections) + module.weight.size
     return total * (site.rows_per_call or 1)
 

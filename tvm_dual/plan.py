@@ -22,7 +22,7 @@ class SitePlan:
     name, kind : str
     input, hidden : str
         Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows`` or ``little``
-        (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
+        or, of a convolution, ``nonzeros`` (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
     precision : str
         Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     rule : str
@@ -50,6 +50,8 @@ class SitePlan:
         per vector, if a call may see any number.
     scale, zero : float, int
         Scale and zero point of the bytes that a convolution of int8 reads.
+    order : tuple of int
+        Which channel of the model comes at each place of a convolution's output; empty if they stay as they are.
     """
 
     name: str
@@ -72,6 +74,7 @@ class SitePlan:
     all_operations: float = 0.0
     scale: float = 0.0
     zero: int = 0
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from tvm_dual.judging import compare_in_budget, tune
 from tvm_dual.library import DualLibrary
 from tvm_dual.little import FittedLittle
 from tvm_dual.measure import median_microseconds, open_share
+from tvm_dual.permuting import in_order, permuted, planned_orders
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Limits, Model, Variant, exact_form, little_alone, mode_form
+from tvm_dual.variants import Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -35,8 +36,9 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
         return _final(fits, only, None, _plan(model, quality, only, None))
+    given, model = model, permuted(model, progress)
     if allocates(model):
-        return _allocated(model, quality, progress)
+        return _allocated(given, model, quality, progress)
     exact = best_exact(model, fits, progress)
     exact_time = median_microseconds([exact.library], model.longest)[0]
     gated = best_gated(model, fits, exact, progress)
@@ -52,17 +54,18 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
         finetuning = compare_in_budget(model, quality, fits, gated, finetuning, best, progress)
     searched = {"trials": tuple(trials), "finetuning": finetuning}
     if best is None or best.found.microseconds > WORTH * exact_time:
-        plan = _plan(model, quality, exact, None, **searched)
-        _check_exact(quality, plan)
-        return _final(fits, exact, None, plan)
+        return _exact(given, quality, exact.forms, searched)
     if best.found.limit == FAR:
         alone = fits.variant({name: little_alone(form) for name, form in best.variant.forms.items()})
         return _final(fits, alone, None, _plan(model, quality, alone, None, **searched))
     return _final(fits, best.variant, best.found.limit, _plan(model, quality, best.variant, best.found, **searched))
 
 
-def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
-    """Return the library of a model whose layers have bounds of their own, if that beats the exact forms."""
+def _allocated(given: Model, model: Model, quality: Quality, progress) -> DualLibrary:
+    """Return the library of a model whose layers have bounds of their own, if that beats the exact forms.
+
+    `given` is the model with channels in the order that they came in.
+    """
     result = allocate(model, quality, progress)
     exact, best = result.exact, result.variant
     searched = {"trials": result.trials, "finetuning": result.finetuning}
@@ -71,9 +74,16 @@ def _allocated(model: Model, quality: Quality, progress) -> DualLibrary:
         if time <= WORTH * exact_time:
             plan = _plan(best.model, quality, best, result.found, **searched)
             return _final(result.fits, best, result.found.bounds, plan)
-    plan = _plan(model, quality, exact, None, **searched)
+    return _exact(given, quality, exact.forms, searched)
+
+
+def _exact(model: Model, quality: Quality, forms: Forms, searched: dict) -> DualLibrary:
+    """Return the library of the exact forms; `searched` is what else the plan should say."""
+    fits = Fits(model)
+    variant = fits.variant(forms)
+    plan = _plan(model, quality, variant, None, **searched)
     _check_exact(quality, plan)
-    return _final(Fits(model), exact, None, plan)
+    return _final(fits, variant, None, plan)
 
 
 def _best(model: Model, searches: list[Search]) -> Search | None:
@@ -110,7 +120,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         exact, approximate = ("dense", "columns"), ("rows", "little")
         hidden = ("dense", *approximate) if site.hidden else ("",)
         if site.kind == "conv2d":
-            hidden = exact if site.input in approximate else ("",)
+            hidden = {"rows": (*exact, "nonzeros"), "little": exact}.get(site.input, ("",))
         accepted = (*exact, *approximate) if model.sites[site.name].can_gate else exact
         if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
@@ -126,6 +136,7 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
     sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
     model = replace(model, options=options, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan)).sized(sizes)
+    model = in_order(model, planned_orders(plan))
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
@@ -208,6 +219,8 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         operations=operations(site, forms, density, model.observations[site.name], fit.little if fit else None),
         all_operations=float(all_operations(site)),
     )
+    if site.name in model.orders:
+        plan = replace(plan, order=model.orders[site.name].places)
     if site.conv and precision == "int8":
         levels = model.on_bytes[site.name]
         plan = replace(plan, scale=levels.scale, zero=levels.zero)
@@ -241,12 +254,14 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
         tried = model.options.mode == "dual" and model.is_low(site.name) and model.gates(site.name)
         return f"{why}; exact was fastest, or no gate met the budget" if tried else why
     parts = []
-    if "columns" in forms:
+    if {"columns", "nonzeros"} & set(forms):
         parts.append(f"{zeros:.0%} of the inputs are zero")
     if "rows" in forms:
         parts.append("gated rows were fastest in the whole model")
     if "little" in forms:
         parts.append("the little module suffices")
+    if "rows" in forms and site.name in model.orders:
+        parts.append(model.orders[site.name].reason)
     if not parts:
         why = (
             "kept by option"

@@ -34,6 +34,8 @@ from tvm_dual.variants import (
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
 #: as `FEWEST`.
 TURNS, BYTE_TURNS, FEWEST, SECONDS = 24, 120, 4, 10.0
+#: Share of zeros in a convolution's input from which on skipping them in open tiles is tried.
+MANY_ZEROS = 0.5
 #: Of the times of all turns the one that counts: other work on the machine only ever adds.
 QUANTILE = 0.25
 
@@ -131,14 +133,17 @@ def _time_gated(
     model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, _Entry], told: _Told
 ) -> dict[str, dict]:
     """Return what `SiteTimes` of layers with a gate consists of, beside their exact forms `forms`."""
-    candidates = {name: _gated_forms(model.sites[name], forms[name]) for name in sizes}
-    # Which form a little module's projection has is seen at its smallest size.
+    zeros = {name: float((model.observations[name].inputs[0] == 0).mean()) for name in sizes}
+    candidates = {name: _gated_forms(model.sites[name], forms[name], zeros[name]) for name in sizes}
+    # Which form a little module's projection has, and whether open tiles skip zeros, is seen at its smallest size: by
+    # the time with half of the tiles open, or of what is closed and what is open together.
     first = {
         name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
         for name, found in candidates.items()
     }
     least = _in_turns(model, first, others)
-    chosen = {name: int(np.argmin(least[name][::3])) for name, found in candidates.items() if found}
+    half = {name: np.array(found[::3]) + np.array(found[1::3]) for name, found in least.items()}
+    chosen = {name: int(np.argmin(half[name])) for name, found in candidates.items() if found}
     larger = {
         name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, candidates[name][at], size)]
         for name, at in chosen.items()
@@ -167,13 +172,14 @@ class _Told:
         self._progress("layers alone", self._done, self._done)
 
 
-def _gated_forms(site: Site, exact: tuple[str, str]) -> list[tuple[str, str]]:
-    """Return the forms with a gate that may be fastest."""
+def _gated_forms(site: Site, exact: tuple[str, str], zeros: float) -> list[tuple[str, str]]:
+    """Return the forms with a gate that may be fastest; `zeros` is the share of them in the input."""
     form = gated_form(site, exact)
     if "rows" not in form:
         return []
     # Of few channels, listing nonzero inputs may take longer than what it spares.
-    return [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
+    found = [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
+    return [*found, ("rows", "nonzeros")] if site.conv and site.nonnegative and zeros >= MANY_ZEROS else found
 
 
 def _exact(model: Model, name: str, form: tuple[str, str]) -> _Entry:

@@ -31,6 +31,21 @@ BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES, GATED_BYTES = ("dense", ""), ("little", 
 Limits = float | Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class ChannelOrder:
+    """The order of a convolution's channels.
+
+    Attributes
+    ----------
+    places : tuple of int
+        Which channel of the model comes at each place; empty if they stay as they are.
+    reason : str
+    """
+
+    places: tuple[int, ...]
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """What planning works on.
@@ -50,7 +65,10 @@ class Model:
     on_bf16 : frozenset of str
         Those that are computed on bf16 in their dense form.
     known : dict of SiteFit
-        Little modules fitted so far, which builds of one model share.
+        Little modules fitted so far, which builds of one model share; those of a model whose channels are in another
+        order are in a dict of their own, which is one of its values.
+    orders : dict of ChannelOrder
+        By convolution, of those that the order of channels was chosen for (`tvm_dual.permuting`).
     """
 
     sites: dict[str, Site]
@@ -60,9 +78,10 @@ class Model:
     precision: str
     options: AdvancedOptions
     left: tuple[Site, ...] = ()
-    known: dict[tuple, SiteFit] = field(default_factory=dict)
+    known: dict[tuple, SiteFit | dict] = field(default_factory=dict)
     on_bytes: dict[str, Affine] = field(default_factory=dict)
     on_bf16: frozenset[str] = frozenset()
+    orders: dict[str, ChannelOrder] = field(default_factory=dict)
 
     @property
     def longest(self) -> InputStream:
@@ -253,7 +272,7 @@ def _little_form(site: Site) -> tuple[str, str]:
 
 def little_alone(form: tuple[str, str]) -> tuple[str, str]:
     """Return a form with the little module in place of gated rows."""
-    return tuple("little" if part == "rows" else part for part in form)
+    return tuple({"rows": "little", "nonzeros": "columns"}.get(part, part) for part in form)
 
 
 def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
@@ -266,8 +285,8 @@ def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
 def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> list[tuple[str, str]]:
     """Return forms that differ from `form` in one matrix: exact instead of gated, gated instead of skipping."""
     if site.conv:
-        other = {"dense": "columns", "columns": "dense"}[form[1]]
-        return [exact, ("rows", other)] if site.nonnegative else [exact]
+        others = [part for part in ("dense", "columns", "nonzeros") if part != form[1]] if site.nonnegative else []
+        return [exact, *(("rows", part) for part in others)]
     found = []
     for part, value in enumerate(form):
         other = exact[part] if value == "rows" else "rows" if value == "columns" else None

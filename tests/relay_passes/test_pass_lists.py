@@ -9,6 +9,7 @@ from tvm.script import relax as R
 
 from relay_passes.mark_sites import MarkSites
 from relay_passes.pass_lists import READS, WRITES, PassLists
+from relay_passes.products import LittleModule
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS
@@ -86,3 +87,23 @@ def test_what_comes_out_is_the_same(chain, first):
 def test_images_that_are_added_or_added_to_stay_images(added_chain):
     plan = {f"conv2d{i}": ("fp32", "columns") for i in range(3)}
     assert attributes(added_chain, plan) == dict.fromkeys(plan, (False, False))
+
+
+def test_gated_convolutions_that_skip_zeros_read_lists(chain):
+    rng = np.random.default_rng(0)
+    shapes = ((8, 8), (8,), (8, 8), (8,))
+    projection, center, weight, bias = (rng.standard_normal(shape).astype("float32") for shape in shapes)
+    little, found = LittleModule((projection,), center, weight, bias, 32), []
+    for hidden in ("columns", "nonzeros"):
+        plan = {f"conv2d{i}": SiteForm("fp32", "dense", "", "", 1, "avx2") for i in range(4)}
+        plan["conv2d1"] = SiteForm("fp32", "rows", hidden, "damage", 1, "avx2")
+        planned = AttachPlan(plan, {"conv2d1": little}, {"conv2d1": np.ones(8, "float32")}, {})(chain)
+        passed = PassLists()(planned)
+        assert (WRITES in passed["conv2d0"].attrs) == (READS in passed["conv2d1"].attrs) == (hidden == "nonzeros")
+        assert WRITES not in passed["conv2d1"].attrs
+        # What the little module predicts decides, so that some tiles are open.
+        limits = np.stack([np.ones(8), np.zeros(8), np.full(8, 0.42)]).astype("float32")
+        found.append(run_module(RewriteConv2d()(passed), ISAS["avx2"], normal(1, 4, 4, 8, seed=9), limits))
+    (image, count), (wanted, wanted_count) = found[1], found[0]
+    np.testing.assert_allclose(image, wanted, rtol=1e-5, atol=1e-6)
+    assert count[0] == wanted_count[0] and 0 < count[0] < 16

@@ -16,6 +16,7 @@ from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.conv2d import conv2d, default_tile, pack_conv2d
 from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gated_conv2d
+from schedules.conv2d_gated_skip import gated_skip_conv2d, pack_gated_skip
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
 from schedules.cpu import ISAS
@@ -26,6 +27,9 @@ CONV = Conv2d(1, 6, 5, 3, 24, (3, 3), padding=(1, 1, 1, 1), activation="relu")
 K, ISA = 8, ISAS["avx2"]
 INNER = replace(CONV, outputs=K, activation=None)
 NOTHING = np.zeros(1, "float32")
+
+
+FORMS = [("rows", "dense"), ("rows", "columns"), ("rows", "nonzeros"), ("little", "dense"), ("little", "columns")]
 
 
 def little_module() -> LittleModule:
@@ -60,6 +64,8 @@ def planned(form: str, projection: str, residual: bool = False, pooled: bool = F
 def stages(form: str, projection: str, weight, bias, pool: MaxPool2d) -> list[tuple]:
     """Return name, kernel, names of what it reads, its constants, and names of what it gives, by stage."""
     little, tile = little_module(), default_gated_tile(ISA, CONV)
+    skips = projection == "nonzeros"
+    projection = "columns" if skips else projection
     builder, choose, pack = {
         "dense": (conv2d, default_tile, pack_conv2d),
         "columns": (conv2d_skip, default_skip_tile, pack_conv2d_skip),
@@ -81,16 +87,18 @@ def stages(form: str, projection: str, weight, bias, pool: MaxPool2d) -> list[tu
         ),
     ]
     if form == "rows":
-        gated, constants = gated_conv2d(ISA, CONV, tile, 1), [*pack_conv2d(ISA, tile, weight, bias), NOTHING]
+        name, gated, packed = "gated_conv2d", gated_conv2d(ISA, CONV, tile, 1), pack_conv2d(ISA, tile, weight, bias)
+        if skips:
+            name, gated = "gated_skip_conv2d", gated_skip_conv2d(ISA, CONV, 1)
+            packed = pack_gated_skip(ISA, CONV, weight, bias)
         found += [
             ("tile_gate", tile_gate(ISA, 2, 30, 24, 16, 1), ["s", "limits"], [NOTHING], ["opened", "count"]),
-            ("gated_conv2d", gated, ["x", "opened", "s"], constants, ["s"]),
+            (name, gated, ["x", "opened", "s"], [*packed, NOTHING], ["s"]),
         ]
     return [*found, ("max_pool2d", max_pool2d(ISA, pool, 1), ["s"], [], ["y"])]
 
 
-@pytest.mark.parametrize("projection", ["dense", "columns"])
-@pytest.mark.parametrize("form", ["rows", "little"])
+@pytest.mark.parametrize(("form", "projection"), FORMS)
 def test_a_planned_site_becomes_stages(form, projection):
     before, weight, bias = planned(form, projection, pooled=True)
     pool, gated = MaxPool2d(1, 6, 5, 24, (2, 2), (2, 2)), form == "rows"
@@ -137,8 +145,7 @@ def test_a_planned_site_becomes_stages(form, projection):
     tvm.ir.assert_structural_equal(tidy(RewriteConv2d()(before)), tidy(builder.get()))
 
 
-@pytest.mark.parametrize("projection", ["dense", "columns"])
-@pytest.mark.parametrize("form", ["rows", "little"])
+@pytest.mark.parametrize(("form", "projection"), FORMS)
 def test_a_rewritten_site_computes_what_its_gate_leaves_open(tools, native, form, projection):
     conv, little = replace(CONV, residual=True), little_module()
     x, *_, residual = operands(conv)

@@ -86,14 +86,15 @@ def test_the_smallest_and_negative_values_count_as_nonzero_and_negative_zero_doe
 
 
 def listed(layout: RowLists, image: np.ndarray) -> np.ndarray:
-    """Return an image as lists, each value and channel written behind the one before it."""
+    """Return an image as lists, each value and its place written behind the one before it."""
     lists = np.zeros((layout.rows, layout.block), "float32")
     for block, row in zip(lists, image.reshape(layout.rows, layout.width, layout.channels), strict=True):
         pixels, channels = np.nonzero(row)
         ends = np.searchsorted(pixels, np.arange(layout.width + 1)).astype("int32")
         block[: layout.width + 1] = ends.view("float32")
         block[layout.values :][: len(pixels)] = row[pixels, channels]
-        block[layout.places :][: len(pixels)] = channels.astype("int32").view("float32")
+        places = pixels * layout.channels + channels
+        block[layout.places :][: len(pixels)] = places.astype("int32").view("float32")
     return lists.reshape(-1)
 
 
@@ -102,9 +103,9 @@ def unlisted(layout: RowLists, lists: np.ndarray) -> np.ndarray:
     image = np.zeros((layout.rows, layout.width, layout.channels), "float32")
     for block, row in zip(lists.reshape(layout.rows, layout.block), image, strict=True):
         begins = block[: layout.width + 1].view("int32")
-        channels = block[layout.places :].view("int32")
+        places = block[layout.places :].view("int32")
         for pixel, (first, last) in enumerate(itertools.pairwise(begins)):
-            row[pixel, channels[first:last]] = block[layout.values :][first:last]
+            row[pixel, places[first:last] - pixel * layout.channels] = block[layout.values :][first:last]
     return image
 
 

@@ -1,0 +1,308 @@
+"""Which convolutions must have their channels in one order, and who reads channels in it.
+
+Channels are followed through ``main`` by where they lie in a value's flat order: part after part (more than one part
+behind a concatenation), each channel `stride` values from the next, over and over. A reshape leaves all of that as it
+is. Values that are added share one order. What no rule below knows reads its channels in the order that they have, and
+so do the model's outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+from tvm.ir import GenericConst
+
+from relay_passes.conv2d_site import COMPOSITE
+
+#: Operators that take each value by itself.
+_EACH = {
+    *("relax.nn.relu", "relax.nn.leakyrelu", "relax.nn.silu", "relax.nn.gelu", "relax.sigmoid", "relax.tanh"),
+    *("relax.clip", "relax.exp", "relax.abs", "relax.sqrt", "relax.negative", "relax.astype"),
+}
+#: Operators that take values of two operands together.
+PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
+#: Operators that leave the flat order as it is.
+_RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}
+_POOLS = {f"relax.nn.{name}2d" for name in ("max_pool", "avg_pool", "adaptive_avg_pool")}
+_REDUCTIONS = {f"relax.{name}" for name in ("mean", "sum", "max", "min")}
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where channels lie.
+
+    Attributes
+    ----------
+    parts : tuple of (int, int)
+        Number of the group and channels; the number is -1 for channels of nobody's.
+    stride : int
+        From one channel to the next, in the value's flat order.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+    stride: int
+
+    @property
+    def count(self) -> int:
+        """Channels of all parts."""
+        return sum(count for _, count in self.parts)
+
+
+class ChannelFlow:
+    """The channels of every value of a module whose sites are marked.
+
+    Attributes
+    ----------
+    lanes : dict of Lanes
+        By variable of ``main``, for those that hold channels of convolutions.
+    made : dict of int
+        By site: the number of its outputs' group.
+    """
+
+    def __init__(self, module: IRModule) -> None:
+        """Follow the channels from binding to binding."""
+        self._module, self._parents, self._stays, self._tuples = module, [], {}, {}
+        self.lanes: dict[relax.Var, Lanes] = {}
+        self.made: dict[str, int] = {}
+        main = module["main"]
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                found = self._follow(binding.value)
+                if isinstance(binding.value, relax.Tuple):
+                    self._tuples[binding.var] = binding.value
+                if found is not None:
+                    self.lanes[binding.var] = found
+        self._stay(main.body.body, "they are an output of the model")
+
+    def group(self, number: int) -> int:
+        """Return the number that stands for a whole group."""
+        while self._parents[number] != number:
+            number = self._parents[number]
+        return number
+
+    def stays(self, number: int) -> str:
+        """Return why a group's channels keep their order; empty if they need not."""
+        return next((reason for of, reason in self._stays.items() if self.group(of) == self.group(number)), "")
+
+    def site(self, call: relax.Expr) -> relax.Function | None:
+        """Return the function of a site that is called, or None."""
+        if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.GlobalVar):
+            return None
+        function = self._module[call.op]
+        named = isinstance(function, relax.Function) and function.attrs and "dual.site" in function.attrs
+        return function if named else None
+
+    def axis(self, value: relax.Expr) -> int | None:
+        """Return the axis that a value's channels have for themselves, or None."""
+        lanes, shape = self.lanes.get(value), _extents(value)
+        return None if lanes is None or shape is None else _own_axis(shape, lanes)
+
+    def _follow(self, value: relax.Expr) -> Lanes | None:
+        """Return where the channels of a binding's value lie; read ones stay that have no rule."""
+        if isinstance(value, relax.Tuple):
+            return None
+        if isinstance(value, (relax.Var, relax.DataflowVar)):
+            return self.lanes.get(value)
+        function = self.site(value)
+        if function is not None and function.attrs["Composite"] == COMPOSITE:
+            return self._convolved(function, value)
+        if function is not None and function.attrs["Composite"] == "dual.dense":
+            lanes = self.lanes.get(value.args[0])
+            if lanes is not None and int(value.args[0].ty.shape[-1]) % (lanes.count * lanes.stride):
+                self._stay(value.args[0], "a dense layer reads parts of them")
+            return None
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) and function is None:
+            return self._through(value)
+        for operand in _operands(value):
+            self._stay(operand, "they are read by what the compiler does not know")
+        return None
+
+    def _convolved(self, function: relax.Function, call: relax.Call) -> Lanes:
+        roles, (outputs, *_, inputs) = conv2d_roles(function), _extents(call.args[1])
+        x = call.args[roles["x"]]
+        lanes = self.lanes.get(x)
+        if lanes is not None and (lanes.stride, lanes.count) != (1, inputs):
+            self._stay(x, f"{function.attrs['dual.site']} reads parts of them")
+        name = str(function.attrs["dual.site"])
+        self.made[name] = len(self._parents)
+        self._parents.append(self.made[name])
+        result = Lanes(((self.made[name], outputs),), 1)
+        for i in roles["added"]:
+            if not isinstance(call.args[i], GenericConst):
+                self._join(result, call.args[i])
+        return result
+
+    def _through(self, call: relax.Call) -> Lanes | None:
+        """Return where the channels of what an operator gives lie."""
+        name, tracked = call.op.name, [x for x in _operands(call) if x in self.lanes]
+        if not tracked:
+            return None
+        first, shape, axis = self.lanes[tracked[0]], _extents(call), self.axis(tracked[0])
+        if name in _RESHAPES or name in _EACH:
+            return first
+        if shape is not None and axis is not None:
+            if name == "relax.concat":
+                return self._concatenated(call, shape)
+            to = None
+            if name in _REDUCTIONS:
+                to = _reduced(call, axis, len(_extents(tracked[0])))
+            elif name == "relax.permute_dims":
+                to = _moved(call, axis, len(shape))
+            elif (
+                (name in PAIRS and self._pairs(call, tracked, shape, axis))
+                or (name in _POOLS and _along(call, axis))
+                or (name == "relax.nn.conv2d" and _is_depthwise(call, tracked[0], axis, first.count))
+            ):
+                to = axis
+            if to is not None:
+                return Lanes(first.parts, math.prod(shape[to + 1 :]))
+        for operand in tracked:
+            self._stay(operand, f"they are read by {name}")
+        return None
+
+    def _pairs(self, call: relax.Call, tracked: list, shape: tuple[int, ...], axis: int) -> bool:
+        """Whether two operands may be taken together.
+
+        Along the channels' axis the other is one value for all, a constant that is put in order, or channels that then
+        share the order.
+        """
+        back = axis - len(shape)
+        if any(len(_extents(x)) != len(shape) for x in tracked):
+            return False
+        if len(tracked) == len(call.args):
+            same = all(self.axis(x) == axis for x in tracked)
+            return same and self._join(self.lanes[tracked[0]], tracked[1], any_stride=True)
+        (other,) = [x for x in call.args if x not in self.lanes]
+        extents = _extents(other)
+        if extents is None:
+            return False
+        return isinstance(other, GenericConst) or len(extents) < -back or extents[back] == 1
+
+    def _concatenated(self, call: relax.Call, shape: tuple[int, ...]) -> Lanes | None:
+        values = _operands(call) if not isinstance(call.args[0], relax.Var) else self._tuples[call.args[0]].fields
+        along = int(call.attrs.axis) % len(shape)
+        known = [self.lanes.get(x) for x in values]
+        axes = {self.axis(x) for x in values if x in self.lanes}
+        if axes == {along}:
+            # What has no channels of convolutions keeps its order.
+            parts = [
+                lanes.parts if lanes else ((-1, _extents(x)[along]),) for x, lanes in zip(values, known, strict=True)
+            ]
+            return Lanes(sum(parts, ()), math.prod(shape[along + 1 :]))
+        if len(axes) == 1 and None not in axes and None not in known:
+            (axis,) = axes
+            joined = [self._join(known[0], x, any_stride=True) for x in values[1:]]
+            if all(joined):
+                return Lanes(known[0].parts, math.prod(shape[axis + 1 :]))
+        for operand in values:
+            self._stay(operand, "they are read by relax.concat")
+        return None
+
+    def _join(self, lanes: Lanes, other: relax.Expr, any_stride: bool = False) -> bool:
+        """Let two values' channels share one order; say whether they can."""
+        found = self.lanes.get(other)
+        counts = [count for _, count in lanes.parts]
+        fits = found is not None and [count for _, count in found.parts] == counts
+        if not fits or (found.stride != lanes.stride and not any_stride):
+            for part in (lanes, found):
+                self._stay_parts(part, "what they are added to keeps its order")
+            return False
+        for (a, _), (b, _) in zip(lanes.parts, found.parts, strict=True):
+            if -1 in (a, b):
+                for part in (lanes, found):
+                    self._stay_parts(part, "what they are added to keeps its order")
+            else:
+                self._parents[self.group(b)] = self.group(a)
+        return True
+
+    def _stay(self, value: relax.Expr, reason: str) -> None:
+        for operand in value.fields if isinstance(value, relax.Tuple) else [value]:
+            if isinstance(operand, relax.Tuple):
+                self._stay(operand, reason)
+            elif operand in self._tuples:
+                self._stay(self._tuples[operand], reason)
+            else:
+                self._stay_parts(self.lanes.get(operand), reason)
+
+    def _stay_parts(self, lanes: Lanes | None, reason: str) -> None:
+        for number, _ in lanes.parts if lanes else ():
+            if number >= 0:
+                self._stays.setdefault(number, reason)
+
+
+def conv2d_roles(function: relax.Function) -> dict:
+    """Return which arguments of a convolution's site are what: ``x`` and ``weight``, and all that are ``added``."""
+    places = {parameter: i for i, parameter in enumerate(function.params)}
+    calls = [b.value for b in function.body.blocks[0].bindings if isinstance(b.value, relax.Call)]
+    (conv,) = [call for call in calls if call.op.name == "relax.nn.conv2d"]
+    added = [places[x] for call in calls if call.op.name == "relax.add" for x in call.args if x in places]
+    return {"x": places[conv.args[0]], "weight": places[conv.args[1]], "added": added}
+
+
+def _operands(value: relax.Expr) -> list[relax.Expr]:
+    """Return what a value is computed from, tuples taken apart."""
+    if isinstance(value, relax.Call):
+        nested = [x.fields if isinstance(x, relax.Tuple) else [x] for x in value.args]
+        return [x for fields in nested for x in fields]
+    if isinstance(value, relax.TupleGetItem):
+        return [value.tuple_value]
+    return list(value.fields) if isinstance(value, relax.Tuple) else [value]
+
+
+def _extents(value: relax.Expr) -> tuple[int, ...] | None:
+    """Return a value's shape, or None if it is open."""
+    shape = getattr(getattr(value, "ty", None), "shape", None)
+    if shape is None or any(not isinstance(extent, tvm.tirx.IntImm) for extent in shape):
+        return None
+    return tuple(int(extent) for extent in shape)
+
+
+def _own_axis(shape: tuple[int, ...], lanes: Lanes) -> int | None:
+    axes = range(len(shape))
+    return next((a for a in axes if shape[a] == lanes.count and math.prod(shape[a + 1 :]) == lanes.stride), None)
+
+
+def _reduced(call: relax.Call, axis: int, rank: int) -> int | None:
+    """Return what becomes of an axis behind a reduction of others."""
+    if call.attrs.axis is None:
+        return None
+    gone = {int(a) % rank for a in call.attrs.axis}
+    if axis in gone:
+        return None
+    return axis if call.attrs.keepdims else axis - sum(a < axis for a in gone)
+
+
+def _moved(call: relax.Call, axis: int, rank: int) -> int:
+    axes = [int(a) % rank for a in call.attrs.axes] if call.attrs.axes else list(range(rank))[::-1]
+    return axes.index(axis)
+
+
+def _along(call: relax.Call, axis: int) -> bool:
+    """Whether channels are the same axis of what a pooling reads and gives."""
+    return call.attrs.layout.index("C") == axis and call.attrs.out_layout == call.attrs.layout
+
+
+def _is_depthwise(call: relax.Call, x: relax.Expr, axis: int, channels: int) -> bool:
+    """Whether a convolution gives one channel for each that it reads, whose weights are a constant."""
+    same = call.attrs.data_layout.index("C") == axis and call.attrs.out_layout == call.attrs.data_layout
+    weight = call.args[1]
+    each = int(call.attrs.groups) == channels and isinstance(weight, GenericConst) and call.args[0].same_as(x)
+    return same and each and _extents(weight)[call.attrs.kernel_layout.index("O")] == channels
+
+
+def part_orders(flow: ChannelFlow, lanes: Lanes, orders: dict[int, np.ndarray]) -> np.ndarray | None:
+    """Return the order of all channels of a value, or None if it is as before.
+
+    `orders` are by number of a group.
+    """
+    found, start = [], 0
+    for number, count in lanes.parts:
+        order = orders.get(flow.group(number)) if number >= 0 else None
+        found.append(start + (np.arange(count) if order is None else order))
+        start += count
+    order = np.concatenate(found)
+    return None if (order == np.arange(start)).all() else order
