@@ -1,8 +1,8 @@
 """RewriteConv2d: a planned convolution becomes a step of kernels, and its pooling another kernel.
 
 A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes or bf16; it may read and give
-lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles; the little
-module alone is the first two.
+lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles, or project,
+little, open outputs one by one; the little module alone is the first two.
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
         elif form.gated:
             threshold = (3, conv.outputs)
             sums = stages.little_sums(form.hidden, read_little(function), x)
-            opened, count = stages.gate(sums, residual, step.input("limits", threshold))
-            y = stages.gated(site.weight, site.bias, x, residual, opened, sums)
+            limits = step.input("limits", threshold)
+            if form.input == "singles":
+                y, count = stages.singles(site.weight, site.bias, x, residual, limits, sums)
+            else:
+                opened, count = stages.gate(sums, residual, limits)
+                y = stages.gated(site.weight, site.bias, x, residual, opened, sums)
             counts.append(count)
         elif form.needs_little:
             y = stages.little(form.hidden, read_little(function), x, residual)

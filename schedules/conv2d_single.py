@@ -37,9 +37,9 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
     """Return the kernel ``(x, weight, bias, residual, limits, sums) -> (y: f32[output size], count: i32[1])``.
 
     ``x`` and ``residual`` are those of `schedules.conv2d.conv2d`, ``weight`` and ``bias`` from
-    `schedules.single_dots.pack_singles`. ``sums: f32[output size]`` is what the little module predicts, ``limits: f32[3,
-    outputs]`` what opens an output (`schedules.single_lists.open_outputs`); ``count`` is how many are open. Threads
-    share the bands.
+    `schedules.single_dots.pack_singles`. ``sums: f32[output size]`` is what the little module predicts, ``limits:
+    f32[3, outputs]`` what opens an output (`schedules.single_lists.open_outputs`); ``count`` is how many are open.
+    Threads share the bands.
     """
     lanes, outputs, together = isa.lanes, conv.outputs, tile.together
     bands, size, number = Bands(conv, tile.rows), outputs * channel_values(isa, conv), max(1, run_vectors(isa, conv))
@@ -101,7 +101,9 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
 
     @T.inline
     def over_pixels(image, origin, context, to):
-        operands, (limits, predicted), y, (found, ends, lists, channels, pixels, waiting, places), counts, task = context
+        operands, (limits, predicted), y, (found, ends, lists, channels, pixels, waiting, places), counts, task = (
+            context
+        )
         listed = T.alloc_buffer((1,), "int32", scope="local")
         kept = T.alloc_buffer((1,), "int32", scope="local")
         skip: T.let = T.Select(to // conv.out_width % conv.out_height == conv.out_height - bands.rows, twice, 0)
@@ -110,9 +112,7 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
         # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
         waiting[task * waits] = T.float32(0)
         for run in T.serial(runs):
-            for p in T.serial(
-                T.max(run * groups.pixels, first), T.min((run + 1) * groups.pixels, bands.pixels)
-            ):
+            for p in T.serial(T.max(run * groups.pixels, first), T.min((run + 1) * groups.pixels, bands.pixels)):
                 choose(
                     predicted,
                     operands[2],

@@ -13,7 +13,6 @@ from tvm.script import tirx as T
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.intrinsics import prefetch, span, sum_each
-from schedules.quantize import round_up
 
 #: Sums in registers at least: each waits four cycles for its next addition, and there are up to two a cycle.
 _SUMS = 8

@@ -18,7 +18,6 @@ from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
 from schedules.intrinsics import count_true, kept_first, span
 
-
 #: Most lanes of a vector.
 VECTOR = 16
 

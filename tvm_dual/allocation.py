@@ -119,6 +119,8 @@ class _Judged:
         forms = {name: found.form for name, found in self._times.items()}
         for name, choice in state.items():
             form = self._times[name].gated
+            if choice.gate == "singles":
+                form = (choice.gate, form[1])
             forms[name] = little_alone(form) if choice.limit == FAR else form
         sized = self._model.sized({name: choice.size for name, choice in state.items()})
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}

@@ -40,7 +40,7 @@ def operations(
     forms : tuple of str
         Of the input's and the state's matrix.
     density : float
-        Open rows or tiles / all.
+        Open rows, tiles or outputs / all.
     observed : Observations
     little : FittedLittle or None
     """
@@ -48,7 +48,9 @@ def operations(
     matrices = (site.weight, site.recurrence) if site.recurrence is not None else (site.weight,)
     total = 0.0
     for matrix, form, share in zip(matrices, forms, nonzero, strict=False):
-        total += matrix.size * {"dense": 1.0, "rows": density, "little": 0.0, "columns": share}[form]
+        total += (
+            matrix.size * {"dense": 1.0, "rows": density, "singles": density, "little": 0.0, "columns": share}[form]
+        )
     if little is not None:
         module = little.module
         # Of a convolution the second form is the projection's.
@@ -91,7 +93,7 @@ def bytes_read(
             nonzero = float((values != 0).mean())
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
-            total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
+            total += whole * {"dense": 1.0, "rows": density, "singles": density, "little": 0.0}[form]
     if little is not None and site.conv and precision == "int8":
         # Both are convolutions of bytes; tiles read whole rows, dot products four bytes at a time.
         unit = isa.row_bytes if isa.amx else BYTES_AT_ONCE
