@@ -73,7 +73,7 @@ def closed_loss(
     errors = ((after(exact) - after(rough)) * fit.weights) ** 2
     found = []
     for limit in limits:
-        table = thresholds(site, rule, limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        table = thresholds(site, rule, limit, fit.spread, fit.weights, gate=gate)[EFFORTS.index(1.0)]
         if site.conv:
             panels = None if gate == "singles" else gate_panels(isa, site.conv)
             opened, density = open_channels(table, rough, panels)

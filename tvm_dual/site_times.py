@@ -218,7 +218,8 @@ def _singles(model: Model, name: str, form: tuple[str, str], size: int) -> tuple
         model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread}
     )
     at, limits = EFFORTS.index(1.0), (FAR, bound, OPEN)
-    tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in limits)
+    found = (thresholds(site, "damage", limit, fit.spread, fit.weights, gate="singles") for limit in limits)
+    tables = (table[at : at + 1] for table in found)
     return [(library, {name: table}) for table in tables], density
 
 

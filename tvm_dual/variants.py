@@ -286,9 +286,16 @@ def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, lim
     """Return the thresholds of all gated sites, for all efforts."""
     gated = [name for name in fits if GATED & set(forms[name])]
     bounds = limit if isinstance(limit, Mapping) else dict.fromkeys(gated, limit)
+    factors = model.options.gate_factors
     return {
         name: thresholds(
-            model.sites[name], rule, bounds[name], fits[name].spread, fits[name].weights, model.options.gate_factors
+            model.sites[name],
+            rule,
+            bounds[name],
+            fits[name].spread,
+            fits[name].weights,
+            factors,
+            "singles" if "singles" in forms[name] else "rows",
         )
         for name in gated
     }

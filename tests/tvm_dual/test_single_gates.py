@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import tvm_dual
 from schedules.cpu import ISAS
-from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
@@ -19,13 +20,32 @@ from tvm_dual.plan import Plan
 from tvm_dual.single_times import LIKELY, SingleTimes, likely_bound
 from tvm_dual.variants import Fits
 
-NAMES = ("conv2d1", "conv2d2", "conv2d3")
+NAMES = ("conv2d1", "conv2d2")
 SIZED = AdvancedOptions(rule="damage", dimensions=16, gate_unit="output")
+
+
+class Sparse(nn.Module):
+    """Convolutions most of whose outputs are zero, each somewhere else, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(48, 80, 3, padding=1)
+        self.third, self.head = nn.Conv2d(80, 64, 3, 2, padding=1), nn.Linear(64, 10)
+        for layer in (self.first, self.second, self.third):
+            nn.init.normal_(layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5)
+            nn.init.constant_(layer.bias, -0.7)
+
+    def forward(self, x):
+        y = torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(2 * x))))))
+        return self.head(y.mean((2, 3)))
 
 
 @pytest.fixture(scope="module")
 def builder() -> Builder:
-    return blocks_builder()
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).standard_normal((40, 3, 20, 18)).astype("float32")
+    images = (images + np.roll(images, 1, axis=2) + np.roll(images, 1, axis=3)) / 2
+    return Builder(Sparse().eval(), [images], example_inputs=(torch.zeros(1, 3, 20, 18),))
 
 
 @pytest.fixture(scope="module")
