@@ -1,4 +1,4 @@
-"""Gate rules of convolutions whose outputs have a gate each: from a bound to what `schedules.conv2d_single` compares with.
+"""Gate rules of convolutions whose outputs have a gate each: from a bound to what the kernel compares with.
 
 By itself a channel is open above one predicted sum, or not at all, so that the slope of a ReLU need not be a line, as
 where the harms of a tile's channels are added up: a line that ends leaves outputs closed, whatever the bound, whose

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 from torch import nn
 
 import tvm_dual
@@ -16,8 +17,10 @@ from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.options import AdvancedOptions
+from tvm_dual.output_gates import output_limits
 from tvm_dual.plan import Plan
 from tvm_dual.single_times import LIKELY, SingleTimes, likely_bound
+from tvm_dual.tile_gates import open_channels
 from tvm_dual.variants import Fits
 
 NAMES = ("conv2d1", "conv2d2")
@@ -60,6 +63,20 @@ def gated(builder, dense, limit: float):
         for site in dense.report.plan.sites
     )
     return builder.build("fp32", options=SIZED, plan=replace(dense.report.plan, sites=sites))
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.3, 1.5])
+def test_an_output_is_open_where_its_damage_exceeds_the_bound(bound):
+    rng = np.random.default_rng(0)
+    spread, weights = rng.uniform(0.1, 1, 40), rng.uniform(0.2, 3, 40)
+    sums = rng.standard_normal((200, 40)) * 3 * spread
+    opened, density = open_channels(output_limits("relu", "damage", bound, 1.0, spread, weights), sums, None)
+    np.testing.assert_array_equal(opened, spread * weights * ndtr(sums / spread) > bound)
+    assert density == opened.mean() and 0 < density < 1
+    assert open_channels(output_limits("relu", "damage", bound, np.inf, spread, weights), sums, None)[1] == 1
+    assert open_channels(output_limits("relu", "damage", bound, 0, spread, weights), sums, None)[1] == 0
+    (always,) = output_limits(None, "damage", 0.2, 1.0, np.full(1, 0.5), np.ones(1)).T
+    assert open_channels(always[:, None], np.array([[-9.0], [9.0]]), None)[1] == 1
 
 
 def test_time_rises_along_two_lines():
