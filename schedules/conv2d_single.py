@@ -59,9 +59,9 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
     dots = dot_products(isa, conv, together, size * 4 > _L2_BYTES)
     room = round_up(outputs, lanes) + lanes
 
-    def write(y, value, residual, bias, channel, at):
-        sum_ = value + bias[channel]
-        return nonlinearity(sum_ + residual[at] if conv.residual else sum_)
+    def finished(value, residual, bias, channel, at):
+        total = value + bias[channel]
+        return nonlinearity(total + residual[at] if conv.residual else total)
 
     @T.inline
     def compute(image, origin, operands, y, to, lists, task, count, part):
@@ -94,16 +94,15 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
             if part == parts - 1:
                 for p in T.unroll(together):
                     at: T.let = (to + pixels[(task * most + g) * together + p]) * outputs + channel
-                    y[at] = write(y, sums[p], residual, bias, channel, at)
+                    y[at] = finished(sums[p], residual, bias, channel, at)
             else:
                 for p in T.unroll(together):
                     waiting[task * waits + g * together + p] = sums[p]
 
     @T.inline
     def over_pixels(image, origin, context, to):
-        operands, (limits, predicted), y, (found, ends, lists, channels, pixels, waiting, places), counts, task = (
-            context
-        )
+        operands, (limits, predicted), y, buffers, counts, task = context
+        found, ends, lists, channels, pixels, waiting, places = buffers
         listed = T.alloc_buffer((1,), "int32", scope="local")
         kept = T.alloc_buffer((1,), "int32", scope="local")
         skip: T.let = T.Select(to // conv.out_width % conv.out_height == conv.out_height - bands.rows, twice, 0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import store_pixel
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
 from schedules.intrinsics import count_true, kept_first, span
@@ -64,7 +63,7 @@ def open_outputs(isa: Isa, conv: Conv2d):
     ``d * min(max(a * sum + b, 0), 1)`` exceeds 1.
     """
     lanes, outputs = isa.lanes, conv.outputs
-    vectors, store, nonlinearity = outputs // lanes, store_pixel(isa, conv), NONLINEARITIES[conv.activation]
+    vectors, nonlinearity = outputs // lanes, NONLINEARITIES[conv.activation]
 
     def finish(residual, at, value):
         return nonlinearity(value + residual[at] if conv.residual else value)
@@ -90,7 +89,7 @@ def open_outputs(isa: Isa, conv: Conv2d):
         count[0] = 0
         for v in T.serial(vectors):
             at: T.let = to * outputs + v * lanes
-            store(y, residual, at, sums[T.ramp(at, 1, lanes)])
+            y[T.ramp(at, 1, lanes)] = finish(residual, T.ramp(at, 1, lanes), sums[T.ramp(at, 1, lanes)])
             found[T.ramp(count[0], 1, lanes)] = kept(sums, residual, limits, at, v * lanes)
             count[0] = count[0] + kept_count(sums, residual, limits, at, v * lanes)
         for c in T.serial(vectors * lanes, outputs):
