@@ -14,6 +14,9 @@ from tvm_dual.observations import Observations
 from tvm_dual.search import LADDER
 from tvm_dual.sites import Site
 
+#: Bounds that are looked at, per rule, from closed to open: half as far apart as those of tiles, since by itself a
+#: channel opens at one bound for nearly all positive sums.
+BOUNDS = {**LADDER, "damage": tuple(1.6 / 2 ** (i / 2) for i in range(22))}
 #: Share of open outputs at which such a gate is most likely to pay.
 LIKELY = 0.1
 
@@ -48,7 +51,7 @@ def likely_bound(site: Site, fit: SiteFit, observed: Observations, isa: Isa) -> 
 
     Where no bound opens a few, that is the one that opens all.
     """
-    limits = LADDER["damage"]
+    limits = BOUNDS["damage"]
     found = closed_loss(site, fit, observed, isa, "damage", limits, gate="singles")
     by_limit = [(limit, density) for limit, (density, _) in zip(limits, found, strict=True) if 0 < density < 1]
     return min(by_limit, key=lambda at: abs(np.log(at[1] / LIKELY)), default=(OPEN, 1.0))

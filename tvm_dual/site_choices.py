@@ -17,6 +17,7 @@ from tvm_dual.closed_loss import closed_loss
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
+from tvm_dual.single_times import BOUNDS
 from tvm_dual.site_times import SiteTimes
 from tvm_dual.variants import LITTLE_BYTES, Fits, Model
 
@@ -121,10 +122,10 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
             if limit == FAR or "rows" in model.options.gates or not found.singles
         ]
         for size, times_ in found.singles.items():
-            of_limits = closed_loss(site, fits[size], observed, isa, rule, LADDER[rule], gate="singles")
+            of_limits = closed_loss(site, fits[size], observed, isa, rule, BOUNDS[rule], gate="singles")
             choices[name] += [
                 Choice(size, limit, scale * loss, times_.at(density), "singles")
-                for limit, (density, loss) in zip(LADDER[rule], of_limits, strict=True)
+                for limit, (density, loss) in zip(BOUNDS[rule], of_limits, strict=True)
             ]
     return choices
 
