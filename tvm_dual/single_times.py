@@ -14,9 +14,9 @@ from tvm_dual.observations import Observations
 from tvm_dual.search import LADDER
 from tvm_dual.sites import Site
 
-#: Bounds that are looked at, per rule, from closed to open: half as far apart as those of tiles, since by itself a
+#: Bounds that are looked at, per rule, from closed to open: closer together than those of tiles, since by itself a
 #: channel opens at one bound for nearly all positive sums.
-BOUNDS = {**LADDER, "damage": tuple(1.6 / 2 ** (i / 2) for i in range(22))}
+BOUNDS = {**LADDER, "damage": tuple(1.6 / 2 ** (i / 4) for i in range(44))}
 #: Share of open outputs at which such a gate is most likely to pay.
 LIKELY = 0.1
 
