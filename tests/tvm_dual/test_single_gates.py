@@ -97,7 +97,7 @@ def test_a_likely_bound_opens_some(builder):
 def test_outputs_lose_less_than_tiles_at_equal_density(builder):
     model = builder.model("fp32", SIZED)
     fit, observed = Fits(model).fit("conv2d2", ("singles", "dense")), model.observations["conv2d2"]
-    bounds = [0.8 / 2**i for i in range(9)]
+    bounds = np.geomspace(16, 0.02, 60)
     by_gate = {
         gate: closed_loss(model.sites["conv2d2"], fit, observed, ISAS[builder.isa], "damage", bounds, gate=gate)
         for gate in ("rows", "singles")
