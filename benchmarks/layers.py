@@ -1,4 +1,4 @@
-"""The suite layers: single convolutions of ResNet and VGG, dense beside the peers, then by zeros and by closed tiles.
+"""The suite layers: single convolutions of ResNet and VGG, dense beside the peers, then by zeros and by closed units.
 
 Images lie channels last, as our kernels take them, and as oneDNN does through PyTorch in that layout.
 """
@@ -61,21 +61,28 @@ LAYERS = (
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: layers, shares of zero inputs and of closed tiles, and how often each is timed."""
+    """How much of everything: layers, shares of zero inputs, closed tiles and outputs, and how often each is timed."""
 
     turns: Turns
     layers: tuple[Layer, ...]
     zeros: tuple[float, ...]
     closed: tuple[float, ...]
+    closed_outputs: tuple[float, ...]
 
 
-FULL = Size(Turns(10, 30), LAYERS, zeros=(0.5, 0.75, 0.9, 0.95), closed=(0.5, 0.67, 0.8, 0.9))
-SHORT = Size(Turns(5, 20), LAYERS, zeros=(0.75, 0.9), closed=(0.5, 0.8))
+FULL = Size(
+    Turns(10, 30),
+    LAYERS,
+    zeros=(0.5, 0.75, 0.9, 0.95),
+    closed=(0.5, 0.67, 0.8, 0.9),
+    closed_outputs=(0.7, 0.8, 0.9, 0.95),
+)
+SHORT = Size(Turns(5, 20), LAYERS, zeros=(0.75, 0.9), closed=(0.5, 0.8), closed_outputs=(0.8, 0.9))
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Rows, each with its ``layer``; those of sweeps also with ``zeros`` or ``closed``."""
+    """Rows, each with its ``layer``; those of sweeps also with ``zeros``, or ``closed`` and the gate's ``unit``."""
 
     rows: list[dict]
 
@@ -106,6 +113,7 @@ def show(result: Result, path: Path) -> None:
         for row in rows:
             if row["engine"] == "tvm_dual" and row.get("median_ms"):
                 what = next((f"{key} {row[key]:.2f}" for key in ("zeros", "closed") if key in row), "dense")
+                what += f" {row['unit']}s" if "unit" in row else ""
                 ratio = peer["median_ms"] / row["median_ms"] if peer else math.nan
                 parts.append(f"{row['precision']} {what}: {ratio:.2f}")
         print(f"{layer}: {peer['engine'] if peer else 'no peer'} / ours, {', '.join(parts)}")
@@ -138,7 +146,11 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     # Zeros are skipped where the graph shows that nothing is negative.
     onnx.save(layer_model(layer, rectified=True), rectified)
     dense = AdvancedOptions(mode="dense")
-    gated = [AdvancedOptions(rule="damage", dimension_share=SHARE, closed_share=share) for share in size.closed]
+    shares = [("tile", share) for share in size.closed] + [("output", share) for share in size.closed_outputs]
+    gated = [
+        AdvancedOptions(rule="damage", dimension_share=SHARE, closed_share=share, gate_unit=unit)
+        for unit, share in shares
+    ]
     specs = [_ours(plain, images, options, folder, threads, progress) for options in (dense, *gated)]
     low = ["int8", "bf16"] if our_bf16() else ["int8"]
     # Open pixels of bytes and of bf16 have kernels for matrix tiles alone.
@@ -147,7 +159,7 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     low_sweeps = [{}, *({"closed": share} for share in size.closed)][: len(options)] * len(low)
     specs += image_peer_specs(str(plain), threads)
     specs += quantized_peer_specs(str(plain), images, folder, threads)
-    sweeps = [{}, *({"closed": share} for share in size.closed), *low_sweeps]
+    sweeps = [{}, *({"closed": share, "unit": unit} for unit, share in shares), *low_sweeps]
     rows = _rows(layer, images, specs, sweeps, threads, size, progress)
     for share in size.zeros:
         some = images * (rng.random(images.shape) >= share).astype("float32")

@@ -14,11 +14,13 @@ from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
 from schedules.conv2d_gated_skip import gated_skip_conv2d, pack_gated_skip
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_single import conv2d_single, default_single_tile
 from schedules.conv2d_skip import conv2d_skip, pack_conv2d_skip
 from schedules.cpu import Isa
 from schedules.history import chosen_knobs
 from schedules.panels import panel_size
 from schedules.registry import kernel
+from schedules.single_dots import pack_singles
 
 
 def _pack_dense(isa: Isa, _conv: Conv2d, tile, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +89,15 @@ class Conv2dStages:
         packed = self._operands("", pack_gated_skip(isa, conv, weight, bias), residual)
         stage = kernel(gated_skip_conv2d, isa, conv, self._threads, reads)
         return self._step.call("gated_skip_conv2d", stage, x, *packed, opened, sums)
+
+    def singles(
+        self, weight, bias, x, residual: relax.Var | None, limits: relax.Var, sums: relax.Var
+    ) -> tuple[relax.Var, relax.Var]:
+        """Return the convolution in open outputs, what `sums` come to in closed ones, and how many are open."""
+        isa, conv, tile = self._isa, self._conv, default_single_tile(self._isa, self._conv)
+        operands = self._operands("", pack_singles(isa, weight, bias, conv), residual)
+        stage = kernel(conv2d_single, isa, conv, tile, self._threads)
+        return self._step.call("conv2d_single", stage, x, *operands, limits, sums)
 
     def _little(
         self, form: str, module: LittleModule, x: relax.Var, after: Conv2d, residual, reads: bool = False

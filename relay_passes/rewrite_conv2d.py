@@ -2,7 +2,8 @@
 
 A convolution without a gate is one kernel, dense or skipping zeros, or dense on bytes or bf16; it may read and give
 lists in place of images (`relay_passes.pass_lists`). One with a gate is project, little, gate, gated tiles, on bytes or
-bf16 the last three in one; the little module alone is the first two. Open tiles and projection may both skip zeros.
+bf16 the last three in one, or project, little, open outputs one by one; the little module alone is the first two. Open
+tiles and projection may both skip zeros.
 """
 
 from __future__ import annotations
@@ -69,9 +70,13 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             threshold = (3, conv.outputs)
             projection = "columns" if form.skips_all else form.hidden
             sums = stages.little_sums(projection, read_little(function), x, reads)
-            opened, count = stages.gate(sums, residual, step.input("limits", threshold))
-            tiles = partial(stages.gated_skip, reads) if form.skips_all else stages.gated
-            y = tiles(site.weight, site.bias, x, residual, opened, sums)
+            limits = step.input("limits", threshold)
+            if form.input == "singles":
+                y, count = stages.singles(site.weight, site.bias, x, residual, limits, sums)
+            else:
+                opened, count = stages.gate(sums, residual, limits)
+                tiles = partial(stages.gated_skip, reads) if form.skips_all else stages.gated
+                y = tiles(site.weight, site.bias, x, residual, opened, sums)
             counts.append(count)
         elif form.needs_little:
             y = stages.little(form.hidden, read_little(function), x, residual)

@@ -16,6 +16,9 @@ from relay_passes.products import LittleModule
 from schedules.cpu import ISAS, Isa
 from schedules.quantize import corrected_bias
 
+#: Forms with a gate.
+GATED = frozenset({"rows", "singles"})
+
 
 @dataclass(frozen=True)
 class SiteForm:
@@ -27,8 +30,9 @@ class SiteForm:
         Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     input, hidden : str
         Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
-        (gated) or ``little`` (the little module alone). A dense layer has no `hidden`; of a convolution with a little
-        module that is the form of its projection, or ``nonzeros``, if projection and open tiles both skip zeros.
+        (gated; of a convolution tiles), ``singles`` (a convolution gated output by output) or ``little`` (the little
+        module alone). A dense layer has no `hidden`; of a convolution with a little module that is the form of its
+        projection, or ``nonzeros``, if projection and open tiles both skip zeros.
     rule : str
         Gate rule, ``damage`` or ``activation``.
     threads : int
@@ -50,7 +54,7 @@ class SiteForm:
     @property
     def gated(self) -> bool:
         """Whether a gate decides at run time."""
-        return "rows" in (self.input, self.hidden)
+        return bool(GATED & {self.input, self.hidden})
 
     @property
     def needs_little(self) -> bool:

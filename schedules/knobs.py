@@ -114,7 +114,29 @@ class SkipTile:
     vectors: int
 
 
+@dataclass(frozen=True)
+class SingleTile:
+    """Of convolutions of open outputs (`schedules.conv2d_single`).
+
+    Attributes
+    ----------
+    together : int
+        Pixels that share a channel's weights, a power of two.
+    pixels : int
+        Of a run, in which those are looked for.
+    rows : int
+        Output rows of a band.
+    vectors : int
+        Of an output's taps that are taken at once: all of them, or of one row of the kernel at most.
+    """
+
+    together: int
+    pixels: int
+    rows: int
+    vectors: int
+
+
 #: The defaults.
 ROWS, COLUMNS, LITTLE = RowKnobs(), ColumnKnobs(), LittleKnobs()
 
-Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | SkipTile
+Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | SkipTile | SingleTile

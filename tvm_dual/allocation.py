@@ -19,7 +19,7 @@ from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
 from tvm_dual.site_times import SiteTimes, time_sites
-from tvm_dual.variants import Fits, Model, Variant, little_alone
+from tvm_dual.variants import Fits, Model, Variant, little_alone, singles_form
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +119,8 @@ class _Judged:
         forms = {name: found.form for name, found in self._times.items()}
         for name, choice in state.items():
             form = self._times[name].gated
+            if choice.gate == "singles":
+                form = singles_form(form)
             forms[name] = little_alone(form) if choice.limit == FAR else form
         sized = self._model.sized({name: choice.size for name, choice in state.items()})
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}

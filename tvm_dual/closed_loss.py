@@ -42,6 +42,7 @@ def closed_loss(
     rule: str,
     limits: Sequence[float],
     source: Affine | None = None,
+    gate: str = "rows",
 ) -> list[tuple[float, float]]:
     """Return density and loss of a gated layer without states at each of some bounds.
 
@@ -56,12 +57,14 @@ def closed_loss(
     limits : sequence of float
     source : Affine, optional
         Of the bytes that a convolution reads whose little module is of bytes.
+    gate : str
+        ``rows``, or ``singles`` of a convolution whose outputs have a gate each.
 
     Returns
     -------
     list of (float, float)
-        Open tiles / all tiles, or rows of a dense layer, and the mean over samples of the summed squares of what the
-        consumers' sums are off by.
+        Open tiles / all tiles, or outputs, or rows of a dense layer, and the mean over samples of the summed squares of
+        what the consumers' sums are off by.
     """
     x = observed.inputs[0][:SAMPLES]
     module, added = fit.little.module, 0 if observed.residual is None else observed.residual[:SAMPLES]
@@ -74,9 +77,10 @@ def closed_loss(
     errors = ((after(site, exact) - after(site, rough)) * fit.weights) ** 2
     found = []
     for limit in limits:
-        table = thresholds(site, rule, limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        table = thresholds(site, rule, limit, fit.spread, fit.weights, gate=gate)[EFFORTS.index(1.0)]
         if site.conv:
-            opened, density = open_channels(table, rough, gate_panels(isa, site.conv))
+            panels = None if gate == "singles" else gate_panels(isa, site.conv)
+            opened, density = open_channels(table, rough, panels)
         else:
             opened = (rough > table[0]) & (rough < table[1])
             density = float(opened.mean())

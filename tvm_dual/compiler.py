@@ -145,7 +145,7 @@ class Compiler:
         for name in ("dual.weights", "dual.parameters", "dual.results"):
             module["main"] = module["main"].without_attr(name)
         executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
-        metadata = self._metadata(main, weights, plan)
+        metadata = self._metadata(main, weights, plan, forms)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}
         arrays |= {f"weights/{i}": weight for i, weight in enumerate(weights)}
@@ -188,7 +188,9 @@ class Compiler:
             return tile_limits(None, "damage", 0.0, np.inf, np.ones(n), np.ones(n)).astype("float32")[None]
         return np.stack([np.full(n, -1e30), np.full(n, 1e30)]).astype("float32")[None]
 
-    def _metadata(self, main: relax.Function, weights: list[np.ndarray], plan: Plan | None) -> Metadata:
+    def _metadata(
+        self, main: relax.Function, weights: list[np.ndarray], plan: Plan | None, forms: dict[str, SiteForm]
+    ) -> Metadata:
         attributes = main.attrs
         names, outputs = list(map(str, attributes["input_names"])), list(map(str, attributes["output_names"]))
         inputs, states = int(attributes["num_input"]), int(attributes["num_states"])
@@ -204,7 +206,7 @@ class Compiler:
             outputs=tuple(_tensor(n, t) for n, t in zip(outputs[: len(outputs) - states], results, strict=False)),
             thresholds=tuple(str(name) for name in attributes.get("dual.thresholds", [])),
             counts=tuple(counts),
-            gated_rows=tuple(self._rows(name, counts[:i].count(name)) for i, name in enumerate(counts)),
+            gated_rows=tuple(self._rows(name, counts[:i].count(name), forms[name]) for i, name in enumerate(counts)),
             observed=tuple(str(name) for name in attributes.get("dual.observed", [])),
             extras=tuple(_tensor(str(i), t) for i, t in enumerate(results[len(outputs) :])),
             offsets=tuple(int(offset) for offset in attributes.get("dual.offsets", [])),
@@ -216,11 +218,13 @@ class Compiler:
             plan=plan,
         )
 
-    def _rows(self, name: str, position: int) -> int:
-        """Rows, or tiles, that one of a site's gates decides on: a GRU has two, the update gate's and the rest."""
+    def _rows(self, name: str, position: int, form: SiteForm) -> int:
+        """Rows, tiles or outputs that one of a site's gates decides on: a GRU has two, z's and the rest."""
         site = self._sites[name]
         if site.kind == "gru":
             return site.hidden * (1, 2)[position]
+        if form.input == "singles":
+            return site.conv.output_size
         if site.conv:
             return math.prod(gate_size(self._isa, site.conv, default_gated_tile(self._isa, site.conv)))
         return site.weight.shape[0]

@@ -40,7 +40,7 @@ def operations(
     forms : tuple of str
         Of the input's and the state's matrix.
     density : float
-        Open rows or tiles / all.
+        Open rows, tiles or outputs / all.
     observed : Observations
     little : FittedLittle or None
     """
@@ -49,7 +49,7 @@ def operations(
     total = 0.0
     for matrix, form, share in zip(matrices, forms, nonzero, strict=False):
         opened = density * share if forms[1] == "nonzeros" else density
-        total += matrix.size * {"dense": 1.0, "rows": opened, "little": 0.0, "columns": share}[form]
+        total += matrix.size * {"dense": 1.0, "rows": opened, "singles": opened, "little": 0.0, "columns": share}[form]
     if little is not None:
         module = little.module
         # Of a convolution the second form is the projection's.
@@ -92,7 +92,7 @@ def bytes_read(
             nonzero = float((values != 0).mean())
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
-            total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
+            total += whole * {"dense": 1.0, "rows": density, "singles": density, "little": 0.0}[form]
     if little is not None and site.conv and precision in ("int8", "bf16"):
         # Both are convolutions of such numbers; tiles read whole rows, dot products four bytes at a time.
         unit, size = isa.row_bytes if isa.amx else BYTES_AT_ONCE, element_bytes(precision)

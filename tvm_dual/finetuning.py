@@ -46,6 +46,7 @@ def finetune(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
     isa: Isa | None = None,
+    gate: str = "rows",
 ) -> SiteFit:
     """Train the little module of a site.
 
@@ -67,6 +68,8 @@ def finetune(
         Of the choice of sequences or pixels.
     isa : Isa, optional
         Level that a convolution's gate is generated for.
+    gate : str
+        Of a convolution: ``rows`` for gates of tiles, ``singles`` for those of outputs.
 
     Returns
     -------
@@ -79,14 +82,14 @@ def finetune(
     torch.set_num_threads(available_cores())
     try:
         start = _start_tiles if site.conv else _start_cell
-        trained, loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), isa)
+        trained, loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), (isa, gate))
         _train(torch, trained.parameters, loss, steps, progress or (lambda done, total: None))
         return replace(fit, little=replace(fit.little, module=trained.module()), tuned=True)
     finally:
         torch.set_num_threads(threads)
 
 
-def _start_cell(torch, site, fit, observed, limits, rng, _isa):
+def _start_cell(torch, site, fit, observed, limits, rng, _gate):
     """Return a recurrent cell and the loss of a step."""
     cell = CELLS[site.kind](torch, site, fit)
     starts = _starts(observed)
@@ -102,9 +105,9 @@ def _start_cell(torch, site, fit, observed, limits, rng, _isa):
     return cell, loss
 
 
-def _start_tiles(torch, site, fit, observed, limits, rng, isa):
+def _start_tiles(torch, site, fit, observed, limits, rng, gate):
     """Return a gated convolution and the loss of a step."""
-    tiles, weights, (limit,) = GatedTiles(torch, site, fit, observed, isa), _scaled_weights(torch, fit), limits
+    tiles, weights, (limit,) = GatedTiles(torch, site, fit, observed, *gate), _scaled_weights(torch, fit), limits
 
     def loss():
         pixels = torch.from_numpy(rng.choice(tiles.pixels, min(PIXELS, tiles.pixels), replace=False))

@@ -25,15 +25,16 @@ class GatedTiles:
         Of the little module: projection, rows, bias.
     """
 
-    def __init__(self, torch, site: Site, fit: SiteFit, observed: Observations, isa: Isa) -> None:
-        """Take the weights of `site`, what it read, and its closed form to start from."""
+    def __init__(self, torch, site: Site, fit: SiteFit, observed: Observations, isa: Isa, gate: str = "rows") -> None:
+        """Take the weights of `site`, what it read, and its closed form to start from; `gate` as in `closed_loss`."""
         self._torch, self._site, self._fit, self._little = torch, site, fit, fit.little.module
         (x,) = observed.inputs
         added = np.zeros((len(x), 1), "float32") if observed.residual is None else observed.residual
         self._x, self._added = torch.from_numpy(x), torch.from_numpy(added)
         self._exact = torch.from_numpy(x @ site.weight.T + site.bias + added)
         self._center = torch.from_numpy(self._little.center)
-        self._panels = gate_panels(isa, site.conv)
+        self._gate = gate
+        self._panels = None if gate == "singles" else gate_panels(isa, site.conv)
         arrays = (*self._little.projections, self._little.weight, self._little.bias)
         self.parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
 
@@ -70,7 +71,7 @@ class GatedTiles:
 
     def _open(self, sums, limit: float):
         site, fit = self._site, self._fit
-        table = thresholds(site, "damage", limit, fit.spread, fit.weights)[EFFORTS.index(1.0)]
+        table = thresholds(site, "damage", limit, fit.spread, fit.weights, gate=self._gate)[EFFORTS.index(1.0)]
         return self._torch.from_numpy(open_channels(table, sums.numpy(), self._panels)[0])
 
     def _after(self, sums):

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from tvm_dual.errors import PlanError
+from tvm_dual.output_gates import output_limits
 from tvm_dual.sites import Site
 from tvm_dual.tile_gates import tile_limits
 
@@ -66,6 +67,7 @@ def thresholds(
     spread: np.ndarray,
     weights: np.ndarray,
     factors: Mapping[str, float] = EQUAL,
+    gate: str = "rows",
 ) -> np.ndarray:
     """Return the thresholds of all `EFFORTS`.
 
@@ -84,6 +86,8 @@ def thresholds(
         From `unit_weights`.
     factors : mapping of str to float
         What the bounds of single gates of a recurrent layer are multiplied by.
+    gate : str
+        Of a convolution: ``rows`` for gates of tiles, ``singles`` for those of outputs.
 
     Returns
     -------
@@ -106,7 +110,8 @@ def thresholds(
         found = [opened if effort == float("inf") else at for at, effort in zip(found, efforts, strict=True)]
     elif site.conv:
         at_efforts = zip(bounds, efforts, strict=True)
-        found = [tile_limits(site.activation, rule, *at, spread, weights) for at in at_efforts]
+        limits = output_limits if gate == "singles" else tile_limits
+        found = [limits(site.activation, rule, *at, spread, weights) for at in at_efforts]
     else:
         found = [_band(site, rule, *at, spread, weights) for at in zip(bounds, efforts, strict=True)]
     return np.stack(found).astype("float32")

@@ -9,6 +9,8 @@ from tvm_dual.gates import GATES, RULES
 from tvm_dual.little import LITTLE_BITS, PROJECTIONS, dimensions_for
 
 MODES = ("dual", "skip", "dense", "little")
+#: Units of a convolution's gate, and the forms that have such gates.
+GATE_UNITS = {"auto": ("rows", "singles"), "tile": ("rows",), "output": ("singles",)}
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class AdvancedOptions:
         every row; ``little``, little modules in place of every gated matrix, a static low-rank model.
     rule : str
         Gate rule, ``damage`` or ``activation``, or ``auto``: search both and keep the faster.
+    gate_unit : str
+        What a gate of a convolution decides on: ``tile``, a pixel and a panel of channels; ``output``, a pixel and a
+        channel; or ``auto``: both are looked at, for each layer. At a `closed_share` that is tiles.
     gate_factors : dict of float
         What the bounds of single gates of recurrent layers are multiplied by: z, r and n of a GRU, i, o, f and
         g of an LSTM. A higher bound closes more rows.
@@ -52,6 +57,7 @@ class AdvancedOptions:
 
     mode: str = "dual"
     rule: str = "auto"
+    gate_unit: str = "auto"
     gate_factors: dict[str, float] = field(default_factory=dict)
     projection: str = "reduced_rank"
     dimensions: int | None = None
@@ -75,6 +81,7 @@ class AdvancedOptions:
         checks = {
             "mode": self.mode in MODES,
             "rule": self.rule in (*RULES, "auto"),
+            "gate_unit": self.gate_unit in GATE_UNITS,
             "gate_factors": all(
                 any(gate in gates for gates in GATES.values()) and factor > 0
                 for gate, factor in self.gate_factors.items()
@@ -97,6 +104,11 @@ class AdvancedOptions:
                 f"options: dimensions={self.dimensions} and epsilon={self.epsilon} both say how many directions "
                 "little modules have; accepted: one of them"
             )
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Forms of convolutions with a gate that are looked at."""
+        return GATE_UNITS[self.gate_unit]
 
     def check_use(self, kinds: set[str], max_drop: float | None) -> None:
         """Check the options against the model's kinds of sites, and against what ``build`` was called with.

@@ -21,7 +21,7 @@ class SitePlan:
     ----------
     name, kind : str
     input, hidden : str
-        Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows`` or ``little``
+        Form of the input's and the state's matrix: ``dense``, ``columns``, ``rows``, ``singles`` or ``little``
         or, of a convolution, ``nonzeros`` (`relay_passes.site_plan.SiteForm`); ``tvm`` where the layer is left to TVM.
     precision : str
         Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
@@ -36,7 +36,8 @@ class SitePlan:
     limit : float
         The gate's bound at effort 1: in units of damage, or the activation rule's margin.
     density : float
-        Open rows / all rows on the calibration data; 1 if all are computed, 0 if the little module stands alone.
+        Open rows, tiles or outputs / all on the calibration data; 1 if all are computed, 0 if the little module stands
+        alone.
     weight_bytes : int
         Bytes of all weights of the big module at this precision.
     bytes_read : float
@@ -75,6 +76,11 @@ class SitePlan:
     scale: float = 0.0
     zero: int = 0
     order: tuple[int, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate decides at run time."""
+        return bool({"rows", "singles"} & {self.input, self.hidden})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+from relay_passes.site_plan import GATED
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates
 from tvm_dual.byte_convs import bytes_reason, check_level, choose_bytes, planned_bf16, planned_bytes
@@ -21,7 +22,7 @@ from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
+from tvm_dual.variants import APPROXIMATE, Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -120,7 +121,8 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         exact, approximate = ("dense", "columns"), ("rows", "little")
         hidden = ("dense", *approximate) if site.hidden else ("",)
         if site.kind == "conv2d":
-            hidden = {"rows": (*exact, "nonzeros"), "little": exact}.get(site.input, ("",))
+            approximate = tuple(APPROXIMATE)
+            hidden = {"rows": (*exact, "nonzeros"), "singles": exact, "little": exact}.get(site.input, ("",))
         accepted = (*exact, *approximate) if model.sites[site.name].can_gate else exact
         if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
@@ -233,7 +235,7 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
             tuned=fit.tuned,
             density=0.0,
         )
-    if "rows" in forms:
+    if GATED & set(forms):
         plan = replace(plan, rule=variant.rule, limit=found.limits.get(site.name, found.limit), density=density)
         if site.hidden:
             factors = gate_factors(site.kind, model.options.gate_factors)
@@ -249,7 +251,7 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
         numbers = "bytes" if precision == "int8" else "bf16"
         return f"{kind} on {numbers}, {len(little.module.center)} of {min(site.weight.shape)} directions"
     low = model.precision != "fp32" and (forms[0] == "dense" or not model.is_low(site.name))
-    if site.conv and low and "rows" not in forms and "little" not in forms:
+    if site.conv and low and not set(forms) & APPROXIMATE:
         why = bytes_reason(model, site, zeros)
         tried = model.options.mode == "dual" and model.is_low(site.name) and model.gates(site.name)
         return f"{why}; exact was fastest, or no gate met the budget" if tried else why
@@ -258,6 +260,8 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
         parts.append(f"{zeros:.0%} of the inputs are zero")
     if "rows" in forms:
         parts.append("gated rows were fastest in the whole model")
+    if "singles" in forms:
+        parts.append("open outputs, one by one, were fastest for what they lose")
     if "little" in forms:
         parts.append("the little module suffices")
     if "rows" in forms and site.name in model.orders:

@@ -54,14 +54,13 @@ class Report:
         for site in plan.sites:
             little = f"{site.projection} {site.dimensions} x {site.little_bits} bit" if site.dimensions else "-"
             little += ", tuned" * site.tuned
-            gated = "rows" in (site.input, site.hidden)
             table.append(
                 (
                     site.name,
                     site.input,
                     site.hidden or "-",
                     little,
-                    f"{site.density:.0%}" if gated else "-",
+                    f"{site.density:.0%}" if site.gated else "-",
                     f"{site.bytes_read / 1e3:.0f} of {site.weight_bytes / 1e3:.0f} kB",
                     site.reason,
                 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relay_passes.site_plan import GATED
 from tvm_dual.calibration import InputStream
 from tvm_dual.gates import FAR
 from tvm_dual.library import DualLibrary
@@ -145,7 +146,7 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
     for name, site in model.sites.items():
         form = exact.forms[name]
         if model.gates(name):
-            form = gated_form(site, form)
+            form = gated_form(site, form, model.options.gates[0])
         start[name] = form
     if start == exact.forms:
         return None
@@ -161,13 +162,18 @@ def best_gated(model: Model, fits: Fits, exact: Variant, progress) -> Variant | 
     best, spent = dict(start), dict.fromkeys(start, times[0])
     for forms, time in zip(choices[1:], times[1:], strict=True):
         (name,) = [n for n in forms if forms[n] != start[n]]
-        more_gates = forms[name].count("rows") > start[name].count("rows")
+        more_gates = _gates(forms[name]) > _gates(start[name])
         # A gate costs quality, so it has to be clearly faster; an exact form only has to be faster.
         if time < spent[name] * (WORTH if more_gates else 1.0):
             best[name], spent[name] = forms[name], time
-    if not any("rows" in form for form in best.values()):
+    if not any(map(_gates, best.values())):
         return None
     return variants[choices.index(best)] if best in choices else fits.variant(best)
+
+
+def _gates(form: tuple[str, str]) -> int:
+    """Return how many of a site's matrices have a gate."""
+    return sum(part in GATED for part in form)
 
 
 def _one_step_away(model: Model, start: Forms, exact: Forms) -> list[Forms]:

@@ -17,6 +17,7 @@ from tvm_dual.closed_loss import closed_loss
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
+from tvm_dual.single_times import BOUNDS
 from tvm_dual.site_times import SiteTimes
 from tvm_dual.variants import LITTLE_BYTES, Fits, Model
 
@@ -41,12 +42,15 @@ class Choice:
     loss : float
         Mean square of what the model's outputs are off by, as a share of their own.
     microseconds : float
+    gate : str
+        Of a convolution, where there is a gate: ``rows``, of tiles, or ``singles``.
     """
 
     size: int
     limit: float
     loss: float
     microseconds: float
+    gate: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -107,18 +111,21 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
         limits, source = (FAR, *LADDER[rule]), model.on_bytes.get(name)
         if form == LITTLE_BYTES:
             limits = limits[:1]
-        local = {
-            size: closed_loss(
-                site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits, source
-            )
-            for size in found.alone
-        }
+        fits = {size: Fits(model.sized({name: size})).fit(name, form) for size in found.alone}
+        local = {size: closed_loss(site, fit, observed, isa, rule, limits, source) for size, fit in fits.items()}
         scale = alone[name] / max(local[middle[name]][0][1], 1e-30)
         choices[name] = [
             Choice(size, limit, scale * loss, _time(found, size, limit, density))
             for size in found.alone
             for limit, (density, loss) in zip(limits, local[size], strict=True)
+            if limit == FAR or "rows" in model.options.gates or not found.singles
         ]
+        for size, times_ in found.singles.items():
+            of_limits = closed_loss(site, fits[size], observed, isa, rule, BOUNDS[rule], gate="singles")
+            choices[name] += [
+                Choice(size, limit, scale * loss, times_.at(density), "singles")
+                for limit, (density, loss) in zip(BOUNDS[rule], of_limits, strict=True)
+            ]
     return choices
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from schedules.conv2d_int8 import Affine
+from schedules.cpu import ISAS
 from tvm_dual.byte_little import as_bytes
 from tvm_dual.compiler import Compiler
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
+from tvm_dual.single_times import SingleTimes, likely_bound
 from tvm_dual.sites import Site
 from tvm_dual.variants import (
     EXACT_BYTES,
@@ -29,6 +31,7 @@ from tvm_dual.variants import (
     exact_form,
     gated_form,
     little_alone,
+    singles_form,
 )
 
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
@@ -55,6 +58,8 @@ class SiteTimes:
     closed, opened, alone : dict of float
         Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. Without a
         gate the last is all there is.
+    singles : dict of SingleTimes
+        Of a convolution that is gated output by output, by directions of the little module.
     """
 
     form: tuple[str, str]
@@ -63,6 +68,7 @@ class SiteTimes:
     closed: dict[int, float]
     opened: dict[int, float]
     alone: dict[int, float]
+    singles: dict[int, SingleTimes] = field(default_factory=dict)
 
 
 #: A library of one layer, and the thresholds to set before it is timed.
@@ -83,7 +89,8 @@ def time_sites(
     progress : callable
         Called with ``(phase, done, total)``.
     """
-    told = _Told(progress, len(model.sites) + sum(map(len, sizes.values())))
+    forms_of_gates = len(model.options.gates)
+    told = _Told(progress, len(model.sites) + forms_of_gates * sum(map(len, sizes.values())))
     skips = {name: (False, True) if site.nonnegative else (False,) for name, site in model.sites.items()}
     exact = {
         name: [told(_exact, model, name, exact_form(site, skip)) for skip in skips[name]]
@@ -149,10 +156,32 @@ def _time_gated(
         for name, at in chosen.items()
     }
     rest, result = _in_turns(model, larger, others), {}
+    singles = _time_singles(model, sizes, {name: candidates[name][at] for name, at in chosen.items()}, others, told)
     for name, at in chosen.items():
         every = [*least[name][3 * at : 3 * at + 3], *rest[name]]
         parts = (dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3))
-        result[name] = dict(zip(("closed", "opened", "alone"), parts, strict=True)) | {"gated": candidates[name][at]}
+        result[name] = dict(zip(("closed", "opened", "alone"), parts, strict=True)) | {
+            "gated": candidates[name][at],
+            "singles": singles.get(name, {}),
+        }
+    return result
+
+
+def _time_singles(
+    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, _Entry], told: _Told
+) -> dict[str, dict[int, SingleTimes]]:
+    """Return the times of convolutions with a gate for each output, their little modules as in `forms`."""
+    if "singles" not in model.options.gates:
+        return {}
+    entries, densities = {}, {}
+    for name in (name for name in forms if model.sites[name].conv):
+        found = [told(_singles, model, name, singles_form(forms[name]), size) for size in sizes[name]]
+        entries[name] = [entry for timed, _ in found for entry in timed]
+        densities[name] = [density for _, density in found]
+    times, result = _in_turns(model, entries, others), {}
+    for name, found in times.items():
+        of_sizes = zip(sizes[name], densities[name], found[::3], found[1::3], found[2::3], strict=True)
+        result[name] = {size: SingleTimes(*rest) for size, *rest in of_sizes}
     return result
 
 
@@ -219,6 +248,19 @@ def _at_ends(model: Model, compiler: Compiler, name: str, form: tuple[str, str],
     library = compiler.compile(model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread})
     tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in (FAR, OPEN))
     return [(library, {name: table}) for table in tables]
+
+
+def _singles(model: Model, name: str, form: tuple[str, str], size: int) -> tuple[list[_Entry], float]:
+    """Return the layer with every output closed, some, and all of them open; and what share some are."""
+    fit, site = Fits(model.sized({name: size})).fit(name, form), model.sites[name]
+    bound, density = likely_bound(site, fit, model.observations[name], ISAS[model.compiler.isa])
+    library = model.compiler.of_site(name).compile(
+        model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread}
+    )
+    at, limits = EFFORTS.index(1.0), (FAR, bound, OPEN)
+    found = (thresholds(site, "damage", limit, fit.spread, fit.weights, gate="singles") for limit in limits)
+    tables = (table[at : at + 1] for table in found)
+    return [(library, {name: table}) for table in tables], density
 
 
 def _in_turns(

@@ -17,25 +17,28 @@ _SLOPES = {"sigmoid": 0.25, "tanh": 1.0, None: 1.0}
 _STEEP = 1e6
 
 
-def open_channels(limits: np.ndarray, sums: np.ndarray, panels: list[slice]) -> tuple[np.ndarray, float]:
-    """Return what `schedules.conv2d_gate` opens.
+def open_channels(limits: np.ndarray, sums: np.ndarray, panels: list[slice] | None) -> tuple[np.ndarray, float]:
+    """Return what `schedules.conv2d_gate` opens, or `schedules.conv2d_single`.
 
     Parameters
     ----------
     limits : ndarray, (3, channels)
     sums : ndarray, float32, (pixels, channels)
         What the little module predicts, with what is added before the nonlinearity.
-    panels : list of slice
-        Channels of each panel.
+    panels : list of slice or None
+        Channels of each panel; None where each output has a gate of its own.
 
     Returns
     -------
     ndarray, bool, (pixels, channels)
         Whether a channel is in an open tile.
     float
-        Open tiles / all tiles.
+        Open tiles / all tiles, or outputs.
     """
     harms = (limits[2] * np.clip(limits[0] * sums + limits[1], 0, 1)) ** 2
+    if panels is None:
+        opened = harms > 1
+        return opened, float(opened.mean())
     opened, found = np.zeros(sums.shape, bool), []
     for panel in panels:
         found.append(harms[:, panel].sum(axis=1) > 1)

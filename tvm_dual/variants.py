@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from relay_passes.site_plan import SiteForm
+from relay_passes.site_plan import GATED, SiteForm
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
@@ -23,6 +23,8 @@ from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site
 
+#: Forms that a little module takes part in.
+APPROXIMATE = GATED | {"little"}
 #: Form of the input's and the state's matrix, by site.
 Forms = dict[str, tuple[str, str]]
 #: Forms of a convolution on bytes: exact, behind its little module alone, or gated. On bf16 the second is of floats.
@@ -171,7 +173,7 @@ class Fits:
         model, steps = self._model, self._model.options.finetune_steps
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
-            if not steps or not {"rows", "little"} & set(form) or not can_finetune(site, observed):
+            if not steps or not set(form) & APPROXIMATE or not can_finetune(site, observed):
                 continue
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
@@ -180,7 +182,8 @@ class Fits:
                 *floats, source = self._key(name, form)
                 # Of a module on bytes the floats that it was made of are trained.
                 closed, isa = self._closed((*floats, None)), ISAS[model.compiler.isa]
-                tuned = finetune(site, closed, observed, limits, steps, report, isa=isa)
+                gate = "singles" if "singles" in form else "rows"
+                tuned = finetune(site, closed, observed, limits, steps, report, isa=isa, gate=gate)
                 model.known[key] = tuned if source is None else fit_bytes(site, tuned, observed, source)
             self._uses_tuned = True
         return self._uses_tuned
@@ -191,7 +194,7 @@ class Fits:
 
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
-        site, options, both = self._model.sites[name], self._model.options, forms[0] in ("rows", "little")
+        site, options, both = self._model.sites[name], self._model.options, forms[0] in APPROXIMATE
         rows = len(site.weight)
         inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
         if site.conv:
@@ -205,7 +208,7 @@ class Fits:
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
         options = self._model.options
         under = (options.closed_share, *sorted(options.gate_factors.items()))
-        return *self._key(name, forms), "tuned", options.finetune_steps, under
+        return *self._key(name, forms), "tuned", options.finetune_steps, under, "singles" in forms
 
     def _closed_form(self, name: str, forms: tuple[str, str]) -> SiteFit:
         return self._closed(self._key(name, forms))
@@ -222,7 +225,7 @@ class Fits:
         self, forms: Forms, rule: str = "damage", limit: Limits | None = None, plan: Plan | None = None
     ) -> Variant:
         """Return the model in the given forms, its gates at `limit` or open; with `plan`, as a product."""
-        fits = {name: self.fit(name, form) for name, form in forms.items() if {"rows", "little"} & set(form)}
+        fits = {name: self.fit(name, form) for name, form in forms.items() if set(form) & APPROXIMATE}
         return self._compiled(forms, fits, rule, limit, plan)
 
     def ruled(self, variant: Variant, rule: str) -> Variant:
@@ -272,21 +275,30 @@ def _little_form(site: Site) -> tuple[str, str]:
 
 def little_alone(form: tuple[str, str]) -> tuple[str, str]:
     """Return a form with the little module in place of gated rows."""
-    return tuple({"rows": "little", "nonzeros": "columns"}.get(part, part) for part in form)
+    return tuple("little" if part in GATED else {"nonzeros": "columns"}.get(part, part) for part in form)
 
 
-def gated_form(site: Site, exact: tuple[str, str]) -> tuple[str, str]:
-    """Return the form with a gate wherever `exact` computes every row; a convolution is gated in any case."""
+def gated_form(site: Site, exact: tuple[str, str], gate: str = "rows") -> tuple[str, str]:
+    """Return the form with a gate wherever `exact` computes every row; a convolution is gated in any case.
+
+    `gate` is that of a convolution: ``rows``, of tiles, or ``singles``.
+    """
     if site.conv:
-        return ("rows", exact[0])
+        return (gate, exact[0])
     return tuple("rows" if part == "dense" else part for part in exact)
+
+
+def singles_form(form: tuple[str, str]) -> tuple[str, str]:
+    """Return a convolution's form with a gate for each output in place of each tile; dot products skip no zeros."""
+    return ("singles", {"nonzeros": "columns"}.get(form[1], form[1]))
 
 
 def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> list[tuple[str, str]]:
     """Return forms that differ from `form` in one matrix: exact instead of gated, gated instead of skipping."""
     if site.conv:
         others = [part for part in ("dense", "columns", "nonzeros") if part != form[1]] if site.nonnegative else []
-        return [exact, *(("rows", part) for part in others)]
+        # Open outputs are dot products, which skip nothing.
+        return [exact, *((form[0], part) for part in others if part != "nonzeros" or form[0] == "rows")]
     found = []
     for part, value in enumerate(form):
         other = exact[part] if value == "rows" else "rows" if value == "columns" else None
@@ -299,11 +311,18 @@ def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> l
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: Limits) -> dict[str, np.ndarray]:
     """Return the thresholds of all gated sites, for all efforts."""
-    gated = [name for name in fits if "rows" in forms[name]]
+    gated = [name for name in fits if GATED & set(forms[name])]
     bounds = limit if isinstance(limit, Mapping) else dict.fromkeys(gated, limit)
+    factors = model.options.gate_factors
     return {
         name: thresholds(
-            model.sites[name], rule, bounds[name], fits[name].spread, fits[name].weights, model.options.gate_factors
+            model.sites[name],
+            rule,
+            bounds[name],
+            fits[name].spread,
+            fits[name].weights,
+            factors,
+            "singles" if "singles" in forms[name] else "rows",
         )
         for name in gated
     }

@@ -1,4 +1,4 @@
-"""A convolution with a gate becomes project, little, gate, gated tiles; without the last two, its little module."""
+"""A convolution with a gate becomes project, little, gate, gated tiles; or outputs, or its little module alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gated_conv2d
 from schedules.conv2d_gated_skip import gated_skip_conv2d, pack_gated_skip
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_single import conv2d_single, default_single_tile
 from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
 from schedules.cpu import ISAS
 from schedules.pool import MaxPool2d, max_pool2d
+from schedules.single_dots import pack_singles
 from tests.schedules.conv2d_reference import after, operands, reference
 
 CONV = Conv2d(1, 6, 5, 3, 24, (3, 3), padding=(1, 1, 1, 1), activation="relu")
@@ -29,7 +31,8 @@ INNER = replace(CONV, outputs=K, activation=None)
 NOTHING = np.zeros(1, "float32")
 
 
-FORMS = [("rows", "dense"), ("rows", "columns"), ("rows", "nonzeros"), ("little", "dense"), ("little", "columns")]
+FORMS = [(form, projection) for form in ("rows", "singles", "little") for projection in ("dense", "columns")]
+FORMS.append(("rows", "nonzeros"))
 
 
 def little_module() -> LittleModule:
@@ -95,13 +98,17 @@ def stages(form: str, projection: str, weight, bias, pool: MaxPool2d) -> list[tu
             ("tile_gate", tile_gate(ISA, 2, 30, 24, 16, 1), ["s", "limits"], [NOTHING], ["opened", "count"]),
             (name, gated, ["x", "opened", "s"], [*packed, NOTHING], ["s"]),
         ]
+    if form == "singles":
+        single = conv2d_single(ISA, CONV, default_single_tile(ISA, CONV), 1)
+        constants = [*pack_singles(ISA, weight, bias, CONV), NOTHING]
+        found.append(("conv2d_single", single, ["x", "limits", "s"], constants, ["s", "count"]))
     return [*found, ("max_pool2d", max_pool2d(ISA, pool, 1), ["s"], [], ["y"])]
 
 
 @pytest.mark.parametrize(("form", "projection"), FORMS)
 def test_a_planned_site_becomes_stages(form, projection):
     before, weight, bias = planned(form, projection, pooled=True)
-    pool, gated = MaxPool2d(1, 6, 5, 24, (2, 2), (2, 2)), form == "rows"
+    pool, gated = MaxPool2d(1, 6, 5, 24, (2, 2), (2, 2)), form != "little"
 
     def variable(name, shape, dtype="float32"):
         return relax.Var(name, relax.TensorType([int(n) for n in shape], dtype))
@@ -158,8 +165,8 @@ def test_a_rewritten_site_computes_what_its_gate_leaves_open(tools, native, form
         (y,) = tools.run(module, native, x, residual)
         np.testing.assert_allclose(y, approximate, rtol=1e-4, atol=1e-4)
         return
-    for harm, wanted, tiles in ((0.0, approximate, 0), (2.0, exact, 60)):
+    for harm, wanted, units in ((0.0, approximate, 0), (2.0, exact, 60 if form == "rows" else 720)):
         limits = np.stack([np.zeros(24), np.ones(24), np.full(24, harm)]).astype("float32")
         y, count = tools.run(module, native, x, residual, limits)
         np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
-        assert count[0] == tiles
+        assert count[0] == units

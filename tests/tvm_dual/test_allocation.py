@@ -65,16 +65,19 @@ def test_one_bound_for_all_where_a_share_is_to_be_closed(builder):
     assert not allocates(builder.model("fp32", AdvancedOptions(closed_share=0.5)))
 
 
-@pytest.mark.parametrize("name", ["conv2d1", "conv2d3", "dense0"])
-def test_density_and_loss_at_a_bound_are_what_the_library_does(builder, name):
+@pytest.mark.parametrize(
+    "name, gate",
+    [("conv2d1", "rows"), ("conv2d3", "rows"), ("dense0", "rows"), ("conv2d1", "singles"), ("conv2d3", "singles")],
+)
+def test_density_and_loss_at_a_bound_are_what_the_library_does(builder, name, gate):
     model = builder.model("fp32", AdvancedOptions(dimensions=16, little_bits=32))
     exact = {n: exact_form(site, False) for n, site in model.sites.items()}
     fits, site = Fits(model), model.sites[name]
-    variant = fits.variant(exact | {name: gated_form(site, exact[name])})
+    variant = fits.variant(exact | {name: gated_form(site, exact[name], gate)})
     wanted = builder._dense
     observed, isa = model.observations[name], ISAS[builder.isa]
     limits = (OPEN, 0.05, 0.2, FAR)
-    found = closed_loss(site, variant.fits[name], observed, isa, "damage", limits)
+    found = closed_loss(site, variant.fits[name], observed, isa, "damage", limits, gate=gate)
     assert found[0] == (1.0, 0.0) and found[-1][0] == 0
     assert [loss for _, loss in found] == sorted(loss for _, loss in found)
     images = model.data.streams[0]
@@ -91,7 +94,7 @@ def test_a_model_is_built_by_layer_within_its_budget_and_again_from_its_plan(bui
     library = builder.build("fp32", options=options, max_drop=0.2)
     plan = library.report.plan
     assert plan.quality >= plan.dense_quality - 0.2 and plan.trials
-    changed = [site for site in plan.sites if {"rows", "little"} & {site.input}]
+    changed = [site for site in plan.sites if {"rows", "singles", "little"} & {site.input}]
     assert changed and all(site.dimensions for site in changed), "this model is mostly of few directions"
     again = Plan.from_json(plan.to_json())
     assert again == plan

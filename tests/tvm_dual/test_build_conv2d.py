@@ -184,13 +184,14 @@ def test_forms_of_convolutions_are_chosen_by_time(spectrograms):
     library = builder.build("int8", max_drop=0.5)
     plan = {site.name: site for site in library.report.plan.sites}
     assert {plan[f"conv2d{i}"].precision for i in range(3)} == {"fp32"} and plan["dense0"].precision == "int8"
-    assert plan["conv2d0"].input in ("dense", "rows", "little")
+    assert plan["conv2d0"].input in ("dense", "rows", "singles", "little")
     assert {plan[f"conv2d{i}"].input for i in (1, 2)} <= {"dense", "columns"}, "too few channels to gate"
     found = library.stream()(spectrograms[0])
     np.testing.assert_allclose(found, chain_reference(arrays, spectrograms[0]), atol=0.1)
 
 
-def test_a_gate_opens_tiles_by_its_bound(spectrograms):
+@pytest.mark.parametrize("gate", ["rows", "singles"])
+def test_a_gate_opens_tiles_or_outputs_by_its_bound(spectrograms, gate):
     model, arrays = chain_model()
     # The first convolution has 9 taps: a little module of one vector of 16 would be exact, and close everything.
     builder = Builder(model, [spectrograms], streaming=True, target="avx2")
@@ -198,7 +199,7 @@ def test_a_gate_opens_tiles_by_its_bound(spectrograms):
     plan = builder.build("fp32", options=EXACT).report.plan
     differences = []
     for limit in (1e-9, 0.05, 1e9):
-        sites = (replace(plan.sites[0], input="rows", hidden="dense", rule="damage", limit=limit), *plan.sites[1:])
+        sites = (replace(plan.sites[0], input=gate, hidden="dense", rule="damage", limit=limit), *plan.sites[1:])
         library = builder.build("fp32", options=options, plan=replace(plan, sites=sites))
         wanted = [chain_reference(arrays, x) for x in spectrograms]
         found = [library.stream()(x) for x in spectrograms]
@@ -209,9 +210,7 @@ def test_a_gate_opens_tiles_by_its_bound(spectrograms):
         library.effort = float("inf")
         np.testing.assert_allclose(library.stream()(spectrograms[0]), wanted[0], rtol=1e-4, atol=1e-5)
     assert differences[0] < 1e-5 < differences[1] < differences[2]
-    gated = tuple(
-        replace(site, input="rows", hidden="dense") if site.name == "conv2d1" else site for site in plan.sites
-    )
+    gated = tuple(replace(site, input=gate, hidden="dense") if site.name == "conv2d1" else site for site in plan.sites)
     with pytest.raises(PlanError, match="conv2d1"):
         builder.build("fp32", plan=replace(plan, sites=gated))
 

@@ -30,15 +30,16 @@ def fitted():
     ]
 
 
+@pytest.mark.parametrize("gate", ["rows", "singles"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("limit", [OPEN, 0.05, 0.3, FAR])
-def test_errors_behind_the_gate_are_those_of_numpy(fitted, name, limit):
+def test_errors_behind_the_gate_are_those_of_numpy(fitted, name, limit, gate):
     by_name, isa = fitted
     site, fit, observed = by_name[name]
-    tiles = GatedTiles(torch, site, fit, observed, isa)
+    tiles = GatedTiles(torch, site, fit, observed, isa, gate)
     pixels = torch.arange(min(tiles.pixels, 2000))
     errors = tiles.errors(pixels, limit).detach().numpy() * fit.weights
-    ((_, wanted),) = closed_loss(site, fit, observed, isa, "damage", [limit])
+    ((_, wanted),) = closed_loss(site, fit, observed, isa, "damage", [limit], gate=gate)
     np.testing.assert_allclose((errors**2).sum(axis=1).mean(), wanted, rtol=1e-3, atol=1e-9)
 
 

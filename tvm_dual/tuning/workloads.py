@@ -12,7 +12,7 @@ from tvm_dual.measure import open_share
 from tvm_dual.plan import Plan
 from tvm_dual.search import provisional_limit
 from tvm_dual.tuning.problem import Usage
-from tvm_dual.variants import Fits, Forms, Model, exact_form, gated_form
+from tvm_dual.variants import APPROXIMATE, Fits, Forms, Model, exact_form, gated_form
 
 #: Families whose work depends on open rows, and on nonzero inputs.
 _GATED = ("rows_int8", "rows_fp32", "row_pairs_int8", "conv2d_gated")
@@ -93,7 +93,7 @@ def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, flo
 def _site_workloads(model: Model, fits: Fits, name: str, form: tuple[str, str]) -> list[Workload]:
     """Return the kernels of one site in one form."""
     littles, spreads = {}, {}
-    if {"rows", "little"} & set(form):
+    if set(form) & APPROXIMATE:
         fit = fits.fit(name, form)
         littles, spreads = {name: fit.little}, {name: fit.spread}
     return model.compiler.workloads(model.site_forms({name: form}, "damage"), littles, spreads)
