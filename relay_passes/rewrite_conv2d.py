@@ -58,12 +58,12 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             y = convolved_bytes(step, isa, conv, form.threads, images, site.weight, bias, x, residual)
         elif form.gated:
             threshold = (3, conv.outputs)
-            sums = stages.little_sums(form.hidden, read_little(function), x)
+            sums = stages.little_sums(form, read_little(function), x)
             opened, count = stages.gate(sums, residual, step.input("limits", threshold))
             y = stages.gated(site.weight, site.bias, x, residual, opened, sums)
             counts.append(count)
         elif form.needs_little:
-            y = stages.little(form.hidden, read_little(function), x, residual)
+            y = stages.little(form, read_little(function), x, residual)
         else:
             y = stages.exact(form.input, site.weight, site.bias, x, residual, reads, writes)
         if site.pool is not None:

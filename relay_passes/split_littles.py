@@ -58,24 +58,44 @@ class _Splitter(PyExprMutator):
         few, spread = _halves(site, read_little(function))
         levels = {"dual.scale": LEVELS.scale, "dual.zero": LEVELS.zero}
         read, written = {"dual.site": f"{name}_few"} | _taken(function, _READS), levels | _taken(function, _WRITES)
-        value = self.builder_.emit(self._call(function, few, f"{name}_few", read, site.x))
-        result = self._call(function, spread, f"{name}_spread", written | {"dual.site": name}, value, site.residual)
+        value = self.builder_.emit(call_of(self.builder_, function, few, f"{name}_few", read, site.x))
+        written |= {"dual.site": name}
+        result = call_of(self.builder_, function, spread, f"{name}_spread", written, value, site.residual)
         # What the site was to give may be bytes, which its function does not say.
         return relax.Call(result.op, result.args, ret_ty=call.ty)
 
-    def _call(self, function: relax.Function, half: Conv2dSite, name: str, attributes: dict, *images) -> relax.Call:
-        made = conv2d_function(half).with_attrs(
-            _taken(function, _BOTH)
-            | {"dual.nonnegative": 0, "dual.input": "dense", "dual.hidden": "", "dual.means": []}
-            | attributes
-        )
-        target = self.builder_.add_func(made, name)
-        x, *residual = (image for image in images if image is not None)
-        return relax.Call(
-            target,
-            [x, relax.const(half.weight), relax.const(half.bias.reshape(1, 1, 1, -1)), *residual],
-            ret_ty=made.ret_ty,
-        )
+
+def call_of(
+    builder: relax.BlockBuilder, function: relax.Function, site: Conv2dSite, name: str, attributes: dict, *images
+) -> relax.Call:
+    """Return the call of a convolution on bytes that takes the place of all or a part of another.
+
+    Parameters
+    ----------
+    builder : BlockBuilder
+        Of the module that gains the convolution's function.
+    function : Function
+        Of the planned site whose place it takes.
+    site : Conv2dSite
+    name : str
+        Of the new function.
+    attributes : dict
+        What it does not have from `function`.
+    *images : Expr or None
+        What it reads, and the image that it adds, if there is one.
+    """
+    made = conv2d_function(site).with_attrs(
+        _taken(function, _BOTH)
+        | {"dual.nonnegative": 0, "dual.input": "dense", "dual.hidden": "", "dual.means": []}
+        | attributes
+    )
+    target = builder.add_func(made, name)
+    x, *residual = (image for image in images if image is not None)
+    return relax.Call(
+        target,
+        [x, relax.const(site.weight), relax.const(site.bias.reshape(1, 1, 1, -1)), *residual],
+        ret_ty=made.ret_ty,
+    )
 
 
 def _splits(function) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from relay_passes.site_plan import COARSE, COPIES
+from schedules.coarse import coarse_projection, coarse_spread
 from schedules.cpu import Isa
 from schedules.quantize import round_up
 from tvm_dual.little import FittedLittle
@@ -29,6 +31,15 @@ def all_operations(site: Site) -> int:
     return site.weight_count * (site.rows_per_call or 1)
 
 
+def little_operations(site: Site, kind: str, size: int) -> float:
+    """Return the multiply-adds of a call of a little module: of `size` directions, for each vector or for each block."""
+    rows = site.rows_per_call or 1
+    if kind == COARSE:
+        parts = coarse_projection(site.conv, size), coarse_spread(site.conv, size)
+        return float(sum(conv.taps * conv.output_size for conv in parts))
+    return float(rows * size * (site.n_inputs + len(site.weight)))
+
+
 def operations(
     site: Site, forms: tuple[str, str], density: float, observed: Observations, little: FittedLittle | None
 ) -> float:
@@ -51,6 +62,8 @@ def operations(
         total += matrix.size * {"dense": 1.0, "rows": density, "little": 0.0, "columns": share}[form]
     if little is not None:
         module = little.module
+        if forms[1] == COARSE:
+            return total * site.rows_per_call + little_operations(site, COARSE, len(module.center))
         # Of a convolution the second form is the projection's.
         share = nonzero[0] if site.conv and forms[1] == "columns" else 1.0
         total += share * sum(p.size for p in module.projections) + module.weight.size
@@ -92,7 +105,7 @@ def bytes_read(
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
             total += whole * {"dense": 1.0, "rows": density, "little": 0.0}[form]
-    if little is not None and site.conv and precision == "int8":
+    if little is not None and site.conv and (precision == "int8" or forms[1] in COPIES):
         # Both are convolutions of bytes; tiles read whole rows, dot products four bytes at a time.
         unit = isa.row_bytes if isa.amx else BYTES_AT_ONCE
         matrices = (*little.module.projections, little.module.weight)

@@ -14,6 +14,7 @@ from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.calibration import InputStream
 from tvm_dual.closed_loss import closed_loss
+from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
@@ -41,12 +42,15 @@ class Choice:
     loss : float
         Mean square of what the model's outputs are off by, as a share of their own.
     microseconds : float
+    form : tuple of str
+        Gated, of the input's and the little module's matrix; empty of the exact form.
     """
 
     size: int
     limit: float
     loss: float
     microseconds: float
+    form: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,24 +107,29 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
     alone = _alone_losses(model, times, middle, rule, progress)
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
-        site, observed, form = model.sites[name], model.observations[name], found.gated
+        site, observed = model.sites[name], model.observations[name]
         # On bytes there is no gate.
         limits, source = (FAR, *LADDER[rule]), None
-        if form == LITTLE_BYTES:
+        if found.gated == LITTLE_BYTES:
             limits, source = limits[:1], model.on_bytes[name]
         local = {
-            size: closed_loss(
-                site, Fits(model.sized({name: size})).fit(name, form), observed, isa, rule, limits, source
-            )
-            for size in found.alone
+            (kind.gated, size): closed_loss(site, _fit(model, name, kind, size), observed, isa, rule, limits, source)
+            for kind in (found, *found.others)
+            for size in kind.alone
         }
-        scale = alone[name] / max(local[middle[name]][0][1], 1e-30)
+        scale = alone[name] / max(local[found.gated, middle[name]][0][1], 1e-30)
         choices[name] = [
-            Choice(size, limit, scale * loss, _time(found, size, limit, density))
-            for size in found.alone
-            for limit, (density, loss) in zip(limits, local[size], strict=True)
+            Choice(size, limit, scale * loss, _time(kind, size, limit, density), kind.gated)
+            for kind in (found, *found.others)
+            for size in kind.alone
+            for limit, (density, loss) in zip(limits, local[kind.gated, size], strict=True)
         ]
     return choices
+
+
+def _fit(model: Model, name: str, kind: SiteTimes, size: int) -> SiteFit:
+    """Return a little module of a kind, in its closed form."""
+    return Fits(model.sized({name: size})).fit(name, kind.gated)
 
 
 def _time(times: SiteTimes, size: int, limit: float, density: float) -> float:

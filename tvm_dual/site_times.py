@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from schedules.conv2d_int8 import Affine
+from relay_passes.site_plan import COARSE, COPIES
 from tvm_dual.byte_little import as_bytes
 from tvm_dual.compiler import Compiler
+from tvm_dual.cost import all_operations, little_operations
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.sites import Site
@@ -24,6 +25,8 @@ from tvm_dual.variants import EXACT_BYTES, LITTLE_BYTES, Fits, Forms, Model, exa
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
 #: as `FEWEST`.
 TURNS, BYTE_TURNS, FEWEST, SECONDS = 24, 120, 4, 10.0
+#: Directions of coarse little modules, as multiples of those of projections, which are for a pixel and not for four.
+COARSE_TIMES = 2
 #: Of the times of all turns the one that counts: other work on the machine only ever adds.
 QUANTILE = 0.25
 
@@ -43,6 +46,8 @@ class SiteTimes:
     closed, opened, alone : dict of float
         Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. On bytes
         the last is all there is.
+    others : tuple of SiteTimes
+        The same of further kinds of little modules; copies have no directions, and stand under 0.
     """
 
     form: tuple[str, str]
@@ -51,6 +56,7 @@ class SiteTimes:
     closed: dict[int, float]
     opened: dict[int, float]
     alone: dict[int, float]
+    others: tuple[SiteTimes, ...] = ()
 
 
 #: A library of one layer, and the thresholds to set before it is timed.
@@ -81,13 +87,19 @@ def time_sites(
     best = {name: int(np.argmin(found)) for name, found in times.items()}
     forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
     others = {name: exact[name][at] for name, at in best.items()}
-    gated = {name: found for name, found in sizes.items() if model.gates(name)}
+    may_gate = {name: found for name, found in sizes.items() if model.gates(name)}
     # Where floats were faster no little module on bytes is looked for.
     on_bytes = {n: found for n, found in sizes.items() if model.littles_on_bytes(n) and forms[n] == EXACT_BYTES}
     result = {name: SiteTimes(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
     result |= _time_on_bytes(model, on_bytes, others, told)
+    kinds = _time_copies(model, may_gate, result, others, told)
+    gated = {name: _worthwhile(model, name, found, result[name], kinds) for name, found in may_gate.items()}
+    gated = {name: found for name, found in gated.items() if found}
     for name, found in _time_gated(model, gated, forms, others, told).items():
-        result[name] = replace(result[name], **found)
+        kinds.setdefault(name, []).insert(0, replace(result[name], **found))
+    for name, found in _time_coarse(model, may_gate, result, others, told, kinds).items():
+        kinds.setdefault(name, []).append(found)
+    result |= {name: replace(first, others=tuple(rest)) for name, (first, *rest) in kinds.items()}
     told.finish()
     return result
 
@@ -125,6 +137,87 @@ def _time_gated(
         parts = (dict(zip(sizes[name], every[part::3], strict=True)) for part in range(3))
         result[name] = dict(zip(("closed", "opened", "alone"), parts, strict=True)) | {"gated": candidates[name][at]}
     return result
+
+
+def _time_copies(
+    model: Model,
+    sizes: Mapping[str, tuple[int, ...]],
+    exact: Mapping[str, SiteTimes],
+    others: Mapping[str, _Entry],
+    told: _Told,
+) -> dict[str, list[SiteTimes]]:
+    """Return the times of layers behind copies, which alone have bytes in and out, as they have beside each other."""
+    found: dict[str, list[SiteTimes]] = {}
+    copied = [name for name in sizes if set(COPIES) & set(model.kinds(name))]
+    if not copied:
+        return found
+    alone = _copies_alone(model, copied)
+    for kind in COPIES:
+        form, names = ("rows", kind), [name for name in copied if kind in model.kinds(name)]
+        entries = {name: [*told(_gated, model, name, form, 0)[:2], told(alone, name)] for name in names}
+        for name, times in _in_turns(model, entries, others).items() if names else ():
+            parts = _named({0: time} for time in times)
+            found.setdefault(name, []).append(replace(exact[name], gated=form, **parts))
+    return found
+
+
+def _time_coarse(
+    model: Model,
+    sizes: Mapping[str, tuple[int, ...]],
+    exact: Mapping[str, SiteTimes],
+    others: Mapping[str, _Entry],
+    told: _Told,
+    known: Mapping[str, list[SiteTimes]],
+) -> dict[str, SiteTimes]:
+    """Return the times of layers behind coarse little modules of what two sizes of projections cost."""
+    form, found = ("rows", COARSE), {}
+    for name, directions in sizes.items():
+        wider = dict.fromkeys(min(COARSE_TIMES * size, len(model.sites[name].weight)) for size in directions[:2])
+        found[name] = _worthwhile(model, name, tuple(wider), exact[name], known, COARSE)
+    found = {name: directions for name, directions in found.items() if directions}
+    entries = {name: [e for size in of for e in told(_gated, model, name, form, size)] for name, of in found.items()}
+    times = _in_turns(model, entries, others) if entries else {}
+    return {
+        name: replace(
+            exact[name], gated=form, **_named(dict(zip(found[name], of[part::3], strict=True)) for part in range(3))
+        )
+        for name, of in times.items()
+    }
+
+
+def _named(parts) -> dict[str, dict[int, float]]:
+    return dict(zip(("closed", "opened", "alone"), parts, strict=True))
+
+
+def _worthwhile(
+    model: Model,
+    name: str,
+    sizes: tuple[int, ...],
+    exact: SiteTimes,
+    known: Mapping[str, list[SiteTimes]],
+    kind: str = "projection",
+) -> tuple[int, ...]:
+    """Return the sizes of little modules of a kind that may be faster than the layer's copy, which is better than they.
+
+    What they take at least is their share of the layer's multiplications.
+    """
+    site = model.sites[name]
+    if kind not in model.kinds(name):
+        return ()
+    fastest = min((copy.alone[0] for copy in known.get(name, ()) if copy.gated[1] in COPIES), default=np.inf)
+    shares = {size: little_operations(site, kind, size) / all_operations(site) for size in sizes}
+    return tuple(size for size, share in shares.items() if fastest > share * exact.exact)
+
+
+def _copies_alone(model: Model, names: list[str]) -> Callable[[str], _Entry]:
+    """Return what compiles one of several layers on bytes, all of which hand each other bytes."""
+    levels = {name: model.copy_levels(name) for name in names}
+    forms = {
+        name: replace(model.compiler.form("int8", *EXACT_BYTES), scale=at.scale, zero=at.zero)
+        for name, at in levels.items()
+    }
+    compiler = model.compiler.with_bytes(forms)
+    return lambda name: (compiler.of_site(name).compile({name: forms[name]}), {})
 
 
 class _Told:
@@ -194,10 +287,7 @@ def _in_turns(
         for name in model.sites
         if timed[name] or others
     }
-    given = {
-        name: [_given(library, model.observations[name].examples, model.on_bytes.get(name)) for library, _ in queue]
-        for name, queue in queues.items()
-    }
+    given = {name: [_given(model, name, library) for library, _ in queue] for name, queue in queues.items()}
     runs = {name: [library.stream() for library, _ in queue] for name, queue in queues.items()}
     times = {name: [[] for _ in found] for name, found in entries.items()}
     start = time.monotonic()
@@ -217,9 +307,10 @@ def _in_turns(
     return {name: [float(np.quantile(t, QUANTILE)) for t in found] for name, found in times.items()}
 
 
-def _given(library: DualLibrary, examples: tuple[tuple[np.ndarray, ...], ...], levels: Affine | None):
+def _given(model: Model, name: str, library: DualLibrary) -> list[tuple[np.ndarray, ...]]:
     """Return calls of a layer with bytes in place of the images that it reads as such."""
-    kinds = [tensor.dtype for tensor in library.metadata.inputs]
+    kinds, examples = [tensor.dtype for tensor in library.metadata.inputs], model.observations[name].examples
+    levels = model.read_levels(name) if "uint8" in kinds else None
     return [
         tuple(as_bytes(x, levels) if kind == "uint8" else x for kind, x in zip(kinds, call, strict=True))
         for call in examples
