@@ -2,7 +2,8 @@
 
 A little module is fitted to all pixels; what it is used for are those that the gate closes, behind the nonlinearity.
 Once a bound is chosen each channel's predicted sums get a scale and an offset that suit these, or become zero,
-whichever loses least. They are folded into the little module, and the gate's line is moved so that it decides as before.
+whichever loses least. They are folded into the little module, and the gate's line is moved so that it decides as it
+did.
 """
 
 from __future__ import annotations

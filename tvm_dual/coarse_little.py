@@ -46,13 +46,9 @@ class Blocks:
         extents = (len(windows), *windows[0].shape[:3])
         drawn = np.random.default_rng(0).permutation(int(np.prod(extents)))[:most]
         example, image, row, column = np.unravel_index(np.sort(drawn), extents)
-        parts = [
-            windows[e][image[example == e], row[example == e], column[example == e]].reshape(
-                -1, *inner.kernel, conv.inputs
-            )
-            for e in range(len(windows))
-        ]
-        self._windows = np.concatenate(parts)
+        # Sorted by example, so that what all of them give follows in the order of `drawn`.
+        places = [(image[example == e], row[example == e], column[example == e]) for e in range(len(windows))]
+        self._windows = np.concatenate([seen[place] for seen, place in zip(windows, places, strict=True)])
         self.seen = self._windows.reshape(len(self._windows), -1)
         self.sums = np.stack([self._pixel(conv, *pixel) @ site.weight.T + site.bias for pixel in _PIXELS], axis=1)
         rows, columns = (

@@ -32,7 +32,7 @@ def all_operations(site: Site) -> int:
 
 
 def little_operations(site: Site, kind: str, size: int) -> float:
-    """Return the multiply-adds of a call of a little module: of `size` directions, for each vector or for each block."""
+    """Return the multiply-adds of a call of a little module of `size` directions, for each vector or block."""
     rows = site.rows_per_call or 1
     if kind == COARSE:
         parts = coarse_projection(site.conv, size), coarse_spread(site.conv, size)

@@ -147,18 +147,20 @@ def _time_copies(
     told: _Told,
 ) -> dict[str, list[SiteTimes]]:
     """Return the times of layers behind copies, which alone have bytes in and out, as they have beside each other."""
-    found: dict[str, list[SiteTimes]] = {}
     copied = [name for name in sizes if set(COPIES) & set(model.kinds(name))]
     if not copied:
-        return found
+        return {}
     alone = _copies_alone(model, copied)
-    for kind in COPIES:
-        form, names = ("rows", kind), [name for name in copied if kind in model.kinds(name)]
-        entries = {name: [*told(_gated, model, name, form, 0)[:2], told(alone, name)] for name in names}
-        for name, times in _in_turns(model, entries, others).items() if names else ():
-            parts = _named({0: time} for time in times)
-            found.setdefault(name, []).append(replace(exact[name], gated=form, **parts))
-    return found
+    kinds = {name: [kind for kind in model.kinds(name) if kind in COPIES] for name in copied}
+    # Of whatever bits, they are the same kernels: what differs is noise.
+    entries = {
+        name: [*told(_gated, model, name, ("rows", of[0]), 0)[:2], told(alone, name)] for name, of in kinds.items()
+    }
+    times = _in_turns(model, entries, others)
+    return {
+        name: [replace(exact[name], gated=("rows", kind), **_named({0: time} for time in times[name])) for kind in of]
+        for name, of in kinds.items()
+    }
 
 
 def _time_coarse(
