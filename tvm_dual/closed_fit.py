@@ -67,14 +67,13 @@ def refit_closed(site: Site, fit: SiteFit, observed: Observations, isa: Isa, rul
     ones, zeros = np.ones(n, "float32"), np.zeros(n, "float32")
     tried = [(ones, zeros)]
     # Where another image is added the gate cannot tell a scaled sum from it.
-    scaled = observed.residual is None
-    every = _line(rough, exact, some, scaled)
-    tried.append(every)
-    if site.activation in ("relu", "relu6"):
+    scaled, rectified = observed.residual is None, site.activation in ("relu", "relu6")
+    if scaled and rectified:
+        tried.append((np.full(n, ZERO), zeros))
+    tried.append(_line(rough, exact, some, scaled))
+    if rectified:
         # Where the nonlinearity hides the rest, what it shows counts.
         tried.append(_line(rough, exact, some & ((rough + added > 0) | (exact + added > 0)), scaled))
-        if scaled:
-            tried.append((np.full(n, ZERO), zeros))
     losses = np.stack([lost(*each) for each in tried])
     losses[1:, np.minimum(some.sum(axis=0), others.sum(axis=0)) < FEWEST] = np.inf
     best = losses.argmin(axis=0)
@@ -96,8 +95,8 @@ def _line(rough: np.ndarray, exact: np.ndarray, chosen: np.ndarray, scaled: bool
     apart, wanted = (rough - means[0]) * chosen, exact - means[1]
     variance = np.square(apart).sum(axis=0)
     scale = (apart * wanted).sum(axis=0) / np.maximum(variance, 1e-20)
-    # A scale near zero, or below it, is that of predictions worth nothing.
-    scale = np.where((variance > 1e-12 * count) & (scale > 1e-3), scale, 1.0)
+    # A scale of zero, or below it, is that of predictions worth nothing.
+    scale = np.maximum(scale, ZERO)
     return scale.astype("float32"), (means[1] - scale * means[0]).astype("float32")
 
 

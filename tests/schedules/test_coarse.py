@@ -58,10 +58,10 @@ def test_blocks_see_what_their_pixels_see(conv):
 
 
 @pytest.mark.parametrize("conv", SHAPES, ids=str)
-def test_pixels_of_blocks_get_their_places(native, conv, threads):
+def test_pixels_of_blocks_get_their_places(isa, conv, threads):
     residual = operands(conv)[3]
     sums = np.random.default_rng(1).standard_normal(residual.shape).astype("float32")
-    kernel = compile_kernel(native, fine_pixels(native, conv, threads), threads)
+    kernel = compile_kernel(isa, fine_pixels(isa, conv, threads), threads)
     given = in_blocks(conv, sums).reshape(-1), added(conv, residual)
     (y,) = call(kernel, *given, Output((conv.output_size,), "float32"), threads=threads)
     np.testing.assert_allclose(y.reshape(sums.shape), after(conv, sums, residual), rtol=1e-5, atol=1e-6)
