@@ -10,14 +10,12 @@ from dataclasses import replace
 
 import tvm
 from tvm import IRModule, relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_bytes_stage import ByteImages, convolved_bytes
-from relay_passes.conv2d_site import COMPOSITE, read_conv2d
-from relay_passes.mark_sites import layer_activation
+from relay_passes.conv2d_site import Conv2dSite
 from relay_passes.products import LittleModule
-from relay_passes.site_plan import COPIES, SiteForm, read_form, read_little
-from relay_passes.split_littles import call_of
+from relay_passes.replaced_sites import call_of, replace_sites, taken
+from relay_passes.site_plan import COPIES, SiteForm, read_little
 from relay_passes.step import StepBuilder
 from schedules.conv2d_int8 import Affine
 from schedules.conv2d_shape import Conv2d
@@ -30,39 +28,14 @@ class CopyLittles:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with a site on bytes in place of each convolution behind its copy alone."""
-        if not any(map(_is_copy, module.functions.values())):
-            return module
-        copier = _Copier(module)
-        main = copier.visit_expr(module["main"])
-        copier.builder_.update_func(module.get_global_var("main"), main)
-        return relax.transform.DeadCodeElimination(["main"])(copier.builder_.get())
+        return replace_sites(module, lambda form: form.input == "little" and form.hidden in COPIES, _copied)
 
 
-@mutator
-class _Copier(PyExprMutator):
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self._module = module
-
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        function = self._module[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
-        if function is None or not _is_copy(function):
-            return super().visit_call_(call)
-        given = relax.Call(call.op, [self.visit_expr(argument) for argument in call.args], ret_ty=call.ty)
-        site, little = read_conv2d(function, given, layer_activation(function)), read_little(function)
-        name, weight = str(function.attrs["dual.site"]), little.weight.reshape(site.weight.shape)
-        read = {f"dual.{key}": function.attrs[f"dual.{key}"] for key in ("scale", "zero")}
-        attributes = read | {"dual.site": name, "dual.precision": "int8"}
-        copied = replace(site, weight=weight, bias=little.bias)
-        return call_of(self.builder_, function, copied, f"{name}_copy", attributes, site.x, site.residual)
-
-
-def _is_copy(function) -> bool:
-    """Whether a function is a convolution behind its copy alone."""
-    if not isinstance(function, relax.Function) or not function.attrs or function.attrs.get("Composite") != COMPOSITE:
-        return False
-    form = read_form(function)
-    return form is not None and form.input == "little" and form.hidden in COPIES
+def _copied(builder: relax.BlockBuilder, function: relax.Function, site: Conv2dSite) -> relax.Call:
+    little, name = read_little(function), str(function.attrs["dual.site"])
+    copy = replace(site, weight=little.weight.reshape(site.weight.shape), bias=little.bias)
+    attributes = taken(function, ("dual.scale", "dual.zero")) | {"dual.site": name, "dual.precision": "int8"}
+    return call_of(builder, function, copy, f"{name}_copy", attributes, site.x, site.residual)
 
 
 def copied_sums(
