@@ -16,8 +16,10 @@ from tvm_dual.little import FittedLittle, fit_responses
 from tvm_dual.observations import PATCH_VALUES, Observations
 from tvm_dual.sites import Site
 
-#: Blocks that are fitted to, at most.
-BLOCKS = 8000
+#: Blocks that are fitted to, at most, and those that a direction needs: of fewer, what is left of the errors says little.
+BLOCKS, PER_DIRECTION = 8000, 8
+#: Directions that are fitted in any case.
+LEAST = 16
 #: A block's pixels, down and across, in the order of its sums.
 _PIXELS = list(product(range(BLOCK), repeat=2))
 
@@ -97,10 +99,11 @@ def coarse_little(site: Site, blocks: Blocks, directions: int, importance: np.nd
     site : Site
     blocks : Blocks
     directions : int
-        Values for each block.
+        Values for each block; fewer are fitted where there are not `PER_DIRECTION` blocks for each.
     importance : ndarray, float32, (channels,)
         How much an error of each channel matters.
     """
+    directions = min(directions, max(LEAST, len(blocks.sums) // PER_DIRECTION // LEAST * LEAST))
     targets = blocks.sums.reshape(len(blocks.sums), -1)
     four = np.tile(importance, len(_PIXELS))
     module = fit_responses(blocks.seen, targets, coarse_weight(site), directions, four).module
