@@ -16,7 +16,7 @@ from tvm_dual.little import FittedLittle, fit_responses
 from tvm_dual.observations import PATCH_VALUES, Observations
 from tvm_dual.sites import Site
 
-#: Blocks that are fitted to, at most, and those that a direction needs: of fewer, what is left of the errors says little.
+#: Blocks that are fitted to, at most, and those that a direction needs: of fewer, errors that are left say little.
 BLOCKS, PER_DIRECTION = 8000, 8
 #: Directions that are fitted in any case.
 LEAST = 16
