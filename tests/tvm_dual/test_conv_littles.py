@@ -140,7 +140,7 @@ def test_channels_that_nothing_predicts_hold_zero(builder, model):
     # A projection of nothing: what it gives is large and says nothing of the sums, whose mean is below zero.
     module = fit.little.module
     rng = np.random.default_rng(0)
-    noise = (10 * rng.standard_normal(module.weight.shape)).astype("float32")
+    noise = (1e4 * rng.standard_normal(module.weight.shape)).astype("float32")
     noise[32:] = module.weight[32:]
     bad = replace(fit, little=replace(fit.little, module=replace(module, weight=noise)))
     low = replace(site, bias=np.where(np.arange(64) < 32, site.bias - 100, site.bias).astype("float32"))
