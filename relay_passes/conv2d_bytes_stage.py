@@ -78,14 +78,15 @@ def convolved_bytes(
     bias: np.ndarray,
     x: relax.Var,
     residual: relax.Var | None,
+    prefix: str = "",
 ) -> relax.Var:
-    """Emit the convolution into a step and return its result."""
+    """Emit the convolution into a step and return its result; names of its operands begin with `prefix`."""
     byte = images.of(conv)
     tile = default_byte_tile(isa, byte)
     packed = pack_conv2d_int8(byte, tile, weight, bias, images.source, images.result, images.residual)
     names = ("weight", "scale", "bias", "affine")
-    operands = [step.operand(name, value) for name, value in zip(names, packed, strict=True)]
+    operands = [step.operand(f"{prefix}{name}", value) for name, value in zip(names, packed, strict=True)]
     if residual is None:
-        residual = step.operand("no_residual", np.zeros(1, byte.residual))
+        residual = step.operand(f"{prefix}no_residual", np.zeros(1, byte.residual))
     stage = kernel(conv2d_int8, isa, byte, tile, threads)
-    return step.call(f"conv2d_{images.precision}", stage, x, *operands, residual)
+    return step.call(f"{prefix}conv2d_{images.precision}", stage, x, *operands, residual)

@@ -7,8 +7,11 @@ from dataclasses import replace
 import numpy as np
 from tvm import relax
 
+from relay_passes.copied_littles import copied_sums
 from relay_passes.products import LittleModule
+from relay_passes.site_plan import COARSE, COPIES, SiteForm
 from relay_passes.step import StepBuilder
+from schedules.coarse import coarse_projection, coarse_spread, fine_pixels
 from schedules.conv2d import conv2d, pack_conv2d
 from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
@@ -55,14 +58,14 @@ class Conv2dStages:
         lists = (writes, reads) if form == "columns" else (writes,)
         return self._exact(form, self._conv, "", weight, bias, x, residual, *lists)
 
-    def little_sums(self, form: str, module: LittleModule, x: relax.Var, reads: bool = False) -> relax.Var:
-        """Return what the little module predicts the sums to be, bias included; `form` is that of its projection.
+    def little_sums(self, form: SiteForm, module: LittleModule, x: relax.Var, reads: bool = False) -> relax.Var:
+        """Return what the little module predicts the sums to be, bias included.
 
-        With `reads`, which the form ``columns`` alone can, x is lists.
+        With `reads`, which projections that skip zeros alone can, x is lists.
         """
         return self._little(form, module, x, replace(self._conv, activation=None, residual=False), None, reads)
 
-    def little(self, form: str, module: LittleModule, x: relax.Var, residual: relax.Var | None) -> relax.Var:
+    def little(self, form: SiteForm, module: LittleModule, x: relax.Var, residual: relax.Var | None) -> relax.Var:
         """Return the little module's result in place of the convolution's."""
         return self._little(form, module, x, self._conv, residual)
 
@@ -100,19 +103,33 @@ class Conv2dStages:
         return self._step.call("conv2d_single", stage, x, *operands, limits, sums)
 
     def _little(
-        self, form: str, module: LittleModule, x: relax.Var, after: Conv2d, residual, reads: bool = False
+        self, form: SiteForm, module: LittleModule, x: relax.Var, after: Conv2d, residual, reads: bool = False
     ) -> relax.Var:
+        if form.hidden in COPIES:
+            return copied_sums(self._step, self._isa, after, self._threads, form, module, x)
+        if form.hidden == COARSE:
+            return self._coarse(module, x, after, residual)
         conv, (projection,) = self._conv, module.projections
         k = len(projection)
         inner = replace(conv, outputs=k, activation=None, residual=False)
         filters = projection.reshape(k, *conv.kernel, conv.inputs)
-        lists = (False, True) if reads else ()
-        projected = self._exact(form, inner, "projection_", filters, -module.center, x, None, *lists)
+        lists, kind = (False, True) if reads else (), "columns" if form.skips_all else form.hidden
+        projected = self._exact(kind, inner, "projection_", filters, -module.center, x, None, *lists)
         # What is left is one product per pixel.
         spread = Conv2d(1, 1, inner.output_size // k, k, conv.outputs, (1, 1), activation=after.activation)
         spread = replace(spread, residual=after.residual)
         rows = module.weight.reshape(-1, 1, 1, k)
         return self._exact("dense", spread, "little_", rows, module.bias, projected, residual)
+
+    def _coarse(self, module: LittleModule, x: relax.Var, after: Conv2d, residual: relax.Var | None) -> relax.Var:
+        (projection,) = module.projections
+        blocks, spread = coarse_projection(self._conv, len(projection)), coarse_spread(self._conv, len(projection))
+        filters = projection.reshape(blocks.outputs, *blocks.kernel, blocks.inputs)
+        projected = self._exact("dense", blocks, "projection_", filters, -module.center, x, None)
+        rows = module.weight.reshape(spread.outputs, 1, 1, -1)
+        four = self._exact("dense", spread, "little_", rows, module.bias, projected, None)
+        stage = kernel(fine_pixels, self._isa, after, self._threads)
+        return self._step.call("fine_pixels", stage, four, self._added("fine_", residual))
 
     def _exact(
         self, form: str, conv: Conv2d, name: str, weight, bias, x, residual: relax.Var | None, *lists: bool

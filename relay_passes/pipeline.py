@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from relay_passes.channels_last import ChannelsLast
+from relay_passes.copied_littles import CopyLittles
 from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
 from relay_passes.fuse_step import FuseStep
@@ -64,6 +65,7 @@ def rewrite_pipeline(plan: AttachPlan) -> tvm.transform.Pass:
 def _rewrites() -> list[tvm.transform.Pass]:
     return [
         RewriteDense(),
+        CopyLittles(),
         SplitLittles(),
         PassBytes(),
         JoinBytes(),

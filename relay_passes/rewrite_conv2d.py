@@ -68,8 +68,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
                 y = convolved_bytes(step, isa, conv, form.threads, images, *big)
         elif form.gated:
             threshold = (3, conv.outputs)
-            projection = "columns" if form.skips_all else form.hidden
-            sums = stages.little_sums(projection, read_little(function), x, reads)
+            sums = stages.little_sums(form, read_little(function), x, reads)
             limits = step.input("limits", threshold)
             if form.input == "singles":
                 y, count = stages.singles(site.weight, site.bias, x, residual, limits, sums)
@@ -79,7 +78,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
                 y = tiles(site.weight, site.bias, x, residual, opened, sums)
             counts.append(count)
         elif form.needs_little:
-            y = stages.little(form.hidden, read_little(function), x, residual)
+            y = stages.little(form, read_little(function), x, residual)
         else:
             y = stages.exact(form.input, site.weight, site.bias, x, residual, reads, writes)
         if site.pool is not None:

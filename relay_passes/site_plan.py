@@ -18,6 +18,10 @@ from schedules.quantize import corrected_bias
 
 #: Forms with a gate.
 GATED = frozenset({"rows", "singles"})
+#: Little modules of a convolution that are copies of the layer, and the bits of their weights.
+COPIES = {"copy8": 8, "copy4": 4}
+#: One that predicts four pixels at a time.
+COARSE = "coarse"
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,15 @@ class SiteForm:
         Form of each matrix: ``dense`` (every row), ``columns`` (zero inputs skipped), ``rows``
         (gated; of a convolution tiles), ``singles`` (a convolution gated output by output) or ``little`` (the little
         module alone). A dense layer has no `hidden`; of a convolution with a little module that is the form of its
-        projection, or ``nonzeros``, if projection and open tiles both skip zeros.
+        projection, or ``nonzeros``, if projection and open tiles both skip zeros, or the kind of what is no projection:
+        a key of `COPIES`, or `COARSE`.
     rule : str
         Gate rule, ``damage`` or ``activation``.
     threads : int
     isa : str
         A key of `schedules.cpu.ISAS`.
     scale, zero : float, int
-        Scale and zero point of the bytes that a convolution of int8 reads.
+        Scale and zero point of the bytes that a convolution of int8 reads, or a copy that is a little module.
     """
 
     precision: str

@@ -11,18 +11,16 @@ from dataclasses import replace
 
 import tvm
 from tvm import IRModule, relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.conv2d_site import COMPOSITE, Conv2dSite, conv2d_function, read_conv2d
-from relay_passes.mark_sites import layer_activation
+from relay_passes.conv2d_site import Conv2dSite
 from relay_passes.products import LittleModule
-from relay_passes.site_plan import read_form, read_little
+from relay_passes.replaced_sites import call_of, replace_sites, taken
+from relay_passes.site_plan import SiteForm, read_little
 from schedules.conv2d_int8 import Affine
 
 #: Scale and zero point of the few channels, whatever the layer.
 LEVELS = Affine(1.0, 128)
-#: Attributes that both have from the site, and those of what the first reads and the second writes.
-_BOTH = ("Composite", "Primitive", "dual.precision", "dual.rule", "dual.isa", "dual.threads")
+#: Attributes of what the first reads and the second writes.
 _READS, _WRITES = ("dual.scale", "dual.zero", "dual.source"), ("dual.result", "dual.residual")
 
 
@@ -35,59 +33,20 @@ class SplitLittles:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with two sites in place of each convolution behind its little module on bytes."""
-        if not any(map(_splits, module.functions.values())):
-            return module
-        splitter = _Splitter(module)
-        main = splitter.visit_expr(module["main"])
-        splitter.builder_.update_func(module.get_global_var("main"), main)
-        return relax.transform.DeadCodeElimination(["main"])(splitter.builder_.get())
+        return replace_sites(module, _splits, _split)
 
 
-@mutator
-class _Splitter(PyExprMutator):
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self._module = module
-
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        function = self._module[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
-        if function is None or not _splits(function):
-            return super().visit_call_(call)
-        given = relax.Call(call.op, [self.visit_expr(argument) for argument in call.args], ret_ty=call.ty)
-        site, name = read_conv2d(function, given, layer_activation(function)), str(function.attrs["dual.site"])
-        few, spread = _halves(site, read_little(function))
-        levels = {"dual.scale": LEVELS.scale, "dual.zero": LEVELS.zero}
-        read, written = {"dual.site": f"{name}_few"} | _taken(function, _READS), levels | _taken(function, _WRITES)
-        value = self.builder_.emit(self._call(function, few, f"{name}_few", read, site.x))
-        result = self._call(function, spread, f"{name}_spread", written | {"dual.site": name}, value, site.residual)
-        # What the site was to give may be bytes, which its function does not say.
-        return relax.Call(result.op, result.args, ret_ty=call.ty)
-
-    def _call(self, function: relax.Function, half: Conv2dSite, name: str, attributes: dict, *images) -> relax.Call:
-        made = conv2d_function(half).with_attrs(
-            _taken(function, _BOTH)
-            | {"dual.nonnegative": 0, "dual.input": "dense", "dual.hidden": "", "dual.means": []}
-            | attributes
-        )
-        target = self.builder_.add_func(made, name)
-        x, *residual = (image for image in images if image is not None)
-        return relax.Call(
-            target,
-            [x, relax.const(half.weight), relax.const(half.bias.reshape(1, 1, 1, -1)), *residual],
-            ret_ty=made.ret_ty,
-        )
+def _splits(form: SiteForm) -> bool:
+    """Whether a convolution is behind its little module alone, on bytes."""
+    return form.precision == "int8" and form.input == "little"
 
 
-def _splits(function) -> bool:
-    """Whether a function is a convolution behind its little module alone, on bytes."""
-    if not isinstance(function, relax.Function) or not function.attrs or function.attrs.get("Composite") != COMPOSITE:
-        return False
-    form = read_form(function)
-    return form is not None and form.precision == "int8" and form.input == "little"
-
-
-def _taken(function: relax.Function, names: tuple[str, ...]) -> dict:
-    return {name: function.attrs[name] for name in names if name in function.attrs}
+def _split(builder: relax.BlockBuilder, function: relax.Function, site: Conv2dSite) -> relax.Call:
+    (few, spread), name = _halves(site, read_little(function)), str(function.attrs["dual.site"])
+    levels = {"dual.scale": LEVELS.scale, "dual.zero": LEVELS.zero, "dual.site": name}
+    read, written = {"dual.site": f"{name}_few"} | taken(function, _READS), levels | taken(function, _WRITES)
+    value = builder.emit(call_of(builder, function, few, f"{name}_few", read, site.x))
+    return call_of(builder, function, spread, f"{name}_spread", written, value, site.residual)
 
 
 def _halves(site: Conv2dSite, little: LittleModule) -> tuple[Conv2dSite, Conv2dSite]:

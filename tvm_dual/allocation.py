@@ -19,7 +19,7 @@ from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
 from tvm_dual.site_times import SiteTimes, time_sites
-from tvm_dual.variants import Fits, Model, Variant, little_alone, singles_form
+from tvm_dual.variants import Fits, Model, Variant, little_alone, trains
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     path = merged({name: steps(Choice(0, OPEN, 0.0, times[name].exact), found) for name, found in choices.items()})
     judged = _Judged(model, quality, times, rule, progress, math.ceil(math.log2(len(path) + 1)))
     taken, finetuning = _within_budget([], path, judged), None
-    if model.options.finetune_steps and taken:
+    if model.options.finetune_steps and any(trains(step.choice.form) for step in taken):
         taken, finetuning = _tuned(taken, path, judged)
     return Allocation(exact, *judged.held.get(_state(taken), (None,) * 3), tuple(judged.trials), finetuning)
 
@@ -118,14 +118,13 @@ class _Judged:
         state = dict(_state(taken))
         forms = {name: found.form for name, found in self._times.items()}
         for name, choice in state.items():
-            form = self._times[name].gated
-            if choice.gate == "singles":
-                form = singles_form(form)
+            form = choice.form
             forms[name] = little_alone(form) if choice.limit == FAR else form
         sized = self._model.sized({name: choice.size for name, choice in state.items()})
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}
         if self.tuned:
             fits.finetune(forms, limits, self._progress)
+        fits.refit(forms, self._rule, limits)
         variant = fits.variant(forms, self._rule)
         trial = try_limit(sized, self._quality, variant, limits)
         self.trials.append(trial)

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, Isa
-from tvm_dual.byte_little import stood_for
+from tvm_dual.byte_scale import SHARES, byte_scale
 from tvm_dual.cost import all_operations
 from tvm_dual.errors import PlanError
 from tvm_dual.plan import Plan, SitePlan
@@ -23,31 +21,9 @@ from tvm_dual.quality import Quality
 from tvm_dual.sites import Site
 from tvm_dual.variants import Fits, Model, exact_form
 
-#: Levels of a byte above zero.
-LEVELS = 255
-#: Values that scales are fitted to, and shares of their range that are tried.
-VALUES, SHARES = 200_000, np.linspace(1.0, 0.3, 29)
 #: Shares for all convolutions at once. Where a maximum over the image follows, few large values decide, and cutting
 #: them off costs more than the error of all others: DNSMOS's score changes by 0.036 or by 0.015.
 RANGES = (SHARES, SHARES[:1])
-
-
-def byte_scale(values: np.ndarray, shares: np.ndarray = SHARES) -> Affine:
-    """Return the scale and zero point that quantize `values`, float32, with the least mean square error.
-
-    The range is one of `shares` of what the values take, and holds zero, which is exact.
-    """
-    step = max(1, values.size // VALUES)
-    some = values.reshape(-1)[::step].astype("float32")
-    low, high = min(0.0, float(values.min(initial=0))), max(0.0, float(values.max(initial=0)))
-    if high - low <= 0:
-        return Affine(1.0, 0)
-    tried = []
-    for share in shares:
-        scale = share * (high - low) / LEVELS
-        levels = Affine(scale, round(-share * low / scale))
-        tried.append((float(np.square(stood_for(some, levels) - some).mean()), levels))
-    return min(tried, key=lambda each: each[0])[1]
 
 
 def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Model:
@@ -135,8 +111,10 @@ def check_level(plan: Plan, isa: Isa) -> None:
     PlanError
         Naming the first of them.
     """
+    copies = [site for site in plan.sites if site.little == "copy"]
     for precision, has, what in (("int8", isa.vnni, "8-bit dot products"), ("bf16", isa.amx, "bf16 matrix tiles")):
-        if not has and (sites := _planned(plan, precision)):
+        sites = [*_planned(plan, precision), *(copies if precision == "int8" else [])]
+        if not has and sites:
             raise PlanError(
                 f"plan: site {sites[0].name} is computed in {precision}, and {isa.name} has no {what}; accepted: a "
                 f"plan made for {isa.name}, or a target that has them ({plan.isa})"

@@ -5,33 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import expit
 
 from schedules.conv2d_gated import gate_panels
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import Isa
-from schedules.quantize import stored_rows
-from tvm_dual.byte_little import byte_sums
+from tvm_dual.closed_fit import NONLINEARITIES, gate_table
+from tvm_dual.conv_littles import predicted
 from tvm_dual.fitting import SiteFit
-from tvm_dual.gates import EFFORTS, thresholds
+from tvm_dual.gates import EFFORTS
 from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 from tvm_dual.tile_gates import open_channels
 
 #: Observed vectors, or pixels, that are looked at.
 SAMPLES = 2000
-_NONLINEARITIES = {
-    "relu": lambda y: np.maximum(y, 0),
-    "relu6": lambda y: np.clip(y, 0, 6),
-    "sigmoid": expit,
-    "tanh": np.tanh,
-    None: lambda y: y,
-}
 
 
 def after(site: Site, sums: np.ndarray) -> np.ndarray:
     """Return what a layer's nonlinearity makes of its sums."""
-    return _NONLINEARITIES[site.activation](sums)
+    return NONLINEARITIES[site.activation](sums)
 
 
 def closed_loss(
@@ -66,18 +58,12 @@ def closed_loss(
         Open tiles / all tiles, or outputs, or rows of a dense layer, and the mean over samples of the summed squares of
         what the consumers' sums are off by.
     """
-    x = observed.inputs[0][:SAMPLES]
-    module, added = fit.little.module, 0 if observed.residual is None else observed.residual[:SAMPLES]
-    exact = x @ site.weight.T + site.bias + added
-    if source is None:
-        (projection,) = module.projections
-        rough = (x @ projection.T - module.center) @ stored_rows(module.weight, module.bits).T + module.bias + added
-    else:
-        rough = byte_sums(module, x, source) + added
+    exact, rough, added = predicted(site, fit, observed, SAMPLES, source)
+    exact, rough = exact + added, rough + added
     errors = ((after(site, exact) - after(site, rough)) * fit.weights) ** 2
     found = []
     for limit in limits:
-        table = thresholds(site, rule, limit, fit.spread, fit.weights, gate=gate)[EFFORTS.index(1.0)]
+        table = gate_table(site, rule, limit, fit, gate=gate)[EFFORTS.index(1.0)]
         if site.conv:
             panels = None if gate == "singles" else gate_panels(isa, site.conv)
             opened, density = open_channels(table, rough, panels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from relay_passes.site_plan import COARSE, COPIES
+from schedules.coarse import coarse_projection, coarse_spread
 from schedules.cpu import Isa
 from schedules.quantize import round_up
 from tvm_dual.little import FittedLittle
@@ -29,6 +31,15 @@ def all_operations(site: Site) -> int:
     return site.weight_count * (site.rows_per_call or 1)
 
 
+def little_operations(site: Site, kind: str, size: int) -> float:
+    """Return the multiply-adds of a call of a little module of `size` directions, for each vector or block."""
+    rows = site.rows_per_call or 1
+    if kind == COARSE:
+        parts = coarse_projection(site.conv, size), coarse_spread(site.conv, size)
+        return float(sum(conv.taps * conv.output_size for conv in parts))
+    return float(rows * size * (site.n_inputs + len(site.weight)))
+
+
 def operations(
     site: Site, forms: tuple[str, str], density: float, observed: Observations, little: FittedLittle | None
 ) -> float:
@@ -52,6 +63,8 @@ def operations(
         total += matrix.size * {"dense": 1.0, "rows": opened, "singles": opened, "little": 0.0, "columns": share}[form]
     if little is not None:
         module = little.module
+        if forms[1] == COARSE:
+            return total * site.rows_per_call + little_operations(site, COARSE, len(module.center))
         # Of a convolution the second form is the projection's.
         share = nonzero[0] if site.conv and forms[1] in ("columns", "nonzeros") else 1.0
         total += share * sum(p.size for p in module.projections) + module.weight.size
@@ -93,9 +106,11 @@ def bytes_read(
             total += nonzero * k * round_up(n * size, isa.row_bytes)
         else:
             total += whole * {"dense": 1.0, "rows": density, "singles": density, "little": 0.0}[form]
-    if little is not None and site.conv and precision in ("int8", "bf16"):
+    copied = site.conv is not None and forms[1] in COPIES
+    if little is not None and site.conv and (copied or precision in ("int8", "bf16")):
         # Both are convolutions of such numbers; tiles read whole rows, dot products four bytes at a time.
-        unit, size = isa.row_bytes if isa.amx else BYTES_AT_ONCE, element_bytes(precision)
+        unit = isa.row_bytes if isa.amx else BYTES_AT_ONCE
+        size = element_bytes("int8" if copied else precision)
         matrices = (*little.module.projections, little.module.weight)
         total += sum(n * round_up(k * size, unit) for n, k in (matrix.shape for matrix in matrices))
     elif little is not None:

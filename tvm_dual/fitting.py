@@ -31,12 +31,22 @@ class SiteFit:
         From `tvm_dual.gates.unit_weights`.
     tuned : bool
         Whether the little module was fine-tuned.
+    kind : str
+        ``projection``; of a convolution also ``copy`` or ``coarse`` (`tvm_dual.conv_littles`).
+    source : Affine or None
+        Of the bytes that a copy reads.
+    refit : ndarray, float32, (2, n), or None
+        What each channel's predicted sums are multiplied by, and what is added to them then, once the little module is
+        fitted again to what the gate leaves closed (`tvm_dual.closed_fit`). Both are part of `little` already.
     """
 
     little: FittedLittle
     spread: np.ndarray
     weights: np.ndarray
     tuned: bool = False
+    kind: str = "projection"
+    source: Affine | None = None
+    refit: np.ndarray | None = None
 
 
 def fit_site(
@@ -75,7 +85,7 @@ def fit_site(
 def fit_bytes(site: Site, fit: SiteFit, observed: Observations, source: Affine) -> SiteFit:
     """Return a convolution's float32 little module as one of bytes; trained rows are kept."""
     (x,) = observed.inputs
-    targets, importance = _conv2d_targets(site, observed, fit.weights)
+    targets, importance = conv2d_targets(site, observed, fit.weights)
     little = bytes_little(fit.little, x, targets, importance, source, refit=not fit.tuned)
     return replace(fit, little=little, spread=little.spread)
 
@@ -89,7 +99,7 @@ def _fit_dense(site: Site, observed, weights, _both, options) -> tuple[FittedLit
 
 def _fit_conv2d(site: Site, observed, weights, _both, options) -> tuple[FittedLittle, np.ndarray]:
     (x,) = observed.inputs
-    targets, importance = _conv2d_targets(site, observed, weights)
+    targets, importance = conv2d_targets(site, observed, weights)
     if options["projection"] == "reduced_rank":
         fitted = fit_responses(x, targets, site.weight, options["k"], importance)
     else:
@@ -97,7 +107,7 @@ def _fit_conv2d(site: Site, observed, weights, _both, options) -> tuple[FittedLi
     return fitted, fitted.spread
 
 
-def _conv2d_targets(site: Site, observed, weights) -> tuple[np.ndarray, np.ndarray]:
+def conv2d_targets(site: Site, observed, weights) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of the observed pixels, and how much an error of each row matters."""
     targets = observed.inputs[0] @ site.weight.T + site.bias
     shown = targets if observed.residual is None else targets + observed.residual

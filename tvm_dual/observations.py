@@ -19,8 +19,9 @@ MAX_SAMPLES = 24_000
 MAX_STEPS, STEP_VALUES, RUN = 64_000, 1 << 28, 400
 #: Values that are kept of what pixels of a convolution's output see: 64 MB a layer.
 PATCH_VALUES = 1 << 24
-#: Whole calls that are kept of a layer without states, at most, and their bytes unless one call has more.
-EXAMPLES, EXAMPLE_BYTES = 8, 1 << 23
+#: Whole calls that are kept of a layer without states, at most, and their bytes unless one call has more. Coarse little
+#: modules are fitted to them.
+EXAMPLES, EXAMPLE_BYTES = 128, 1 << 23
 
 
 @dataclass(frozen=True, eq=False)

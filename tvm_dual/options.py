@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from relay_passes.site_plan import COARSE, COPIES
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import GATES, RULES
 from tvm_dual.little import LITTLE_BITS, PROJECTIONS, dimensions_for
@@ -11,6 +12,8 @@ from tvm_dual.little import LITTLE_BITS, PROJECTIONS, dimensions_for
 MODES = ("dual", "skip", "dense", "little")
 #: Units of a convolution's gate, and the forms that have such gates.
 GATE_UNITS = {"auto": ("rows", "singles"), "tile": ("rows",), "output": ("singles",)}
+#: Little modules of convolutions.
+LITTLE_KINDS = ("projection", *COPIES, COARSE)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class AdvancedOptions:
         Precision of little modules: 8, 4 or 2; or 32, float32 throughout, projections and inputs too.
     site_dimensions : dict of int
         Directions of single sites, by name.
+    little_kinds : tuple of str
+        Little modules of convolutions to choose from in fp32 builds: ``projection``; ``copy8`` and ``copy4``, the
+        layer's own weights at 8 or 4 bits, on bytes; ``coarse``, for blocks of two by two pixels. Alone, without a
+        gate, copies make an fp32 build one of 8 bits where quality allows it; without them all of it is float32.
     keep_dense : tuple of str
         Names of sites that must stay exact.
     closed_share : float or None
@@ -65,6 +72,7 @@ class AdvancedOptions:
     dimension_share: float = 0.1
     little_bits: int = 8
     site_dimensions: dict[str, int] = field(default_factory=dict)
+    little_kinds: tuple[str, ...] = ("projection", "copy8", "coarse")
     keep_dense: tuple[str, ...] = ()
     closed_share: float | None = None
     finetune_steps: int = 0
@@ -92,6 +100,7 @@ class AdvancedOptions:
             "dimension_share": 0 < self.dimension_share <= 1,
             "little_bits": self.little_bits in LITTLE_BITS,
             "site_dimensions": all(k > 0 for k in self.site_dimensions.values()),
+            "little_kinds": bool(self.little_kinds) and set(self.little_kinds) <= set(LITTLE_KINDS),
             "closed_share": self.closed_share is None or 0 < self.closed_share <= 1,
             "finetune_steps": self.finetune_steps >= 0,
             "search_steps": self.search_steps >= 0,

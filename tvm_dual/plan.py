@@ -27,12 +27,18 @@ class SitePlan:
         Of the big module: ``fp32``, ``int8`` or, of a convolution, ``bf16``.
     rule : str
         Gate rule, empty without a gate.
+    little : str
+        Kind of the little module: ``projection``, of a convolution also ``copy`` or ``coarse``; empty without one.
     projection : str
-        Of the little module, empty without one.
+        Of the little module, empty without one, and of a copy.
     dimensions, little_bits : int
-        Size and precision of the little module, 0 without one.
+        Size and precision of the little module, 0 without one; a copy has no size.
     tuned : bool
         Whether the little module was fine-tuned.
+    refit : bool
+        Whether it was fitted again to the tiles that are closed at `limit`.
+    zeros : int
+        Channels whose closed tiles hold zero.
     limit : float
         The gate's bound at effort 1: in units of damage, or the activation rule's margin.
     density : float
@@ -50,7 +56,7 @@ class SitePlan:
         Multiply-adds per call, little module included, mean over the calibration data, and those of the big module;
         per vector, if a call may see any number.
     scale, zero : float, int
-        Scale and zero point of the bytes that a convolution of int8 reads.
+        Scale and zero point of the bytes that a convolution of int8 reads, or a copy that is its little module.
     order : tuple of int
         Which channel of the model comes at each place of a convolution's output; empty if they stay as they are.
     """
@@ -61,10 +67,13 @@ class SitePlan:
     hidden: str
     precision: str
     rule: str = ""
+    little: str = ""
     projection: str = ""
     dimensions: int = 0
     little_bits: int = 0
     tuned: bool = False
+    refit: bool = False
+    zeros: int = 0
     limit: float = 0.0
     density: float = 1.0
     weight_bytes: int = 0

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
-from relay_passes.site_plan import GATED
+from relay_passes.site_plan import COARSE, COPIES, GATED
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates
 from tvm_dual.byte_convs import bytes_reason, check_level, choose_bytes, planned_bf16, planned_bytes
+from tvm_dual.closed_fit import zero_channels
 from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
@@ -23,6 +24,11 @@ from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
 from tvm_dual.variants import APPROXIMATE, Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
+
+#: What little modules of convolutions are called that suffice alone, by the second form.
+_SUFFICES = dict.fromkeys(("dense", "columns"), "the little module")
+_SUFFICES |= {kind: f"the layer's copy at {bits} bits" for kind, bits in COPIES.items()}
+_SUFFICES |= {COARSE: "the little module of blocks of pixels"}
 
 
 def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> DualLibrary:
@@ -122,7 +128,8 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         hidden = ("dense", *approximate) if site.hidden else ("",)
         if site.kind == "conv2d":
             approximate = tuple(APPROXIMATE)
-            hidden = {"rows": (*exact, "nonzeros"), "singles": exact, "little": exact}.get(site.input, ("",))
+            littles = (*exact, *COPIES, COARSE) if site.precision == "fp32" else exact
+            hidden = {"rows": (*littles, "nonzeros"), "singles": littles, "little": littles}.get(site.input, ("",))
         accepted = (*exact, *approximate) if model.sites[site.name].can_gate else exact
         if site.input not in accepted or site.hidden not in hidden:
             raise PlanError(
@@ -143,7 +150,9 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
         fits.finetune(forms, by_site if trained.tuned.limits else trained.tuned.limit, progress)
-    variant = fits.variant(forms, rules.pop())
+    rule = rules.pop()
+    fits.refit(forms, rule, {name: limits.get(name, FAR) for name, site in planned.items() if site.refit})
+    variant = fits.variant(forms, rule)
     found = None if limit is None else try_limit(model, quality, variant, limit)
     return _final(fits, variant, limit, _plan(model, quality, variant, found, finetuning=trained))
 
@@ -227,14 +236,20 @@ def _site_plan(model: Model, site: Site, variant: Variant, found: Trial | None, 
         levels = model.on_bytes[site.name]
         plan = replace(plan, scale=levels.scale, zero=levels.zero)
     if fit is not None:
+        copied = fit.kind == "copy"
         plan = replace(
             plan,
-            projection=model.options.projection,
-            dimensions=fit.little.module.weight.shape[1],
+            little=fit.kind,
+            projection="reduced_rank" if fit.kind == "coarse" else model.options.projection * (not copied),
+            dimensions=0 if copied else fit.little.module.weight.shape[1],
             little_bits=fit.little.module.bits,
             tuned=fit.tuned,
+            refit=fit.refit is not None,
+            zeros=zero_channels(fit),
             density=0.0,
         )
+        if copied:
+            plan = replace(plan, scale=fit.source.scale, zero=fit.source.zero)
     if GATED & set(forms):
         plan = replace(plan, rule=variant.rule, limit=found.limits.get(site.name, found.limit), density=density)
         if site.hidden:
@@ -263,7 +278,7 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
     if "singles" in forms:
         parts.append("open outputs, one by one, were fastest for what they lose")
     if "little" in forms:
-        parts.append("the little module suffices")
+        parts.append(f"{_SUFFICES[forms[1]]} suffices" if site.conv else "the little module suffices")
     if "rows" in forms and site.name in model.orders:
         parts.append(model.orders[site.name].reason)
     if not parts:

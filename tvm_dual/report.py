@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tvm_dual.plan import FineTuning, KernelChoice, Plan
+from tvm_dual.plan import FineTuning, KernelChoice, Plan, SitePlan
 
 _HEADER = ("site", "input", "state", "little module", "open rows", "bytes read", "why")
 
@@ -52,8 +52,7 @@ class Report:
         plan = self.plan
         table = [_HEADER]
         for site in plan.sites:
-            little = f"{site.projection} {site.dimensions} x {site.little_bits} bit" if site.dimensions else "-"
-            little += ", tuned" * site.tuned
+            little = _little(site)
             table.append(
                 (
                     site.name,
@@ -90,6 +89,15 @@ class Report:
                 f"quality {trial.quality:.4g}"
             )
         return "\n".join([*lines, *_finetuning_lines(plan.finetuning), *_kernel_lines(plan.kernels)])
+
+
+def _little(site: SitePlan) -> str:
+    """Say what a site's little module is."""
+    if not site.little_bits:
+        return "-"
+    named = " ".join(part for part in (site.little.replace("projection", ""), site.projection) if part)
+    size = f" {site.dimensions} x" if site.dimensions else ","
+    return f"{named}{size} {site.little_bits} bit" + ", tuned" * site.tuned + f", {site.zeros} zero" * bool(site.zeros)
 
 
 def _finetuning_lines(found: FineTuning | None) -> list[str]:

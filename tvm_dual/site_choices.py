@@ -14,12 +14,13 @@ from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.calibration import InputStream
 from tvm_dual.closed_loss import closed_loss
+from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
 from tvm_dual.single_times import BOUNDS
 from tvm_dual.site_times import SiteTimes
-from tvm_dual.variants import LITTLE_BYTES, Fits, Model
+from tvm_dual.variants import LITTLE_BYTES, Fits, Model, singles_form
 
 #: Sizes of little modules, as multiples of the options', and of those on bytes.
 MULTIPLES, BYTE_MULTIPLES = (1, 2, 4), (1, 2, 3, 4)
@@ -42,15 +43,15 @@ class Choice:
     loss : float
         Mean square of what the model's outputs are off by, as a share of their own.
     microseconds : float
-    gate : str
-        Of a convolution, where there is a gate: ``rows``, of tiles, or ``singles``.
+    form : tuple of str
+        Gated, of the input's and the little module's matrix; empty of the exact form.
     """
 
     size: int
     limit: float
     loss: float
     microseconds: float
-    gate: str = "rows"
+    form: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,32 +108,40 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
     alone = _alone_losses(model, times, middle, rule, progress)
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
-        site, observed, form = model.sites[name], model.observations[name], found.gated
+        site, observed = model.sites[name], model.observations[name]
         limits, source = (FAR, *LADDER[rule]), model.on_bytes.get(name)
-        if form == LITTLE_BYTES:
+        if found.gated == LITTLE_BYTES:
             limits = limits[:1]
-        fits = {size: Fits(model.sized({name: size})).fit(name, form) for size in found.alone}
-        local = {size: closed_loss(site, fit, observed, isa, rule, limits, source) for size, fit in fits.items()}
-        scale = alone[name] / max(local[middle[name]][0][1], 1e-30)
+        kinds = (found, *found.others)
+        fits = {(kind.gated, size): _fit(model, name, kind, size) for kind in kinds for size in kind.alone}
+        local = {at: closed_loss(site, fit, observed, isa, rule, limits, source) for at, fit in fits.items()}
+        scale = alone[name] / max(local[found.gated, middle[name]][0][1], 1e-30)
         choices[name] = [
-            Choice(size, limit, scale * loss, _time(found, size, limit, density))
-            for size in found.alone
-            for limit, (density, loss) in zip(limits, local[size], strict=True)
+            Choice(size, limit, scale * loss, _time(kind, size, limit, density), kind.gated)
+            for kind in kinds
+            for size in kind.alone
+            for limit, (density, loss) in zip(limits, local[kind.gated, size], strict=True)
             if limit == FAR or "rows" in model.options.gates or not found.singles
         ]
         for size, times_ in found.singles.items():
-            of_limits = closed_loss(site, fits[size], observed, isa, rule, BOUNDS[rule], gate="singles")
+            of_limits = closed_loss(site, fits[found.gated, size], observed, isa, rule, BOUNDS[rule], gate="singles")
             choices[name] += [
-                Choice(size, limit, scale * loss, times_.at(density), "singles")
+                Choice(size, limit, scale * loss, times_.at(density), singles_form(found.gated))
                 for limit, (density, loss) in zip(BOUNDS[rule], of_limits, strict=True)
             ]
     return choices
 
 
+def _fit(model: Model, name: str, kind: SiteTimes, size: int) -> SiteFit:
+    """Return a little module of a kind, in its closed form."""
+    return Fits(model.sized({name: size})).fit(name, kind.gated)
+
+
 def _time(times: SiteTimes, size: int, limit: float, density: float) -> float:
     """Return the microseconds of a layer: with a gate, in proportion to the share of open tiles or rows."""
     if limit == FAR:
-        return times.alone[size]
+        # Without a gate it is no slower; what says so is noise.
+        return min(times.alone[size], times.closed.get(size, times.alone[size]))
     return times.closed[size] + density * (times.opened[size] - times.closed[size])
 
 

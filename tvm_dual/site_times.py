@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from schedules.conv2d_int8 import Affine
+from relay_passes.site_plan import COARSE, COPIES
 from schedules.cpu import ISAS
 from tvm_dual.byte_little import as_bytes
 from tvm_dual.compiler import Compiler
+from tvm_dual.cost import all_operations, little_operations
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.single_times import SingleTimes, likely_bound
@@ -39,6 +40,8 @@ from tvm_dual.variants import (
 TURNS, BYTE_TURNS, FEWEST, SECONDS = 24, 120, 4, 10.0
 #: Share of zeros in a convolution's input from which on skipping them in open tiles is tried.
 MANY_ZEROS = 0.5
+#: Directions of coarse little modules, as multiples of those of projections, which are for a pixel and not for four.
+COARSE_TIMES = 2
 #: Of the times of all turns the one that counts: other work on the machine only ever adds.
 QUANTILE = 0.25
 
@@ -60,6 +63,8 @@ class SiteTimes:
         gate the last is all there is.
     singles : dict of SingleTimes
         Of a convolution that is gated output by output, by directions of the little module.
+    others : tuple of SiteTimes
+        The same of further kinds of little modules; copies have no directions, and stand under 0.
     """
 
     form: tuple[str, str]
@@ -69,6 +74,7 @@ class SiteTimes:
     opened: dict[int, float]
     alone: dict[int, float]
     singles: dict[int, SingleTimes] = field(default_factory=dict)
+    others: tuple[SiteTimes, ...] = ()
 
 
 #: A library of one layer, and the thresholds to set before it is timed.
@@ -100,13 +106,19 @@ def time_sites(
     best = {name: int(np.argmin(found)) for name, found in times.items()}
     forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
     others = {name: exact[name][at] for name, at in best.items()}
-    gated = {name: found for name, found in sizes.items() if model.gates(name) and name not in model.on_bytes}
+    may_gate = {name: found for name, found in sizes.items() if model.gates(name) and name not in model.on_bytes}
     # Where floats were faster no little module on bytes is looked for.
     on_bytes = {n: found for n, found in sizes.items() if model.littles_on_bytes(n) and forms[n] == EXACT_BYTES}
     result = {name: SiteTimes(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
     result |= _time_on_bytes(model, on_bytes, others, told)
+    kinds = _time_copies(model, may_gate, result, others, told)
+    gated = {name: _worthwhile(model, name, found, result[name], kinds) for name, found in may_gate.items()}
+    gated = {name: found for name, found in gated.items() if found}
     for name, found in _time_gated(model, gated, forms, others, told).items():
-        result[name] = replace(result[name], **found)
+        kinds.setdefault(name, []).insert(0, replace(result[name], **found))
+    for name, found in _time_coarse(model, may_gate, result, others, told, kinds).items():
+        kinds.setdefault(name, []).append(found)
+    result |= {name: replace(first, others=tuple(rest)) for name, (first, *rest) in kinds.items()}
     told.finish()
     return result
 
@@ -183,6 +195,89 @@ def _time_singles(
         of_sizes = zip(sizes[name], densities[name], found[::3], found[1::3], found[2::3], strict=True)
         result[name] = {size: SingleTimes(*rest) for size, *rest in of_sizes}
     return result
+
+
+def _time_copies(
+    model: Model,
+    sizes: Mapping[str, tuple[int, ...]],
+    exact: Mapping[str, SiteTimes],
+    others: Mapping[str, _Entry],
+    told: _Told,
+) -> dict[str, list[SiteTimes]]:
+    """Return the times of layers behind copies, which alone have bytes in and out, as they have beside each other."""
+    copied = [name for name in sizes if set(COPIES) & set(model.kinds(name))]
+    if not copied:
+        return {}
+    alone = _copies_alone(model, copied)
+    kinds = {name: [kind for kind in model.kinds(name) if kind in COPIES] for name in copied}
+    # Of whatever bits, they are the same kernels: what differs is noise.
+    entries = {
+        name: [*told(_gated, model, name, ("rows", of[0]), 0)[:2], told(alone, name)] for name, of in kinds.items()
+    }
+    times = _in_turns(model, entries, others)
+    return {
+        name: [replace(exact[name], gated=("rows", kind), **_named({0: time} for time in times[name])) for kind in of]
+        for name, of in kinds.items()
+    }
+
+
+def _time_coarse(
+    model: Model,
+    sizes: Mapping[str, tuple[int, ...]],
+    exact: Mapping[str, SiteTimes],
+    others: Mapping[str, _Entry],
+    told: _Told,
+    known: Mapping[str, list[SiteTimes]],
+) -> dict[str, SiteTimes]:
+    """Return the times of layers behind coarse little modules of what two sizes of projections cost."""
+    form, found = ("rows", COARSE), {}
+    for name, directions in sizes.items():
+        wider = dict.fromkeys(min(COARSE_TIMES * size, len(model.sites[name].weight)) for size in directions[:2])
+        found[name] = _worthwhile(model, name, tuple(wider), exact[name], known, COARSE)
+    found = {name: directions for name, directions in found.items() if directions}
+    entries = {name: [e for size in of for e in told(_gated, model, name, form, size)] for name, of in found.items()}
+    times = _in_turns(model, entries, others) if entries else {}
+    return {
+        name: replace(
+            exact[name], gated=form, **_named(dict(zip(found[name], of[part::3], strict=True)) for part in range(3))
+        )
+        for name, of in times.items()
+    }
+
+
+def _named(parts) -> dict[str, dict[int, float]]:
+    return dict(zip(("closed", "opened", "alone"), parts, strict=True))
+
+
+def _worthwhile(
+    model: Model,
+    name: str,
+    sizes: tuple[int, ...],
+    exact: SiteTimes,
+    known: Mapping[str, list[SiteTimes]],
+    kind: str = "projection",
+) -> tuple[int, ...]:
+    """Return the sizes of little modules of a kind that may be faster than the layer's copy, which is better than they.
+
+    What they take at least is their share of the layer's multiplications.
+    """
+    site = model.sites[name]
+    if kind not in model.kinds(name):
+        return ()
+    fastest = min((copy.alone[0] for copy in known.get(name, ()) if copy.gated[1] in COPIES), default=np.inf)
+    shares = {size: little_operations(site, kind, size) / all_operations(site) for size in sizes}
+    return tuple(size for size, share in shares.items() if fastest > share * exact.exact)
+
+
+def _copies_alone(model: Model, names: list[str]) -> Callable[[str], _Entry]:
+    """Return what compiles one of several layers on bytes, all of which hand each other bytes."""
+    levels = {name: model.copy_levels(name) for name in names}
+    forms = {
+        name: replace(model.compiler.form("int8", *EXACT_BYTES), scale=at.scale, zero=at.zero)
+        for name, at in levels.items()
+    }
+    compiler = model.compiler.with_bytes(forms)
+    return lambda name: (compiler.of_site(name).compile({name: forms[name]}), {})
 
 
 class _Told:
@@ -275,10 +370,7 @@ def _in_turns(
         for name in model.sites
         if timed[name] or others
     }
-    given = {
-        name: [_given(library, model.observations[name].examples, model.on_bytes.get(name)) for library, _ in queue]
-        for name, queue in queues.items()
-    }
+    given = {name: [_given(model, name, library) for library, _ in queue] for name, queue in queues.items()}
     runs = {name: [library.stream() for library, _ in queue] for name, queue in queues.items()}
     times = {name: [[] for _ in found] for name, found in entries.items()}
     start = time.monotonic()
@@ -298,9 +390,10 @@ def _in_turns(
     return {name: [float(np.quantile(t, QUANTILE)) for t in found] for name, found in times.items()}
 
 
-def _given(library: DualLibrary, examples: tuple[tuple[np.ndarray, ...], ...], levels: Affine | None):
+def _given(model: Model, name: str, library: DualLibrary) -> list[tuple[np.ndarray, ...]]:
     """Return calls of a layer with bytes in place of the images that it reads as such."""
-    kinds = [tensor.dtype for tensor in library.metadata.inputs]
+    kinds, examples = [tensor.dtype for tensor in library.metadata.inputs], model.observations[name].examples
+    levels = model.read_levels(name) if "uint8" in kinds else None
     return [
         tuple(as_bytes(x, levels) if kind == "uint8" else x for kind, x in zip(kinds, call, strict=True))
         for call in examples

@@ -8,15 +8,19 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from relay_passes.site_plan import GATED, SiteForm
+from relay_passes.site_plan import COARSE, COPIES, GATED, SiteForm
+from schedules.coarse import can_be_coarse
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.calibration import CalibrationData, InputStream
+from tvm_dual.closed_fit import gate_table, refit_closed
 from tvm_dual.compiler import Compiler
+from tvm_dual.conv_littles import fit_coarse, fit_copy
+from tvm_dual.copied_little import copy_levels
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_bytes, fit_site
-from tvm_dual.gates import EFFORTS, gate_factors, thresholds
+from tvm_dual.gates import EFFORTS, gate_factors
 from tvm_dual.library import DualLibrary
 from tvm_dual.observations import Observations
 from tvm_dual.options import AdvancedOptions
@@ -91,8 +95,8 @@ class Model:
         return max(self.data.streams, key=len)
 
     def sized(self, sizes: Mapping[str, int]) -> Model:
-        """Return the model with little modules of some sites of other sizes."""
-        dimensions = self.options.site_dimensions | dict(sizes)
+        """Return the model with little modules of some sites of other sizes; 0 are those that have none."""
+        dimensions = self.options.site_dimensions | {name: size for name, size in sizes.items() if size}
         return replace(self, options=replace(self.options, site_dimensions=dimensions))
 
     def site_forms(self, forms: Forms, rule: str = "") -> dict[str, SiteForm]:
@@ -103,7 +107,21 @@ class Model:
             if name in self.on_bytes and found[name].precision == "int8":
                 levels = self.on_bytes[name]
                 found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
+            elif form[1] in COPIES:
+                levels = self.copy_levels(name)
+                found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
         return found
+
+    def read_levels(self, name: str) -> Affine:
+        """Return the scale and zero point of the bytes that a site reads, in place of its floats or for its copy."""
+        return self.on_bytes[name] if name in self.on_bytes else self.copy_levels(name)
+
+    def copy_levels(self, name: str) -> Affine:
+        """Return the scale and zero point of what a site's copy reads."""
+        key = (name, "copy levels")
+        if key not in self.known:
+            self.known[key] = copy_levels(self.observations[name].inputs[0])
+        return self.known[key]
 
     def is_low(self, name: str) -> bool:
         """Whether a site is a convolution on bytes or on bf16."""
@@ -114,6 +132,14 @@ class Model:
         isa = ISAS[self.compiler.isa]
         can_gate = self.sites[name].can_gate and name not in self.options.keep_dense
         return can_gate and (isa.amx or not self.is_low(name))
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """Return the kinds of little modules that are tried on a site under a gate."""
+        site, isa = self.sites[name], ISAS[self.compiler.isa]
+        if site.conv is None or not self.gates(name) or self.is_low(name):
+            return ("projection",)
+        may = {"projection": True, **dict.fromkeys(COPIES, isa.vnni), COARSE: can_be_coarse(site.conv)}
+        return tuple(kind for kind in self.options.little_kinds if may[kind])
 
     def littles_on_bytes(self, name: str) -> bool:
         """Whether a site may be behind its little module alone, on bytes."""
@@ -154,6 +180,7 @@ class Fits:
     def __init__(self, model: Model) -> None:
         """Take up what `model` knows already."""
         self._model, self._uses_tuned = model, False
+        self._refits: dict[tuple, SiteFit] = {}
 
     @cached_property
     def _means(self) -> dict[str, tuple[np.ndarray, ...]]:
@@ -164,16 +191,34 @@ class Fits:
         }
 
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
-        """Return a site's little module: after `finetune` the trained one if there is one, else the closed form."""
+        """Return a site's little module.
+
+        After `refit` it is fitted again; after `finetune` it is the trained one if there is one, else the closed form.
+        """
+        if (name, forms) in self._refits:
+            return self._refits[name, forms]
         closed = self._closed_form(name, forms)
         return self._model.known.get(self._tuned(name, forms), closed) if self._uses_tuned else closed
+
+    def refit(self, forms: Forms, rule: str, limits: Mapping[str, float]) -> None:
+        """Fit the little modules of convolutions again to what is closed at the bounds `limits`, by site.
+
+        Those on bytes stay as they are.
+        """
+        model, self._refits = self._model, {}
+        isa = ISAS[model.compiler.isa]
+        for name, limit in limits.items():
+            site, form = model.sites[name], forms[name]
+            if site.conv and APPROXIMATE & set(form) and model.site_precision(name, form) == "fp32":
+                fit, observed, gate = self.fit(name, form), model.observations[name], gate_of(form)
+                self._refits[name, form] = refit_closed(site, fit, observed, isa, rule, limit, gate)
 
     def finetune(self, forms: Forms, limit: Limits, progress: Callable[[str, int, int], None]) -> bool:
         """Train little modules around the bound `limit`, or one by site, each once; say if there are any."""
         model, steps = self._model, self._model.options.finetune_steps
         for name, form in forms.items():
             site, observed = model.sites[name], model.observations[name]
-            if not steps or not set(form) & APPROXIMATE or not can_finetune(site, observed):
+            if not steps or not trains(form) or not can_finetune(site, observed):
                 continue
             if (key := self._tuned(name, form)) not in model.known:
                 report = partial(progress, f"fine-tuning {name}")
@@ -197,12 +242,14 @@ class Fits:
         site, options, both = self._model.sites[name], self._model.options, forms[0] in APPROXIMATE
         rows = len(site.weight)
         inputs = site.n_inputs * both + site.hidden if site.hidden else site.n_inputs
+        if forms[1] in COPIES:
+            return name, both, 0, forms[1], COPIES[forms[1]], None
         if site.conv:
             # Directions are themselves a convolution's channels, computed in whole vectors.
             size = round_up(options.site_size(name, min(inputs, rows), rows), ISAS[self._model.compiler.isa].lanes)
             precision = self._model.site_precision(name, forms)
             source = self._model.on_bytes[name] if precision == "int8" else None
-            return name, both, size, options.projection, 32, source
+            return name, both, size, COARSE if forms[1] == COARSE else options.projection, 32, source
         return name, both, options.site_size(name, inputs, rows), options.projection, options.little_bits, None
 
     def _tuned(self, name: str, forms: tuple[str, str]) -> tuple:
@@ -217,8 +264,14 @@ class Fits:
         model = self._model
         if key not in model.known:
             name, both, size, projection, bits, source = key
+            layer = model.sites[name], model.observations[name], model.sites
             options = {"both": both, "dimensions": size, "projection": projection, "bits": bits, "source": source}
-            model.known[key] = fit_site(model.sites[name], model.observations[name], model.sites, **options)
+            if projection in COPIES:
+                model.known[key] = fit_copy(*layer, bits, self._model.copy_levels(name))
+            elif projection == COARSE:
+                model.known[key] = fit_coarse(*layer, size)
+            else:
+                model.known[key] = fit_site(*layer, **options)
         return model.known[key]
 
     def variant(
@@ -251,6 +304,16 @@ class Fits:
             plan=plan,
         )
         return Variant(forms, fits, rule, library, model)
+
+
+def gate_of(form: tuple[str, str]) -> str:
+    """Return what a form's gate decides on: ``singles``, of a convolution, or ``rows``."""
+    return "singles" if "singles" in form else "rows"
+
+
+def trains(form: tuple[str, str]) -> bool:
+    """Whether a form has a little module that can be trained: one with a projection."""
+    return bool(APPROXIMATE & set(form)) and form[1] not in (*COPIES, COARSE)
 
 
 def exact_form(site: Site, skip: bool) -> tuple[str, str]:
@@ -315,14 +378,13 @@ def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, lim
     bounds = limit if isinstance(limit, Mapping) else dict.fromkeys(gated, limit)
     factors = model.options.gate_factors
     return {
-        name: thresholds(
+        name: gate_table(
             model.sites[name],
             rule,
             bounds[name],
-            fits[name].spread,
-            fits[name].weights,
+            fits[name],
             factors,
-            "singles" if "singles" in forms[name] else "rows",
+            gate_of(forms[name]),
         )
         for name in gated
     }
