@@ -25,7 +25,7 @@ def builder():
 
 @pytest.fixture(scope="module")
 def model(builder) -> Model:
-    return builder.model("fp32", AdvancedOptions(rule="damage", dimension_share=0.25))
+    return builder.model("fp32", AdvancedOptions(rule="damage", dimension_share=0.25, gate_unit="tile"))
 
 
 def test_it_is_tried_where_half_of_the_input_is_zero(model):
