@@ -153,7 +153,9 @@ def test_units_are_an_option(builder, dense):
         builder.build("fp32", plan=replace(dense.report.plan, sites=sites))
 
 
-def test_a_share_of_outputs_is_closed_where_that_is_asked_for(builder):
+def test_a_share_of_outputs_is_closed_where_that_is_asked_for(builder, monkeypatch):
+    # No form is faster than the one with all gates, whatever the machine.
+    monkeypatch.setattr("tvm_dual.search.median_microseconds", lambda libraries, *_, **__: [1.0] * len(libraries))
     options = replace(SIZED, closed_share=0.8)
     library = builder.build("fp32", options=options)
     found = {site.name: site for site in library.report.plan.sites}
