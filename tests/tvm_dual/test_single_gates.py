@@ -132,7 +132,7 @@ def test_a_library_of_gated_outputs_is_exported_and_read_back(builder, dense, li
 def test_the_planner_takes_outputs_where_they_take_least_time(builder, monkeypatch):
     # Tiles and the little modules alone take longer than anything here.
     monkeypatch.setattr(SingleTimes, "at", lambda self, density: 0.01 + density)
-    options = AdvancedOptions(rule="damage", dimension_share=0.25, search_steps=1)
+    options = AdvancedOptions(rule="damage", dimension_share=0.25, search_steps=1, little_kinds=("projection",))
     library = builder.build("fp32", options=options, max_drop=0.02)
     plan = library.report.plan
     taken = [site for site in plan.sites if site.input == "singles"]
