@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,6 +19,8 @@ _OURS, _PEER, _INK = "#e4572e", "#8d99ae", "#22262e"
 _DPI = 150
 _RANGE_DB = 80.0
 _WINDOW_S = 0.032
+#: Perplexities above this multiple of the least are cut off: what nobody would use would hide the rest.
+_HIGHEST = 1.03
 
 
 def latency_bars(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str) -> None:
@@ -66,7 +70,7 @@ def demo_picture(
 
 
 def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str) -> None:
-    """Draw perplexity against time per step: a line per curve of a sweep, a point for every other engine.
+    """Draw perplexity against time per step: a line per curve of a sweep, a point for the best of each other engine.
 
     Parameters
     ----------
@@ -81,18 +85,27 @@ def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str
     figure = Figure(figsize=(10, 6.5), layout="constrained", dpi=_DPI)
     axes = figure.subplots()
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in shown:
-        place = row["median_ms"], row["quality"]["perplexity"]
+    others: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(shown, key=lambda row: row["median_ms"]):
         if "curve" in row:
-            curves.setdefault(row["curve"], []).append(place)
-            continue
-        own = row["engine"] == "tvm_dual"
+            curves.setdefault(row["curve"], []).append((row["median_ms"], row["quality"]["perplexity"]))
+        else:
+            # Of an engine's forms at one precision the fastest.
+            others.setdefault((row["engine"].split(" (")[0], row["precision"]), row)
+    for i, ((engine, precision), row) in enumerate(others.items()):
+        own, place = engine == "tvm_dual", (row["median_ms"], row["quality"]["perplexity"])
         axes.plot(*place, "s" if own else "o", color=_OURS if own else _PEER, markersize=8)
-        # Exact engines lie side by side at one perplexity: slanted names do not cover each other.
-        offset = {"xytext": (4, 6), "textcoords": "offset points", "rotation": 55}
-        axes.annotate(_name(row), place, fontsize=8, color=_INK, **offset)
-    for name, places in curves.items():
-        axes.plot(*zip(*places, strict=True), marker=".", linewidth=1.5, label=name)
+        # Exact engines lie side by side at one perplexity: their names stand at different heights.
+        line = {"arrowstyle": "-", "color": _PEER, "linewidth": 0.6}
+        offset = {"xytext": (0, 26 + 15 * (i % 6)), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{engine} {precision}", place, fontsize=8, color=_INK, arrowprops=line, **offset)
+    colors = colormaps["tab20"].colors
+    for color, (name, places) in zip(itertools.cycle(colors), curves.items(), strict=False):
+        marker = {"marker": "." if len(places) > 1 else "D", "markersize": 7}
+        axes.plot(*zip(*places, strict=True), linewidth=1.5, label=name, color=color, **marker)
+    values = [row["quality"]["perplexity"] for row in shown]
+    if values and max(values) > _HIGHEST * min(values):
+        axes.set_ylim(min(values) - 0.1 * (_HIGHEST - 1) * min(values), _HIGHEST * min(values))
     axes.set_xscale("log")
     axes.set_xlabel("median milliseconds per step", color=_INK)
     axes.set_ylabel("perplexity", color=_INK)
