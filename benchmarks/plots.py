@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +83,7 @@ def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str
     shown = [row for row in rows if "quality" in row and "sequence" not in row]
     figure = Figure(figsize=(10, 6.5), layout="constrained", dpi=_DPI)
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     curves: dict[str, list[tuple[float, float]]] = {}
     others: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(shown, key=lambda row: row["median_ms"]):
@@ -91,7 +91,7 @@ def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str
             curves.setdefault(row["curve"], []).append((row["median_ms"], row["quality"]["perplexity"]))
         else:
             # Of an engine's forms at one precision the fastest.
-            others.setdefault((row["engine"].split(" (")[0], row["precision"]), row)
+            others.setdefault((row["engine"], row["precision"]), row)
     for i, ((engine, precision), row) in enumerate(others.items()):
         own, place = engine == "tvm_dual", (row["median_ms"], row["quality"]["perplexity"])
         axes.plot(*place, "s" if own else "o", color=_OURS if own else _PEER, markersize=8)
@@ -99,10 +99,9 @@ def tradeoff(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str
         line = {"arrowstyle": "-", "color": _PEER, "linewidth": 0.6}
         offset = {"xytext": (0, 26 + 15 * (i % 6)), "textcoords": "offset points", "ha": "center"}
         axes.annotate(f"{engine} {precision}", place, fontsize=8, color=_INK, arrowprops=line, **offset)
-    colors = colormaps["tab20"].colors
-    for color, (name, places) in zip(itertools.cycle(colors), curves.items(), strict=False):
+    for name, places in curves.items():
         marker = {"marker": "." if len(places) > 1 else "D", "markersize": 7}
-        axes.plot(*zip(*places, strict=True), linewidth=1.5, label=name, color=color, **marker)
+        axes.plot(*zip(*places, strict=True), linewidth=1.5, label=name, **marker)
     values = [row["quality"]["perplexity"] for row in shown]
     if values and max(values) > _HIGHEST * min(values):
         axes.set_ylim(min(values) - 0.1 * (_HIGHEST - 1) * min(values), _HIGHEST * min(values))

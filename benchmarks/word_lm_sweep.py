@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,7 @@ from benchmarks.ours import our_spec
 from benchmarks.plots import tradeoff
 from benchmarks.reading import Reading
 from benchmarks.tables import print_points, print_rows
-from benchmarks.word_lm import (
-    FILES,
-    Form,
-    Progress,
-    Size,
-    all_peers,
-    load,
-    make_builder,
-    measure,
-    our_specs,
-)
+from benchmarks.word_lm import FILES, Form, Progress, Size, all_peers, load, make_builder, measure, our_specs
 from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
@@ -107,12 +96,11 @@ def run(
             for spec, found in points(curve, builder, plan, threads, folder / f"curve{done}", progress):
                 specs.append(spec)
                 facts.append(found)
-        alone = [little_alone(builder, size.options, folder)]
+        alone = [*little_alone(builder, size.options, folder)]
         if size.options.finetune_steps:
             alone.append(trained_alone(builder, size.options, plan, folder, progress))
-        for spec, found in chain(*alone):
-            specs.append(spec)
-            facts.append(found)
+        specs += [spec for spec, _ in alone]
+        facts += [found for _, found in alone]
         specs += [spec for spec in all_peers(model, threads, folder) if spec.sequence == 1]
         facts += [{} for _ in specs[len(facts) :]]
         reading = Reading(model, text.test, *size.evaluation)
@@ -223,8 +211,8 @@ def little_alone(builder: Builder, options: AdvancedOptions, folder: Path) -> It
 
 def trained_alone(
     builder: Builder, options: AdvancedOptions, plan: Plan, folder: Path, progress: Progress
-) -> Iterator[tuple[EngineSpec, dict]]:
-    """Train a little module that stands alone, a static low-rank model fine-tuned; yield what `points` does."""
+) -> tuple[EngineSpec, dict]:
+    """Train a little module that stands alone, a static low-rank model fine-tuned; return what `points` yields."""
     model = builder.model("int8", replace(options, dimension_share=TRAINED_SIZE))
     (name,) = model.sites
     fits, forms = Fits(model), {name: ("little", "little")}
@@ -233,4 +221,4 @@ def trained_alone(
     little = variant.fits[name].little.module
     facts = {"curve": "little alone, trained", "closed": 1.0, "projection": options.projection}
     facts |= {"dimensions": little.weight.shape[1], "little_bits": little.bits}
-    yield our_spec(variant.library, folder / "trained_alone.so", "little"), facts
+    return our_spec(variant.library, folder / "trained_alone.so", "little"), facts

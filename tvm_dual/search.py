@@ -27,6 +27,8 @@ LADDER = {
 BRACKET = (1e-9, 1e4)
 #: How close a wanted share must come, and halvings at most: a rule may jump.
 TOLERANCE, HALVINGS = 0.004, 32
+#: Calls of each stream that density is measured on.
+DENSITY_CALLS = 200
 #: Streams, and calls of each, that a share is measured on: once for every halving.
 SHARE_STREAMS, SHARE_CALLS = 4, 100
 #: Rows open while forms are compared, before the bound is known.
@@ -202,5 +204,5 @@ def provisional_limit(model: Model, variant: Variant) -> float:
 
 def _density(library: DualLibrary, streams: tuple[InputStream, ...]) -> float:
     """Open rows / gated rows of the whole model, on part of the data."""
-    rows, shares = library.all_rows(), open_share(library, streams)
+    rows, shares = library.all_rows(), open_share(library, [stream[:DENSITY_CALLS] for stream in streams])
     return sum(shares[name] * rows[name] for name in rows) / max(1, sum(rows.values()))
