@@ -89,7 +89,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
     knobs = knobs or default_panels(isa)
     lanes, size = isa.lanes, panel_size(isa, n, knobs.vectors)
     vectors, panels, columns, steps = size // lanes, -(-n // size), max(n, size), -(-k // _QUAD)
-    store = store_vector(isa, n)
+    store, fetch = store_vector(isa, n), fetch_next(k, size, "float32", steps)
 
     def tile(height: int):
         @T.inline
@@ -100,7 +100,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
             for step in T.serial(steps):
                 if knobs.ahead == NEXT:
-                    fetch_next(weight, panel, number, step, steps, size)
+                    fetch(weight, panel, number, step)
                 for c in T.serial(step * _QUAD, T.min((step + 1) * _QUAD, k)):
                     for r in T.unroll(height):
                         for v in T.unroll(vectors):
@@ -148,6 +148,7 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
     lanes, size = isa.lanes, panel_size(isa, n, knobs.vectors)
     vectors, panels, quads = size // lanes, -(-n // size), -(-k // _QUAD)
     padded, columns, store = round_up(k, isa.row_bytes), max(n, size), store_vector(isa, n)
+    fetch = fetch_next(quads, size * _QUAD, "int8", quads)
 
     def tile(height: int):
         @T.inline
@@ -158,7 +159,7 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
                 total[r, T.ramp(0, 1, lanes)] = T.broadcast(0, lanes)
             for c in T.serial(quads):
                 if knobs.ahead == NEXT:
-                    fetch_next(weight, panel, number, c, quads, size * _QUAD)
+                    fetch(weight, panel, number, c)
                 for r in T.unroll(height):
                     for v in T.unroll(vectors):
                         total[r * vectors + v, T.ramp(0, 1, lanes)] = dot4(
