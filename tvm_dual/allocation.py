@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm_dual.gates import FAR, OPEN
+from tvm_dual.measure import median_microseconds
 from tvm_dual.plan import FineTuning, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
 from tvm_dual.site_times import SiteTimes, time_sites
 from tvm_dual.variants import Fits, Model, Variant, little_alone, trains
+
+#: Layers at most whose new form is taken back if the whole model is no slower without it.
+LOOKED_AT = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     model : Model
         For which `allocates` holds.
     quality : Quality
-        Judges each of about ``log2(steps) + options.search_steps`` variants.
+        Judges each of about ``log2(steps) + options.search_steps + LOOKED_AT`` variants.
     progress : callable
         Called with ``(phase, done, total)``.
     """
@@ -81,6 +85,7 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     taken, finetuning = _within_budget([], path, judged), None
     if model.options.finetune_steps and any(trains(step.choice.form) for step in taken):
         taken, finetuning = _tuned(taken, path, judged)
+    taken = worthwhile(taken, judged)
     return Allocation(exact, *judged.held.get(_state(taken), (None,) * 3), tuple(judged.trials), finetuning)
 
 
@@ -91,7 +96,7 @@ class _Judged:
         self, model: Model, quality: Quality, times: dict[str, SiteTimes], rule: str, progress, expected: int
     ) -> None:
         self._model, self._quality, self._times, self._rule, self._progress = model, quality, times, rule, progress
-        self._expected = expected + model.options.search_steps
+        self._expected = expected + model.options.search_steps + min(LOOKED_AT, len(times))
         self.trials: list[Trial] = []
         #: What the budget allowed, by the layers' last steps.
         self.held: dict[tuple, tuple[Variant, Trial, Fits]] = {}
@@ -111,6 +116,18 @@ class _Judged:
     def holds(self, taken: list[Step]) -> bool:
         """Whether the quality budget allows these steps together."""
         return self._quality.accepts(self.judge(taken).quality)
+
+    def is_worthwhile(self, taken: list[Step], fewer: list[Step]) -> bool:
+        """Whether the model is faster with the steps `taken`, which hold, than with `fewer` of them."""
+        if not self.holds(fewer):
+            return True
+        libraries = [self.held[_state(state)][0].library for state in (taken, fewer)]
+        time, time_of_fewer = median_microseconds(libraries, self._model.longest)
+        return time < time_of_fewer
+
+    def saving(self, name: str, choice: Choice) -> float:
+        """Return the microseconds that a layer's form saves by itself."""
+        return self._times[name].exact - choice.microseconds
 
     def judge(self, taken: list[Step]) -> Trial:
         """Return what becomes of the model."""
@@ -168,8 +185,22 @@ def _tuned(taken: list[Step], path: list[Step], judged: _Judged) -> tuple[list[S
     tuned = judged.judge(taken)
     found = FineTuning(judged.finetune_steps, closed, tuned)
     if not found.kept:
-        judged.held[_state(taken)] = before
+        judged.held[_state(taken)], judged.tuned = before, False
         return taken, found
     taken = _within_budget(taken, [step for step in path if step not in taken], judged)
     in_budget = judged.held[_state(taken)][1]
     return taken, replace(found, closed_form_in_budget=closed, tuned_in_budget=in_budget)
+
+
+def worthwhile(taken: list[Step], judged: _Judged) -> list[Step]:
+    """Return `taken` without the layers whose new form does not make the whole model faster.
+
+    Alone it was measured to be; beside others it may need a layout, or bytes, that its neighbours do not have anyway.
+    Layers that save least are looked at first, `LOOKED_AT` of them.
+    """
+    least = sorted(_state(taken), key=lambda item: judged.saving(*item))[:LOOKED_AT]
+    for name, _ in least:
+        fewer = [step for step in taken if step.name != name]
+        if fewer and not judged.is_worthwhile(taken, fewer):
+            taken = fewer
+    return taken

@@ -53,10 +53,10 @@ class _Seen:
 def permuted(model: Model, progress: Callable[[str, int, int], None]) -> Model:
     """Return the model with channels in the order in which their gates open least.
 
-    Convolutions that nothing gates, and those whose order the rest of the model needs, stay as they are; the model's
-    ``orders`` say why.
+    Convolutions that nothing gates in floats, and those whose order the rest of the model needs, stay as they are; the
+    model's ``orders`` say why.
     """
-    gated = [name for name, site in model.sites.items() if site.conv and model.gates(name)]
+    gated = [name for name, site in model.sites.items() if site.conv and model.gates(name) and not model.is_low(name)]
     if not gated or model.options.rule == "activation":
         return model
     found: dict[str, ChannelOrder] = {}

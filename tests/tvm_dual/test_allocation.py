@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
-from tvm_dual.allocation import allocates
+from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.gates import FAR, OPEN
@@ -50,6 +50,33 @@ def test_the_most_worthwhile_step_of_all_layers_comes_first():
     a, b = Choice(8, 1.0, 1.0, 8.0), Choice(8, 2.0, 2.0, 7.5)
     found = merged({"x": [(a, 2.0), (b, 0.5)], "y": [(a, 1.0)]})
     assert found == [Step("x", a, 2.0), Step("y", a, 1.0), Step("x", b, 0.5)]
+
+
+class Measured:
+    """Judges by a table: what a layer saves by itself, and what the whole model takes with it."""
+
+    def __init__(self, saved: list[float], added: list[float]) -> None:
+        self.saved, self.added, self.looked = saved, added, []
+
+    def saving(self, name: str, choice: Choice) -> float:
+        return self.saved[int(name)]
+
+    def is_worthwhile(self, taken: list[Step], fewer: list[Step]) -> bool:
+        (name,) = {step.name for step in taken} - {step.name for step in fewer}
+        self.looked.append(int(name))
+        return self.added[int(name)] < 0
+
+
+def test_a_layer_that_makes_the_whole_model_slower_keeps_its_exact_form():
+    taken = [Step(name, EXACT, worth) for worth in (2.0, 1.0) for name in "0123"]
+    judged = Measured(saved=[4.0, 2.0, 1.0, 3.0], added=[-1.0, 0.5, -0.5, 0.1])
+    assert worthwhile(taken, judged) == [step for step in taken if step.name in "02"]
+    assert judged.looked == [2, 1, 3, 0]
+    # The last layer is compared with the exact forms by the planner.
+    alone = Measured([1.0], [0.5])
+    assert worthwhile(taken[:1], alone) == taken[:1] and not alone.looked
+    many = Measured([1.0] * 10, [0.5] * 10)
+    assert len(worthwhile([Step(str(i), EXACT, 1.0) for i in range(10)], many)) == 10 - LOOKED_AT
 
 
 def test_sizes_are_multiples_unless_the_options_name_one(builder):

@@ -16,6 +16,7 @@ from schedules.cpu import ISAS, missing_flags
 from tvm_dual.builder import Builder
 from tvm_dual.errors import PlanError
 from tvm_dual.frontend.dispatch import import_model
+from tvm_dual.gates import OPEN
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 
@@ -198,7 +199,7 @@ def test_a_gate_opens_tiles_or_outputs_by_its_bound(spectrograms, gate):
     options = AdvancedOptions(dimensions=2)
     plan = builder.build("fp32", options=EXACT).report.plan
     differences = []
-    for limit in (1e-9, 0.05, 1e9):
+    for limit in (OPEN, 0.05, 1e9):
         sites = (replace(plan.sites[0], input=gate, hidden="dense", rule="damage", limit=limit), *plan.sites[1:])
         library = builder.build("fp32", options=options, plan=replace(plan, sites=sites))
         wanted = [chain_reference(arrays, x) for x in spectrograms]
@@ -206,7 +207,7 @@ def test_a_gate_opens_tiles_or_outputs_by_its_bound(spectrograms, gate):
         differences.append(np.abs(np.concatenate(found) - np.concatenate(wanted)).max())
         (site, *_) = library.report.plan.sites
         assert site.rule == "damage" and site.little_bits == 32
-        assert (site.density > 0.99) == (limit == 1e-9) and (site.density == 0) == (limit == 1e9)
+        assert (site.density > 0.99) == (limit == OPEN) and (site.density == 0) == (limit == 1e9)
         library.effort = float("inf")
         np.testing.assert_allclose(library.stream()(spectrograms[0]), wanted[0], rtol=1e-4, atol=1e-5)
     assert differences[0] < 1e-5 < differences[1] < differences[2]
