@@ -115,7 +115,7 @@ def over_panels(isa: Isa, n: int, tile, knobs: PanelKnobs):
 
 
 def _last_rows(tile, most: int):
-    """Return the macro ``(source, y, panel, column, number, top, left)`` for `left` rows from `top` on, at most `most`."""
+    """Return the macro ``(source, y, panel, column, number, top, left)`` for `left` rows from `top` on."""
     if most == 0:
 
         @T.inline
