@@ -23,9 +23,9 @@ def measure(steps: int) -> dict[str, float]:
     from relay_passes.pipeline import prepare_pipeline
     from schedules.cpu import native_isa
     from tvm_dual.compiler import Compiler
+    from tvm_dual.forms import exact_form
     from tvm_dual.frontend.dispatch import import_model
     from tvm_dual.sites import find_sites
-    from tvm_dual.variants import exact_form
 
     model, example = torch.nn.LSTM(UNITS, UNITS), torch.zeros(steps, 1, UNITS)
     start = time.perf_counter()

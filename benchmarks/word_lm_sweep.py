@@ -24,12 +24,13 @@ from schedules.cpu import ISAS
 from tvm_dual.builder import Builder
 from tvm_dual.cost import bytes_read
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import exact_form
 from tvm_dual.gates import FAR
 from tvm_dual.little import LITTLE_BITS
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.search import limit_at_share, share_open
-from tvm_dual.variants import Fits, exact_form
+from tvm_dual.variants import Fits
 
 __all__ = ["FILES", "FULL", "NAME", "SHORT", "run", "show"]
 

@@ -13,14 +13,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tvm_dual.forms import little_alone, trains
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import median_microseconds
+from tvm_dual.model import Model
 from tvm_dual.plan import FineTuning, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
 from tvm_dual.site_times import SiteTimes, time_sites
-from tvm_dual.variants import Fits, Model, Variant, little_alone, trains
+from tvm_dual.variants import Fits, Variant
 
 #: Layers at most whose new form is taken back if the whole model is no slower without it.
 LOOKED_AT = 6

@@ -14,8 +14,10 @@ from tvm_dual.compiler import Compiler, checked_target
 from tvm_dual.container import made_folder
 from tvm_dual.errors import PlanError
 from tvm_dual.finetuning import check_torch, check_trainable
+from tvm_dual.forms import exact_form
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
+from tvm_dual.model import Model
 from tvm_dual.observations import observe
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
@@ -23,7 +25,6 @@ from tvm_dual.planner import apply_plan, make_plan
 from tvm_dual.quality import make_quality
 from tvm_dual.sites import Site, find_sites, same_layers
 from tvm_dual.tuning.lookup import read_logs
-from tvm_dual.variants import Model, exact_form
 from tvm_dual.versions import check_compiler, check_linker
 
 #: What builds accept, and those of them whose kernels have knobs: those of bf16 are the same as of fp32.

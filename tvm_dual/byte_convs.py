@@ -16,10 +16,12 @@ from schedules.cpu import ISAS, Isa
 from tvm_dual.byte_scale import SHARES, byte_scale
 from tvm_dual.cost import all_operations
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import exact_form
+from tvm_dual.model import Model
 from tvm_dual.plan import Plan, SitePlan
 from tvm_dual.quality import Quality
 from tvm_dual.sites import Site
-from tvm_dual.variants import Fits, Model, exact_form
+from tvm_dual.variants import Fits
 
 #: Shares for all convolutions at once. Where a maximum over the image follows, few large values decide, and cutting
 #: them off costs more than the error of all others: DNSMOS's score changes by 0.036 or by 0.015.

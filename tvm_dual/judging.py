@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvm_dual.model import Model
 from tvm_dual.plan import FineTuning
 from tvm_dual.quality import Quality
 from tvm_dual.search import Search, provisional_limit, search_limit, try_limit
-from tvm_dual.variants import Fits, Model, Variant
+from tvm_dual.variants import Fits, Variant
 
 #: The bound that modules are trained around and compared at, as a multiple of the provisional one: trained
 #: modules need fewer open rows.

@@ -18,11 +18,12 @@ from schedules.cpu import ISAS
 from tvm_dual.channel_order import Harms, channel_order, densities
 from tvm_dual.closed_loss import after
 from tvm_dual.errors import PlanError
+from tvm_dual.model import ChannelOrder, Model
 from tvm_dual.observations import Observations
 from tvm_dual.plan import Plan
 from tvm_dual.sites import Site, find_sites
 from tvm_dual.tile_gates import tile_limits
-from tvm_dual.variants import ChannelOrder, Fits, Model
+from tvm_dual.variants import Fits
 
 #: Observed pixels that are looked at: the first half judges, the second half chooses.
 SAMPLES = 3000

@@ -13,17 +13,19 @@ from tvm_dual.byte_convs import bytes_reason, check_level, choose_bytes, planned
 from tvm_dual.closed_fit import zero_channels
 from tvm_dual.cost import all_operations, bytes_read, operations, weight_bytes
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import APPROXIMATE, Forms, exact_form, little_alone, mode_form
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES, gate_factors
 from tvm_dual.judging import compare_in_budget, tune
 from tvm_dual.library import DualLibrary
 from tvm_dual.little import FittedLittle
 from tvm_dual.measure import median_microseconds, open_share
+from tvm_dual.model import Model
 from tvm_dual.permuting import in_order, permuted, planned_orders
 from tvm_dual.plan import Plan, SitePlan, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import WORTH, Search, best_exact, best_gated, close_share, search_limit, try_limit
 from tvm_dual.sites import Site
-from tvm_dual.variants import APPROXIMATE, Fits, Forms, Limits, Model, Variant, exact_form, little_alone, mode_form
+from tvm_dual.variants import Fits, Limits, Variant
 
 #: What little modules of convolutions are called that suffice alone, by the second form.
 _SUFFICES = dict.fromkeys(("dense", "columns"), "the little module")

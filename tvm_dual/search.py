@@ -9,12 +9,14 @@ import numpy as np
 
 from relay_passes.site_plan import GATED
 from tvm_dual.calibration import InputStream
+from tvm_dual.forms import Forms, exact_form, forms_beside, gated_form
 from tvm_dual.gates import FAR
 from tvm_dual.library import DualLibrary
 from tvm_dual.measure import median_microseconds, open_share
+from tvm_dual.model import Model
 from tvm_dual.plan import Trial
 from tvm_dual.quality import Quality
-from tvm_dual.variants import Fits, Forms, Limits, Model, Variant, exact_form, forms_beside, gated_form
+from tvm_dual.variants import Fits, Limits, Variant
 
 #: A gated form must beat an exact one by this factor to be worth its error.
 WORTH = 0.98

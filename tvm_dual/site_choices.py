@@ -15,12 +15,14 @@ from schedules.quantize import round_up
 from tvm_dual.calibration import InputStream
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.fitting import SiteFit
+from tvm_dual.forms import LITTLE_BYTES, singles_form
 from tvm_dual.gates import FAR, OPEN
+from tvm_dual.model import Model
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
 from tvm_dual.single_times import BOUNDS
 from tvm_dual.site_times import SiteTimes
-from tvm_dual.variants import LITTLE_BYTES, Fits, Model, singles_form
+from tvm_dual.variants import Fits
 
 #: Sizes of little modules, as multiples of the options', and of those on bytes.
 MULTIPLES, BYTE_MULTIPLES = (1, 2, 4), (1, 2, 3, 4)

@@ -7,43 +7,41 @@ there: full of the layer before it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from relay_passes.site_plan import COARSE, COPIES
-from schedules.cpu import ISAS
-from tvm_dual.byte_little import as_bytes
-from tvm_dual.compiler import Compiler
 from tvm_dual.cost import all_operations, little_operations
-from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
-from tvm_dual.library import DualLibrary
-from tvm_dual.single_times import SingleTimes, likely_bound
-from tvm_dual.sites import Site
-from tvm_dual.variants import (
+from tvm_dual.forms import (
     EXACT_BYTES,
     GATED_BYTES,
     LITTLE_BYTES,
-    Fits,
     Forms,
-    Model,
     exact_form,
     gated_form,
-    little_alone,
     singles_form,
 )
+from tvm_dual.model import Model
+from tvm_dual.single_times import SingleTimes
+from tvm_dual.site_entries import (
+    BYTE_TURNS,
+    Entry,
+    bytes_entry,
+    copies_alone,
+    exact_entry,
+    gated_bytes_entries,
+    gated_entries,
+    in_turns,
+    singles_entries,
+)
+from tvm_dual.sites import Site
 
-#: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few
-#: as `FEWEST`.
-TURNS, BYTE_TURNS, FEWEST, SECONDS = 24, 120, 4, 10.0
 #: Share of zeros in a convolution's input from which on skipping them in open tiles is tried.
 MANY_ZEROS = 0.5
 #: Directions of coarse little modules, as multiples of those of projections, which are for a pixel and not for four.
 COARSE_TIMES = 2
-#: Of the times of all turns the one that counts: other work on the machine only ever adds.
-QUANTILE = 0.25
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,6 @@ class SiteTimes:
     others: tuple[SiteTimes, ...] = ()
 
 
-#: A library of one layer, and the thresholds to set before it is timed.
-_Entry = tuple[DualLibrary, dict[str, np.ndarray]]
-
-
 def time_sites(
     model: Model, sizes: Mapping[str, tuple[int, ...]], progress: Callable[[str, int, int], None]
 ) -> dict[str, SiteTimes]:
@@ -99,10 +93,10 @@ def time_sites(
     told = _Told(progress, len(model.sites) + forms_of_gates * sum(map(len, sizes.values())))
     skips = {name: (False, True) if site.nonnegative else (False,) for name, site in model.sites.items()}
     exact = {
-        name: [told(_exact, model, name, exact_form(site, skip)) for skip in skips[name]]
+        name: [told(exact_entry, model, name, exact_form(site, skip)) for skip in skips[name]]
         for name, site in model.sites.items()
     }
-    times = _in_turns(model, exact)
+    times = in_turns(model, exact)
     best = {name: int(np.argmin(found)) for name, found in times.items()}
     forms = {name: exact_form(model.sites[name], skips[name][at]) for name, at in best.items()}
     others = {name: exact[name][at] for name, at in best.items()}
@@ -123,7 +117,7 @@ def time_sites(
     return result
 
 
-def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: Mapping[str, _Entry], told: _Told):
+def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: Mapping[str, Entry], told: _Told):
     """Return the times of layers on bytes: exact, behind their little modules, and gated, all in the same turns.
 
     A gate is timed around the smallest little module; larger ones add to it what they take longer alone. Where it is
@@ -132,13 +126,13 @@ def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: M
     entries = {
         name: [
             others[name],
-            *(told(_on_bytes, model, name, size) for size in found),
-            *(_gated_on_bytes(model, name, found[0]) if model.gates(name) else ()),
+            *(told(bytes_entry, model, name, size) for size in found),
+            *(gated_bytes_entries(model, name, found[0]) if model.gates(name) else ()),
         ]
         for name, found in sizes.items()
     }
     found = {}
-    for name, (exact, *rest) in _in_turns(model, entries, others, BYTE_TURNS).items():
+    for name, (exact, *rest) in in_turns(model, entries, others, BYTE_TURNS).items():
         alone = dict(zip(sizes[name], rest, strict=False))
         found[name], ends = SiteTimes(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, alone), rest[len(alone) :]
         if ends and ends[0] < exact:
@@ -149,7 +143,7 @@ def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: M
 
 
 def _time_gated(
-    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, _Entry], told: _Told
+    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, Entry], told: _Told
 ) -> dict[str, dict]:
     """Return what `SiteTimes` of layers with a gate consists of, beside their exact forms `forms`."""
     zeros = {name: float((model.observations[name].inputs[0] == 0).mean()) for name in sizes}
@@ -157,17 +151,19 @@ def _time_gated(
     # Which form a little module's projection has, and whether open tiles skip zeros, is seen at its smallest size: by
     # the time with half of the tiles open, or of what is closed and what is open together.
     first = {
-        name: [entry for form in found for entry in told(_gated, model, name, form, sizes[name][0])]
+        name: [entry for form in found for entry in told(gated_entries, model, name, form, sizes[name][0])]
         for name, found in candidates.items()
     }
-    least = _in_turns(model, first, others)
+    least = in_turns(model, first, others)
     half = {name: np.array(found[::3]) + np.array(found[1::3]) for name, found in least.items()}
     chosen = {name: int(np.argmin(half[name])) for name, found in candidates.items() if found}
     larger = {
-        name: [entry for size in sizes[name][1:] for entry in told(_gated, model, name, candidates[name][at], size)]
+        name: [
+            entry for size in sizes[name][1:] for entry in told(gated_entries, model, name, candidates[name][at], size)
+        ]
         for name, at in chosen.items()
     }
-    rest, result = _in_turns(model, larger, others), {}
+    rest, result = in_turns(model, larger, others), {}
     singles = _time_singles(model, sizes, {name: candidates[name][at] for name, at in chosen.items()}, others, told)
     for name, at in chosen.items():
         every = [*least[name][3 * at : 3 * at + 3], *rest[name]]
@@ -180,17 +176,17 @@ def _time_gated(
 
 
 def _time_singles(
-    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, _Entry], told: _Told
+    model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, Entry], told: _Told
 ) -> dict[str, dict[int, SingleTimes]]:
     """Return the times of convolutions with a gate for each output, their little modules as in `forms`."""
     if "singles" not in model.options.gates:
         return {}
     entries, densities = {}, {}
     for name in (name for name in forms if model.sites[name].conv):
-        found = [told(_singles, model, name, singles_form(forms[name]), size) for size in sizes[name]]
+        found = [told(singles_entries, model, name, singles_form(forms[name]), size) for size in sizes[name]]
         entries[name] = [entry for timed, _ in found for entry in timed]
         densities[name] = [density for _, density in found]
-    times, result = _in_turns(model, entries, others), {}
+    times, result = in_turns(model, entries, others), {}
     for name, found in times.items():
         of_sizes = zip(sizes[name], densities[name], found[::3], found[1::3], found[2::3], strict=True)
         result[name] = {size: SingleTimes(*rest) for size, *rest in of_sizes}
@@ -201,20 +197,21 @@ def _time_copies(
     model: Model,
     sizes: Mapping[str, tuple[int, ...]],
     exact: Mapping[str, SiteTimes],
-    others: Mapping[str, _Entry],
+    others: Mapping[str, Entry],
     told: _Told,
 ) -> dict[str, list[SiteTimes]]:
     """Return the times of layers behind copies, which alone have bytes in and out, as they have beside each other."""
     copied = [name for name in sizes if set(COPIES) & set(model.kinds(name))]
     if not copied:
         return {}
-    alone = _copies_alone(model, copied)
+    alone = copies_alone(model, copied)
     kinds = {name: [kind for kind in model.kinds(name) if kind in COPIES] for name in copied}
     # Of whatever bits, they are the same kernels: what differs is noise.
     entries = {
-        name: [*told(_gated, model, name, ("rows", of[0]), 0)[:2], told(alone, name)] for name, of in kinds.items()
+        name: [*told(gated_entries, model, name, ("rows", of[0]), 0)[:2], told(alone, name)]
+        for name, of in kinds.items()
     }
-    times = _in_turns(model, entries, others)
+    times = in_turns(model, entries, others)
     return {
         name: [replace(exact[name], gated=("rows", kind), **_named({0: time} for time in times[name])) for kind in of]
         for name, of in kinds.items()
@@ -225,7 +222,7 @@ def _time_coarse(
     model: Model,
     sizes: Mapping[str, tuple[int, ...]],
     exact: Mapping[str, SiteTimes],
-    others: Mapping[str, _Entry],
+    others: Mapping[str, Entry],
     told: _Told,
     known: Mapping[str, list[SiteTimes]],
 ) -> dict[str, SiteTimes]:
@@ -235,8 +232,10 @@ def _time_coarse(
         wider = dict.fromkeys(min(COARSE_TIMES * size, len(model.sites[name].weight)) for size in directions[:2])
         found[name] = _worthwhile(model, name, tuple(wider), exact[name], known, COARSE)
     found = {name: directions for name, directions in found.items() if directions}
-    entries = {name: [e for size in of for e in told(_gated, model, name, form, size)] for name, of in found.items()}
-    times = _in_turns(model, entries, others) if entries else {}
+    entries = {
+        name: [e for size in of for e in told(gated_entries, model, name, form, size)] for name, of in found.items()
+    }
+    times = in_turns(model, entries, others) if entries else {}
     return {
         name: replace(
             exact[name], gated=form, **_named(dict(zip(found[name], of[part::3], strict=True)) for part in range(3))
@@ -269,17 +268,6 @@ def _worthwhile(
     return tuple(size for size, share in shares.items() if fastest > share * exact.exact)
 
 
-def _copies_alone(model: Model, names: list[str]) -> Callable[[str], _Entry]:
-    """Return what compiles one of several layers on bytes, all of which hand each other bytes."""
-    levels = {name: model.copy_levels(name) for name in names}
-    forms = {
-        name: replace(model.compiler.form("int8", *EXACT_BYTES), scale=at.scale, zero=at.zero)
-        for name, at in levels.items()
-    }
-    compiler = model.compiler.with_bytes(forms)
-    return lambda name: (compiler.of_site(name).compile({name: forms[name]}), {})
-
-
 class _Told:
     """Calls functions, and says how many."""
 
@@ -304,97 +292,3 @@ def _gated_forms(site: Site, exact: tuple[str, str], zeros: float) -> list[tuple
     # Of few channels, listing nonzero inputs may take longer than what it spares.
     found = [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
     return [*found, ("rows", "nonzeros")] if site.conv and site.nonnegative and zeros >= MANY_ZEROS else found
-
-
-def _exact(model: Model, name: str, form: tuple[str, str]) -> _Entry:
-    forms = model.site_forms({name: form})
-    return _compiler(model, forms[name].precision).of_site(name).compile(forms), {}
-
-
-def _compiler(model: Model, precision: str) -> Compiler:
-    """Return the compiler of a layer: on bytes it reads and writes what it does beside others on bytes."""
-    if precision != "int8" or not model.on_bytes:
-        return model.compiler
-    return model.compiler.with_bytes(model.site_forms(dict.fromkeys(model.on_bytes, EXACT_BYTES)))
-
-
-def _on_bytes(model: Model, name: str, size: int) -> _Entry:
-    """Return the layer behind its little module alone, on bytes."""
-    forms, fit = model.site_forms({name: LITTLE_BYTES}), Fits(model.sized({name: size})).fit(name, LITTLE_BYTES)
-    compiler = _compiler(model, forms[name].precision).of_site(name)
-    return compiler.compile(forms, {name: fit.little}, {name: fit.spread}), {}
-
-
-def _gated_on_bytes(model: Model, name: str, size: int) -> list[_Entry]:
-    """Return the layer on bytes with every tile closed, and with all of them open."""
-    return _at_ends(model, _compiler(model, "int8").of_site(name), name, GATED_BYTES, size)
-
-
-def _gated(model: Model, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
-    """Return the layer with every tile or row closed, with all of them open, and behind the little module alone."""
-    fit, compiler = Fits(model.sized({name: size})).fit(name, form), model.compiler.of_site(name)
-    alone = compiler.compile(model.site_forms({name: little_alone(form)}), {name: fit.little}, {name: fit.spread})
-    return [*_at_ends(model, compiler, name, form, size), (alone, {})]
-
-
-def _at_ends(model: Model, compiler: Compiler, name: str, form: tuple[str, str], size: int) -> list[_Entry]:
-    """Return the layer with every tile or row closed, and with all of them open."""
-    fit, site, at = Fits(model.sized({name: size})).fit(name, form), model.sites[name], EFFORTS.index(1.0)
-    library = compiler.compile(model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread})
-    tables = (thresholds(site, "damage", limit, fit.spread, fit.weights)[at : at + 1] for limit in (FAR, OPEN))
-    return [(library, {name: table}) for table in tables]
-
-
-def _singles(model: Model, name: str, form: tuple[str, str], size: int) -> tuple[list[_Entry], float]:
-    """Return the layer with every output closed, some, and all of them open; and what share some are."""
-    fit, site = Fits(model.sized({name: size})).fit(name, form), model.sites[name]
-    bound, density = likely_bound(site, fit, model.observations[name], ISAS[model.compiler.isa])
-    library = model.compiler.of_site(name).compile(
-        model.site_forms({name: form}, "damage"), {name: fit.little}, {name: fit.spread}
-    )
-    at, limits = EFFORTS.index(1.0), (FAR, bound, OPEN)
-    found = (thresholds(site, "damage", limit, fit.spread, fit.weights, gate="singles") for limit in limits)
-    tables = (table[at : at + 1] for table in found)
-    return [(library, {name: table}) for table in tables], density
-
-
-def _in_turns(
-    model: Model, entries: Mapping[str, list[_Entry]], others: Mapping[str, _Entry] | None = None, turns: int = TURNS
-) -> dict[str, list[float]]:
-    """Return the microseconds of each layer's entries; layers without an entry for a turn run that of `others`."""
-    if not any(entries.values()):
-        return {name: [] for name in entries}
-    timed = {name: len(entries.get(name, ())) for name in model.sites}
-    queues = {
-        name: [*entries.get(name, ()), *([others[name]] if others else [])]
-        for name in model.sites
-        if timed[name] or others
-    }
-    given = {name: [_given(model, name, library) for library, _ in queue] for name, queue in queues.items()}
-    runs = {name: [library.stream() for library, _ in queue] for name, queue in queues.items()}
-    times = {name: [[] for _ in found] for name, found in entries.items()}
-    start = time.monotonic()
-    for turn in range(turns):
-        for position in range(max(timed.values())):
-            for name, queue in queues.items():
-                at = min(position, len(queue) - 1)
-                (library, tables), run, calls = queue[at], runs[name][at], given[name][at]
-                library.set_thresholds(tables)
-                call = calls[turn % len(calls)]
-                begin = time.perf_counter_ns()
-                run(*call)
-                if position < timed[name]:
-                    times[name][position].append((time.perf_counter_ns() - begin) / 1e3)
-        if turn + 1 >= FEWEST and time.monotonic() - start > SECONDS:
-            break
-    return {name: [float(np.quantile(t, QUANTILE)) for t in found] for name, found in times.items()}
-
-
-def _given(model: Model, name: str, library: DualLibrary) -> list[tuple[np.ndarray, ...]]:
-    """Return calls of a layer with bytes in place of the images that it reads as such."""
-    kinds, examples = [tensor.dtype for tensor in library.metadata.inputs], model.observations[name].examples
-    levels = model.read_levels(name) if "uint8" in kinds else None
-    return [
-        tuple(as_bytes(x, levels) if kind == "uint8" else x for kind, x in zip(kinds, call, strict=True))
-        for call in examples
-    ]

@@ -1,157 +1,28 @@
-"""Variants of a model: forms for its sites, little modules for those forms, compiled."""
+"""Variants of a model: little modules for the forms of its sites, compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 
-from relay_passes.site_plan import COARSE, COPIES, GATED, SiteForm
-from schedules.coarse import can_be_coarse
-from schedules.conv2d_int8 import Affine
+from relay_passes.site_plan import COARSE, COPIES, GATED
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
-from tvm_dual.calibration import CalibrationData, InputStream
 from tvm_dual.closed_fit import gate_table, refit_closed
-from tvm_dual.compiler import Compiler
 from tvm_dual.conv_littles import fit_coarse, fit_copy
-from tvm_dual.copied_little import copy_levels
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_bytes, fit_site
+from tvm_dual.forms import APPROXIMATE, Forms, gate_of, trains
 from tvm_dual.gates import EFFORTS, gate_factors
 from tvm_dual.library import DualLibrary
-from tvm_dual.observations import Observations
-from tvm_dual.options import AdvancedOptions
+from tvm_dual.model import Model
 from tvm_dual.plan import Plan
-from tvm_dual.sites import Site
 
-#: Forms that a little module takes part in.
-APPROXIMATE = GATED | {"little"}
-#: Form of the input's and the state's matrix, by site.
-Forms = dict[str, tuple[str, str]]
-#: Forms of a convolution on bytes: exact, behind its little module alone, or gated. On bf16 the second is of floats.
-BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES, GATED_BYTES = ("dense", ""), ("little", "dense"), ("rows", "dense")
 #: One bound for all gated sites, or one for each.
 Limits = float | Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class ChannelOrder:
-    """The order of a convolution's channels.
-
-    Attributes
-    ----------
-    places : tuple of int
-        Which channel of the model comes at each place; empty if they stay as they are.
-    reason : str
-    """
-
-    places: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """What planning works on.
-
-    Attributes
-    ----------
-    sites : dict of Site
-    observations : dict of Observations
-    data : CalibrationData
-    compiler : Compiler
-    precision : str
-    options : AdvancedOptions
-    left : tuple of Site
-        Sites that no kernel of ours applies to; TVM compiles them.
-    on_bytes : dict of Affine
-        Convolutions that are computed on bytes in their dense form, and the scale and zero point of their inputs.
-    on_bf16 : frozenset of str
-        Those that are computed on bf16 in their dense form.
-    known : dict of SiteFit
-        Little modules fitted so far, which builds of one model share; those of a model whose channels are in another
-        order are in a dict of their own, which is one of its values.
-    orders : dict of ChannelOrder
-        By convolution, of those that the order of channels was chosen for (`tvm_dual.permuting`).
-    """
-
-    sites: dict[str, Site]
-    observations: dict[str, Observations]
-    data: CalibrationData
-    compiler: Compiler
-    precision: str
-    options: AdvancedOptions
-    left: tuple[Site, ...] = ()
-    known: dict[tuple, SiteFit | dict] = field(default_factory=dict)
-    on_bytes: dict[str, Affine] = field(default_factory=dict)
-    on_bf16: frozenset[str] = frozenset()
-    orders: dict[str, ChannelOrder] = field(default_factory=dict)
-
-    @property
-    def longest(self) -> InputStream:
-        """The longest stream, for timing."""
-        return max(self.data.streams, key=len)
-
-    def sized(self, sizes: Mapping[str, int]) -> Model:
-        """Return the model with little modules of some sites of other sizes; 0 are those that have none."""
-        dimensions = self.options.site_dimensions | {name: size for name, size in sizes.items() if size}
-        return replace(self, options=replace(self.options, site_dimensions=dimensions))
-
-    def site_forms(self, forms: Forms, rule: str = "") -> dict[str, SiteForm]:
-        """Return what the compiler takes for `forms`."""
-        found = {}
-        for name, form in forms.items():
-            found[name] = self.compiler.form(self.site_precision(name, form), *form, rule)
-            if name in self.on_bytes and found[name].precision == "int8":
-                levels = self.on_bytes[name]
-                found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
-            elif form[1] in COPIES:
-                levels = self.copy_levels(name)
-                found[name] = replace(found[name], scale=levels.scale, zero=levels.zero)
-        return found
-
-    def read_levels(self, name: str) -> Affine:
-        """Return the scale and zero point of the bytes that a site reads, in place of its floats or for its copy."""
-        return self.on_bytes[name] if name in self.on_bytes else self.copy_levels(name)
-
-    def copy_levels(self, name: str) -> Affine:
-        """Return the scale and zero point of what a site's copy reads."""
-        key = (name, "copy levels")
-        if key not in self.known:
-            self.known[key] = copy_levels(self.observations[name].inputs[0])
-        return self.known[key]
-
-    def is_low(self, name: str) -> bool:
-        """Whether a site is a convolution on bytes or on bf16."""
-        return name in self.on_bytes or name in self.on_bf16
-
-    def gates(self, name: str) -> bool:
-        """Whether a gate is tried on a site: on bytes or bf16 there are kernels of open pixels for tiles alone."""
-        isa = ISAS[self.compiler.isa]
-        can_gate = self.sites[name].can_gate and name not in self.options.keep_dense
-        return can_gate and (isa.amx or not self.is_low(name))
-
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """Return the kinds of little modules that are tried on a site under a gate."""
-        site, isa = self.sites[name], ISAS[self.compiler.isa]
-        if site.conv is None or not self.gates(name) or self.is_low(name):
-            return ("projection",)
-        may = {"projection": True, **dict.fromkeys(COPIES, isa.vnni), COARSE: can_be_coarse(site.conv)}
-        return tuple(kind for kind in self.options.little_kinds if may[kind])
-
-    def littles_on_bytes(self, name: str) -> bool:
-        """Whether a site may be behind its little module alone, on bytes."""
-        return self.sites[name].can_gate and name not in self.options.keep_dense and name in self.on_bytes
-
-    def site_precision(self, name: str, form: tuple[str, str]) -> str:
-        """Return the precision of a site's big module in a form."""
-        if name in self.on_bytes and form in BYTE_FORMS:
-            return "int8"
-        if name in self.on_bf16 and form in (EXACT_BYTES, GATED_BYTES):
-            return "bf16"
-        return self.sites[name].precision(self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,72 +175,6 @@ class Fits:
             plan=plan,
         )
         return Variant(forms, fits, rule, library, model)
-
-
-def gate_of(form: tuple[str, str]) -> str:
-    """Return what a form's gate decides on: ``singles``, of a convolution, or ``rows``."""
-    return "singles" if "singles" in form else "rows"
-
-
-def trains(form: tuple[str, str]) -> bool:
-    """Whether a form has a little module that can be trained: one with a projection."""
-    return bool(APPROXIMATE & set(form)) and form[1] not in (*COPIES, COARSE)
-
-
-def exact_form(site: Site, skip: bool) -> tuple[str, str]:
-    """Return the form that computes every row; with `skip`, of the columns of nonzero inputs alone."""
-    return ("columns" if skip else "dense", "dense" if site.hidden else "")
-
-
-def mode_form(site: Site, mode: str) -> tuple[str, str]:
-    """Return the form of a site where no choice is left: every row, zero skipping, or the little module."""
-    if mode == "little" and site.conv and site.can_gate:
-        return ("little", "columns" if site.nonnegative else "dense")
-    if mode == "little" and site.can_gate:
-        return ("columns", "little") if site.hidden and site.nonnegative else _little_form(site)
-    return exact_form(site, mode != "dense" and site.nonnegative)
-
-
-def _little_form(site: Site) -> tuple[str, str]:
-    if site.nonnegative:
-        return ("columns", "")
-    return ("little", "little" if site.hidden else "")
-
-
-def little_alone(form: tuple[str, str]) -> tuple[str, str]:
-    """Return a form with the little module in place of gated rows."""
-    return tuple("little" if part in GATED else {"nonzeros": "columns"}.get(part, part) for part in form)
-
-
-def gated_form(site: Site, exact: tuple[str, str], gate: str = "rows") -> tuple[str, str]:
-    """Return the form with a gate wherever `exact` computes every row; a convolution is gated in any case.
-
-    `gate` is that of a convolution: ``rows``, of tiles, or ``singles``.
-    """
-    if site.conv:
-        return (gate, exact[0])
-    return tuple("rows" if part == "dense" else part for part in exact)
-
-
-def singles_form(form: tuple[str, str]) -> tuple[str, str]:
-    """Return a convolution's form with a gate for each output in place of each tile; dot products skip no zeros."""
-    return ("singles", {"nonzeros": "columns"}.get(form[1], form[1]))
-
-
-def forms_beside(site: Site, form: tuple[str, str], exact: tuple[str, str]) -> list[tuple[str, str]]:
-    """Return forms that differ from `form` in one matrix: exact instead of gated, gated instead of skipping."""
-    if site.conv:
-        others = [part for part in ("dense", "columns", "nonzeros") if part != form[1]] if site.nonnegative else []
-        # Open outputs are dot products, which skip nothing.
-        return [exact, *((form[0], part) for part in others if part != "nonzeros" or form[0] == "rows")]
-    found = []
-    for part, value in enumerate(form):
-        other = exact[part] if value == "rows" else "rows" if value == "columns" else None
-        changed = (*form[:part], other, *form[part + 1 :])
-        # A recurrent layer's little module predicts the state's half: it is gated if the input's is.
-        if other is not None and (not site.hidden or changed != ("rows", "dense")):
-            found.append(changed)
-    return found
 
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: Limits) -> dict[str, np.ndarray]:

@@ -12,12 +12,13 @@ from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
+from tvm_dual.forms import exact_form, gated_form, mode_form
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import open_share
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.site_choices import Choice, Step, merged, sizes_of, steps
-from tvm_dual.variants import Fits, exact_form, gated_form, mode_form
+from tvm_dual.variants import Fits
 
 EXACT = Choice(0, OPEN, 0.0, 10.0)
 

@@ -14,12 +14,14 @@ from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
+from tvm_dual.forms import LITTLE_BYTES, exact_form
 from tvm_dual.gates import FAR
 from tvm_dual.little import fit_responses
+from tvm_dual.model import Model
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.site_times import time_sites
-from tvm_dual.variants import LITTLE_BYTES, Fits, Model, exact_form
+from tvm_dual.variants import Fits
 
 OPTIONS = AdvancedOptions(rule="damage", dimension_share=0.25)
 

@@ -17,12 +17,14 @@ from tvm_dual.closed_fit import ZERO, gate_table, refit_closed, zero_channels
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.conv_littles import predicted
 from tvm_dual.errors import PlanError, SetupError
+from tvm_dual.forms import exact_form, little_alone
 from tvm_dual.gates import EFFORTS, FAR, OPEN
 from tvm_dual.measure import open_share
+from tvm_dual.model import Model
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.site_times import time_sites
-from tvm_dual.variants import Fits, Model, exact_form, little_alone
+from tvm_dual.variants import Fits
 
 #: With and without an image that is added.
 NAMES = ("conv2d1", "conv2d3")

@@ -12,6 +12,7 @@ from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale, planned_bf16, planned_bytes
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES
 from tvm_dual.gates import FAR
 from tvm_dual.library import load
 from tvm_dual.options import AdvancedOptions
@@ -19,7 +20,7 @@ from tvm_dual.plan import Plan
 from tvm_dual.search import limit_at_share
 from tvm_dual.site_choices import choices_of, sizes_of
 from tvm_dual.site_times import time_sites
-from tvm_dual.variants import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES, Fits
+from tvm_dual.variants import Fits
 
 OPTIONS = AdvancedOptions(rule="damage", dimensions=16)
 

@@ -10,8 +10,9 @@ import pytest
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual import site_times
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import forms_beside, little_alone
+from tvm_dual.model import Model
 from tvm_dual.options import AdvancedOptions
-from tvm_dual.variants import Model, forms_beside, little_alone
 
 BOTH = ("rows", "nonzeros")
 #: Of a layer with no tile open, with all of them, and of its little module alone.

@@ -12,12 +12,14 @@ from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
+from tvm_dual.forms import exact_form
 from tvm_dual.gates import OPEN
 from tvm_dual.library import load
+from tvm_dual.model import ChannelOrder, Model
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.permuting import in_order, permuted
 from tvm_dual.plan import Plan
-from tvm_dual.variants import ChannelOrder, Fits, Model, exact_form
+from tvm_dual.variants import Fits
 
 OPTIONS = AdvancedOptions(rule="damage", dimension_share=0.25)
 

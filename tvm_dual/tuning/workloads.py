@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from schedules.families import Workload
+from tvm_dual.forms import APPROXIMATE, Forms, exact_form, gated_form
 from tvm_dual.measure import open_share
+from tvm_dual.model import Model
 from tvm_dual.plan import Plan
 from tvm_dual.search import provisional_limit
 from tvm_dual.tuning.problem import Usage
-from tvm_dual.variants import APPROXIMATE, Fits, Forms, Model, exact_form, gated_form
+from tvm_dual.variants import Fits
 
 #: Families whose work depends on open rows, and on nonzero inputs.
 _GATED = ("rows_int8", "rows_fp32", "row_pairs_int8", "conv2d_gated")

@@ -7,8 +7,8 @@ import numpy as np
 from relay_passes.pipeline import prepare_pipeline
 from schedules.cpu import native_isa
 from tvm_dual.compiler import Compiler
+from tvm_dual.forms import exact_form
 from tvm_dual.sites import find_sites
-from tvm_dual.variants import exact_form
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
