@@ -278,7 +278,7 @@ def test_a_torch_module_with_residuals_groups_and_transposed_convolutions(blocks
 def test_a_dense_layer_behind_a_relu_says_that_skipping_was_slower(monkeypatch, spectrograms):
     # Zero skipping takes longer here than computing everything, whatever the machine.
     monkeypatch.setattr(
-        "tvm_dual.site_times._in_turns",
+        "tvm_dual.site_times.in_turns",
         lambda model, entries, *_: {
             name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()
         },

@@ -119,7 +119,7 @@ def test_layers_on_bytes_have_times_of_their_gates(builder):
 def test_a_dual_build_says_why_a_layer_has_no_gate(builder, monkeypatch):
     # Exact forms are the fastest here, whatever the machine.
     monkeypatch.setattr(
-        "tvm_dual.site_times._in_turns",
+        "tvm_dual.site_times.in_turns",
         lambda model, entries, *_: {
             name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()
         },

@@ -48,7 +48,7 @@ def test_it_is_taken_if_it_is_faster_with_half_of_the_tiles_open(model, monkeypa
     def in_turns(_model, entries, *_):
         return {name: [times[form][part] for form, part in found] for name, found in entries.items()}
 
-    monkeypatch.setattr(site_times, "_in_turns", in_turns)
+    monkeypatch.setattr(site_times, "in_turns", in_turns)
     monkeypatch.setattr(site_times, "MANY_ZEROS", 0.0)
     found = site_times._time_gated(model, {"conv2d2": (16, 32)}, {"conv2d2": ("columns", "")}, {}, told)["conv2d2"]
     assert found["gated"] == wanted
