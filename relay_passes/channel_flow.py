@@ -9,13 +9,22 @@ so do the model's outputs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import tvm
 from tvm import IRModule, relax
 from tvm.ir import GenericConst
 
+from relay_passes.channel_lanes import (
+    Lanes,
+    extents,
+    is_depthwise,
+    moved_axis,
+    operands,
+    own_axis,
+    pools_along,
+    reduced_axis,
+)
 from relay_passes.conv2d_site import COMPOSITE
 
 #: Operators that take each value by itself.
@@ -29,27 +38,6 @@ PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "
 _RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}
 _POOLS = {f"relax.nn.{name}2d" for name in ("max_pool", "avg_pool", "adaptive_avg_pool")}
 _REDUCTIONS = {f"relax.{name}" for name in ("mean", "sum", "max", "min")}
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """Where channels lie.
-
-    Attributes
-    ----------
-    parts : tuple of (int, int)
-        Number of the group and channels; the number is -1 for channels of nobody's.
-    stride : int
-        From one channel to the next, in the value's flat order.
-    """
-
-    parts: tuple[tuple[int, int], ...]
-    stride: int
-
-    @property
-    def count(self) -> int:
-        """Channels of all parts."""
-        return sum(count for _, count in self.parts)
 
 
 class ChannelFlow:
@@ -98,8 +86,8 @@ class ChannelFlow:
 
     def axis(self, value: relax.Expr) -> int | None:
         """Return the axis that a value's channels have for themselves, or None."""
-        lanes, shape = self.lanes.get(value), _extents(value)
-        return None if lanes is None or shape is None else _own_axis(shape, lanes)
+        lanes, shape = self.lanes.get(value), extents(value)
+        return None if lanes is None or shape is None else own_axis(shape, lanes)
 
     def _follow(self, value: relax.Expr) -> Lanes | None:
         """Return where the channels of a binding's value lie; read ones stay that have no rule."""
@@ -117,12 +105,12 @@ class ChannelFlow:
             return None
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) and function is None:
             return self._through(value)
-        for operand in _operands(value):
+        for operand in operands(value):
             self._stay(operand, "they are read by what the compiler does not know")
         return None
 
     def _convolved(self, function: relax.Function, call: relax.Call) -> Lanes:
-        roles, (outputs, *_, inputs) = conv2d_roles(function), _extents(call.args[1])
+        roles, (outputs, *_, inputs) = conv2d_roles(function), extents(call.args[1])
         x = call.args[roles["x"]]
         lanes = self.lanes.get(x)
         if lanes is not None and (lanes.stride, lanes.count) != (1, inputs):
@@ -138,10 +126,10 @@ class ChannelFlow:
 
     def _through(self, call: relax.Call) -> Lanes | None:
         """Return where the channels of what an operator gives lie."""
-        name, tracked = call.op.name, [x for x in _operands(call) if x in self.lanes]
+        name, tracked = call.op.name, [x for x in operands(call) if x in self.lanes]
         if not tracked:
             return None
-        first, shape, axis = self.lanes[tracked[0]], _extents(call), self.axis(tracked[0])
+        first, shape, axis = self.lanes[tracked[0]], extents(call), self.axis(tracked[0])
         if name in _RESHAPES or name in _EACH:
             return first
         if shape is not None and axis is not None:
@@ -149,13 +137,13 @@ class ChannelFlow:
                 return self._concatenated(call, shape)
             to = None
             if name in _REDUCTIONS:
-                to = _reduced(call, axis, len(_extents(tracked[0])))
+                to = reduced_axis(call, axis, len(extents(tracked[0])))
             elif name == "relax.permute_dims":
-                to = _moved(call, axis, len(shape))
+                to = moved_axis(call, axis, len(shape))
             elif (
                 (name in PAIRS and self._pairs(call, tracked, shape, axis))
-                or (name in _POOLS and _along(call, axis))
-                or (name == "relax.nn.conv2d" and _is_depthwise(call, tracked[0], axis, first.count))
+                or (name in _POOLS and pools_along(call, axis))
+                or (name == "relax.nn.conv2d" and is_depthwise(call, tracked[0], axis, first.count))
             ):
                 to = axis
             if to is not None:
@@ -171,26 +159,26 @@ class ChannelFlow:
         share the order.
         """
         back = axis - len(shape)
-        if any(len(_extents(x)) != len(shape) for x in tracked):
+        if any(len(extents(x)) != len(shape) for x in tracked):
             return False
         if len(tracked) == len(call.args):
             same = all(self.axis(x) == axis for x in tracked)
             return same and self._join(self.lanes[tracked[0]], tracked[1], any_stride=True)
         (other,) = [x for x in call.args if x not in self.lanes]
-        extents = _extents(other)
-        if extents is None:
+        others = extents(other)
+        if others is None:
             return False
-        return isinstance(other, GenericConst) or len(extents) < -back or extents[back] == 1
+        return isinstance(other, GenericConst) or len(others) < -back or others[back] == 1
 
     def _concatenated(self, call: relax.Call, shape: tuple[int, ...]) -> Lanes | None:
-        values = _operands(call) if not isinstance(call.args[0], relax.Var) else self._tuples[call.args[0]].fields
+        values = operands(call) if not isinstance(call.args[0], relax.Var) else self._tuples[call.args[0]].fields
         along = int(call.attrs.axis) % len(shape)
         known = [self.lanes.get(x) for x in values]
         axes = {self.axis(x) for x in values if x in self.lanes}
         if axes == {along}:
             # What has no channels of convolutions keeps its order.
             parts = [
-                lanes.parts if lanes else ((-1, _extents(x)[along]),) for x, lanes in zip(values, known, strict=True)
+                lanes.parts if lanes else ((-1, extents(x)[along]),) for x, lanes in zip(values, known, strict=True)
             ]
             return Lanes(sum(parts, ()), math.prod(shape[along + 1 :]))
         if len(axes) == 1 and None not in axes and None not in known:
@@ -241,57 +229,6 @@ def conv2d_roles(function: relax.Function) -> dict:
     (conv,) = [call for call in calls if call.op.name == "relax.nn.conv2d"]
     added = [places[x] for call in calls if call.op.name == "relax.add" for x in call.args if x in places]
     return {"x": places[conv.args[0]], "weight": places[conv.args[1]], "added": added}
-
-
-def _operands(value: relax.Expr) -> list[relax.Expr]:
-    """Return what a value is computed from, tuples taken apart."""
-    if isinstance(value, relax.Call):
-        nested = [x.fields if isinstance(x, relax.Tuple) else [x] for x in value.args]
-        return [x for fields in nested for x in fields]
-    if isinstance(value, relax.TupleGetItem):
-        return [value.tuple_value]
-    return list(value.fields) if isinstance(value, relax.Tuple) else [value]
-
-
-def _extents(value: relax.Expr) -> tuple[int, ...] | None:
-    """Return a value's shape, or None if it is open."""
-    shape = getattr(getattr(value, "ty", None), "shape", None)
-    if shape is None or any(not isinstance(extent, tvm.tirx.IntImm) for extent in shape):
-        return None
-    return tuple(int(extent) for extent in shape)
-
-
-def _own_axis(shape: tuple[int, ...], lanes: Lanes) -> int | None:
-    axes = range(len(shape))
-    return next((a for a in axes if shape[a] == lanes.count and math.prod(shape[a + 1 :]) == lanes.stride), None)
-
-
-def _reduced(call: relax.Call, axis: int, rank: int) -> int | None:
-    """Return what becomes of an axis behind a reduction of others."""
-    if call.attrs.axis is None:
-        return None
-    gone = {int(a) % rank for a in call.attrs.axis}
-    if axis in gone:
-        return None
-    return axis if call.attrs.keepdims else axis - sum(a < axis for a in gone)
-
-
-def _moved(call: relax.Call, axis: int, rank: int) -> int:
-    axes = [int(a) % rank for a in call.attrs.axes] if call.attrs.axes else list(range(rank))[::-1]
-    return axes.index(axis)
-
-
-def _along(call: relax.Call, axis: int) -> bool:
-    """Whether channels are the same axis of what a pooling reads and gives."""
-    return call.attrs.layout.index("C") == axis and call.attrs.out_layout == call.attrs.layout
-
-
-def _is_depthwise(call: relax.Call, x: relax.Expr, axis: int, channels: int) -> bool:
-    """Whether a convolution gives one channel for each that it reads, whose weights are a constant."""
-    same = call.attrs.data_layout.index("C") == axis and call.attrs.out_layout == call.attrs.data_layout
-    weight = call.args[1]
-    each = int(call.attrs.groups) == channels and isinstance(weight, GenericConst) and call.args[0].same_as(x)
-    return same and each and _extents(weight)[call.attrs.kernel_layout.index("O")] == channels
 
 
 def part_orders(flow: ChannelFlow, lanes: Lanes, orders: dict[int, np.ndarray]) -> np.ndarray | None:

@@ -15,7 +15,8 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.channel_flow import PAIRS, ChannelFlow, Lanes, conv2d_roles, part_orders
+from relay_passes.channel_flow import PAIRS, ChannelFlow, conv2d_roles, part_orders
+from relay_passes.channel_lanes import Lanes
 from relay_passes.conv2d_site import COMPOSITE
 
 
