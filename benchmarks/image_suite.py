@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from benchmarks.levels import our_bf16, our_target
 from benchmarks.ours import our_spec
 from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
+from relay_passes.site_plan import COARSE
 from tvm_dual.builder import Builder
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
@@ -22,6 +23,8 @@ from tvm_dual.options import AdvancedOptions
 Progress = Callable[[str, int, int], None]
 #: Our forms that every suite measures; those with a gate only where the plan has one.
 _MODES = ("dense", "skip", "dual")
+#: Kinds of little modules of the mode ``floats``: dual where no layer is a copy on bytes.
+_FLOATS = ("projection", COARSE)
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ def show(result: Result, path: Path) -> None:
         print(f"{network}\n{report}")
         print_rows(rows)
         peer32, peer = fastest(rows, ("fp32",), False), fastest(rows, ("fp32", *LOW), False)
-        dual, dense = fastest(rows, ("fp32", *LOW), True, "dual"), fastest(rows, ("fp32",), True, "dense")
+        dual, dense = (fastest(rows, ("fp32",), True, mode) for mode in ("dual", "dense"))
         same = [row for row in rows if row.get("same_quality")]
         for name, slow, fast in (
-            ("fastest fp32 peer / dual", peer32, dual),
+            ("fastest fp32 peer / dual fp32", peer32, dual),
+            ("fastest fp32 peer / dual fp32 without bytes", peer32, fastest(rows, ("fp32",), True, "floats")),
             ("fastest fp32 peer / zero skipping alone", peer32, fastest(rows, ("fp32",), True, "skip")),
             ("fastest fp32 peer / our dense fp32", peer32, dense),
-            ("fastest peer of any precision / dual", peer, dual),
+            ("fastest peer of any precision / dual fp32", peer, dual),
             ("fastest peer of any precision / ours of any", peer, fastest(rows, ("fp32", *LOW), True)),
             ("the same, both of the same quality", *(fastest(same, ("fp32", *LOW), ours) for ours in (False, True))),
         ):
@@ -151,6 +155,10 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
             library = builder.build("fp32", options=AdvancedOptions(mode=mode))
         specs.append(our_spec(library, folder / f"{network.name}_{mode}.so", mode))
     reports.append(str(library.report))
+    if any(site.little == "copy" for site in library.report.plan.sites):
+        library = builder.build("fp32", options=replace(network.options, little_kinds=_FLOATS), **judged)
+        specs.append(our_spec(library, folder / f"{network.name}_floats.so", "floats"))
+        reports.append(str(library.report))
     return specs, "\n\n".join(reports)
 
 
