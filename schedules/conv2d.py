@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from schedules.conv2d_bands import BAND_BYTES, Bands, band_rows, heavy, rows_within
 from schedules.conv2d_panels import pack_panels, panel_count, share_bands
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
+from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once, seen_rows
 from schedules.cpu import Isa
 from schedules.knobs import ConvTile
 from schedules.nonzero_rows import list_row, output_lists
@@ -27,6 +27,9 @@ _LISTED_BYTES = 256 << 10
 #: Bytes of weights that stay in an L2 of 2 MB while bands pass: 14 x 14, 1024 -> 256 takes 564 us in bands of two rows,
 #: which read all weights each, and 609 in one band.
 _L2_WEIGHTS = 1 << 20
+#: Cycles that a step of a tile takes beside its products: of 7 x 7, 512 -> 512 a pixel takes 26.5 us in tiles of 13,
+#: 27.2 in tiles of 10, and 29.5 in tiles of 7.
+_STEP_CYCLES = 2.0
 #: Cycles that a vector of weights takes to come from L3.
 _L3_CYCLES = 3.0
 
@@ -43,20 +46,26 @@ def default_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     def cycles(tile: ConvTile) -> float:
         """Time of one tap of all pixels and one vector: two multiply-adds or loads a cycle, each sum after four."""
         bands, sums = -(-conv.out_height // tile.rows), tile.pixels * tile.vectors
-        of_tile = max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) / tile.vectors
+        of_tile = (max(sums / 2, (tile.pixels + tile.vectors) / 2, 4) + _STEP_CYCLES) / tile.vectors
         weights = 0 if stay else bands * _L3_CYCLES
-        return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile + weights
+        seen = seen_rows(conv) if conv.out_width % tile.pixels == 0 else 1
+        return bands * -(-tile.rows * conv.out_width // tile.pixels) * of_tile * seen + weights
 
     def even(rows: int, most: int) -> int:
         """Pixels of a tile, `most` of them at most, of which a band has whole ones, or nearly so."""
         return -(-rows * conv.out_width // -(-rows * conv.out_width // most))
 
+    def within_row(most: int) -> int:
+        """Pixels of a tile, `most` of them at most, of which a row of the output has whole ones."""
+        return max(pixels for pixels in range(1, most + 1) if conv.out_width % pixels == 0)
+
     most, sums = panel_size(isa, conv.outputs, 2) // isa.lanes, 28 if large else 12
     most_rows = rows_within(conv, BAND_BYTES) if stay else band_rows(conv)
     choices = (
-        ConvTile(even(rows, sums // vectors), vectors, rows)
+        ConvTile(pixels, vectors, rows)
         for vectors in range(most, 0, -1)
         for rows in range(most_rows, 0, -1)
+        for pixels in (even(rows, sums // vectors), within_row(sums // vectors))
     )
     return min(choices, key=cycles)
 
@@ -87,7 +96,10 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
     whole = not heavy(conv)
     # One vector, which nobody reads, where no sums wait.
     sums = 1 if rows == kernel_rows else tiles * tall * vectors
-    compute, part = register_tile(isa, conv, tile.vectors, tall), partial_tile(isa, conv, tile.vectors, tall, rows)
+    # Of lists `to` is no place in the output.
+    in_row = conv.out_width % tall == 0 and not writes_lists
+    compute = register_tile(isa, conv, tile.vectors, tall, in_row)
+    part = partial_tile(isa, conv, tile.vectors, tall, rows, tiles, in_row)
 
     lists = output_lists(conv)
     written, band_values = lists.size if writes_lists else conv.output_size, bands.pixels * conv.outputs

@@ -5,6 +5,8 @@ A value of the input is only ever broadcast, so the pixels of a tile may lie any
 
 from __future__ import annotations
 
+from functools import cache
+
 from tvm.script import tirx as T
 
 from schedules.conv2d_panels import panel_column
@@ -47,13 +49,14 @@ def store_pixel(isa: Isa, conv: Conv2d):
     return store
 
 
-def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
+def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, in_row: bool = False):
     """Return the macro ``(image, origin, operands, y, to, panel, pixel)`` that computes one register tile.
 
     It takes `pixels` pixels and one panel of outputs; ``pixel(p)`` is the place of the p-th in the band. `image` holds
-    the band's padded input from `origin` on; `to` is the band's first pixel in the output.
+    the band's padded input from `origin` on; `to` is the band's first pixel in the output. Where all pixels are
+    `in_row`, one row of the output, the kernel's rows that would see nothing but padding are left out.
     """
-    parts = _TileParts(isa, conv, vectors, pixels)
+    parts = _TileParts(isa, conv, vectors, pixels, in_row)
     begin, add, finish = parts.begin(), parts.add(), parts.finish()
 
     @T.inline
@@ -61,22 +64,22 @@ def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int):
         total = parts.registers()
         base = T.alloc_buffer((pixels,), "int32")
         begin(origin, operands, panel, pixel, total, base)
-        add(image, operands, panel, total, base, 0, conv.kernel[0], 0)
+        add(image, operands, panel, total, base, 0, conv.kernel[0], 0, to + pixel(0))
         finish(operands, y, to, panel, pixel, total)
 
     return compute
 
 
-def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int):
+def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int, tiles: int = 1, in_row: bool = False):
     """Return the macro of `register_tile` for some rows of the kernel.
 
     It is ``(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number)``: rows from `start` to
     `stop`; the sums before and after them lie in ``waiting: f32``, those of the first tile from the vector `first` on.
-    `number` counts the tiles that read these weights. Meanwhile the weights behind them are fetched, as in
-    `schedules.panels`: as many as `rows` rows of the kernel have.
+    `number` counts the tiles that read these weights, `tiles` or more. Meanwhile the weights behind them are fetched,
+    as in `schedules.panels`: as many as `rows` rows of the kernel have.
     """
-    parts = _TileParts(isa, conv, vectors, pixels)
-    begin, add, finish = parts.begin(), parts.add(rows), parts.finish()
+    parts = _TileParts(isa, conv, vectors, pixels, in_row)
+    begin, add, finish = parts.begin(), parts.add(rows, tiles), parts.finish()
     count, lanes = parts.count, isa.lanes
 
     def resume(total, waiting, at):
@@ -95,7 +98,7 @@ def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int):
         begin(origin, operands, panel, pixel, total, base)
         if start > 0:
             resume(total, waiting, at)
-        add(image, operands, panel, total, base, start, stop, number)
+        add(image, operands, panel, total, base, start, stop, number, to + pixel(0))
         if stop == conv.kernel[0]:
             finish(operands, y, to, panel, pixel, total)
         else:
@@ -107,8 +110,8 @@ def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int):
 class _TileParts:
     """Macros that a register tile of one convolution consists of."""
 
-    def __init__(self, isa: Isa, conv: Conv2d, vectors: int, pixels: int) -> None:
-        self._isa, self._conv, self._pixels = isa, conv, pixels
+    def __init__(self, isa: Isa, conv: Conv2d, vectors: int, pixels: int, in_row: bool) -> None:
+        self._isa, self._conv, self._pixels, self._in_row = isa, conv, pixels, in_row
         self._size = panel_size(isa, conv.outputs, vectors)
         self._vectors = self._size // isa.lanes
         #: Vectors of sums.
@@ -145,16 +148,23 @@ class _TileParts:
 
         return begun
 
-    def add(self, ahead: int = 0):
-        """Return ``(image, operands, panel, total, base, start, stop, number)``: products of some rows of the kernel.
+    def add(self, ahead: int = 0, tiles: int = 1):
+        """Return the macro that adds products of some rows of the kernel.
 
-        With `ahead`, as many rows behind them are fetched, a line a product, by the first tiles that read these.
+        It is ``(image, operands, panel, total, base, start, stop, number, place)``: rows from `start` to `stop`, for a
+        tile whose first pixel is at `place` in the output. With `ahead`, as many rows behind them are fetched by the
+        first of the tiles that read these, of which there are `tiles` or more: a line a product, or a line a step of
+        products if that takes nearly all tiles. Lines wait less then (7 x 7, 512 -> 512: 1322 us instead of 1378).
         """
         conv, lanes, vectors = self._conv, self._isa.lanes, self._vectors
         runs, run = conv.runs
-        row_values = conv.padded_width * conv.inputs
-        per_line = _LINE // 4
-        lines = ahead * runs * run * self._size // per_line
+        row_values, row_taps = conv.padded_width * conv.inputs, runs * run
+        per_line, steps = _LINE // 4, _steps(run)
+        lines = ahead * row_taps * self._size // per_line
+        # Tiles that fetch, a line a product.
+        needed = -(-lines // max(1, ahead * row_taps))
+        every = steps if ahead and needed * steps <= tiles < 2 * needed * steps else 1
+        seen = self._seen()
 
         def multiply(total, image, base, at, weight, panel, tap):
             for i in range(self.count):
@@ -162,34 +172,53 @@ class _TileParts:
                 product = value * weight[panel, tap, T.ramp(i % vectors * lanes, 1, lanes)]
                 T.buffer_store(total[i], total[i][T.ramp(0, 1, lanes)] + product, [T.ramp(0, 1, lanes)])
 
-        steps = _steps(run)
-
         @T.inline
-        def walked(image, operands, panel, total, base, start, stop, line, fetches):
-            for down in T.serial(start, stop):
+        def walked(image, operands, panel, total, base, first, last, stop, line, fetches):
+            for down in T.serial(first, last):
                 for across in T.serial(runs):
                     skip: T.let = down * (conv.dilation[0] * row_values) + across * (conv.dilation[1] * conv.inputs)
                     tap: T.let = (down * runs + across) * run
                     for c in T.serial(run // steps):
                         for step in T.unroll(steps):
                             at: T.let = c * steps + step
-                            if fetches:
-                                ahead_by: T.let = line + tap + at
-                                prefetch(operands[0][panel, stop * (runs * run), ahead_by * per_line])
+                            if fetches and step % every == 0:
+                                ahead_by: T.let = line + (tap + at) // every
+                                prefetch(operands[0][panel, stop * row_taps, ahead_by * per_line])
                             multiply(total, image, base, skip + at, operands[0], panel, tap + at)
 
         @T.inline
-        def added(image, operands, panel, total, base, start, stop, number):
+        def added(image, operands, panel, total, base, start, stop, number, place):
+            first: T.let = seen(start, stop, place)[0]
+            last: T.let = seen(start, stop, place)[1]
             if ahead > 0:
-                line: T.let = number * ((stop - start) * (runs * run)) - start * (runs * run)
-                if number * ((stop - start) * (runs * run)) < lines:
-                    walked(image, operands, panel, total, base, start, stop, line, True)
+                line: T.let = (number * ((stop - start) * row_taps) - start * row_taps) // every
+                if number * ((stop - start) * row_taps) // every < lines:
+                    walked(image, operands, panel, total, base, first, last, stop, line, True)
                 else:
-                    walked(image, operands, panel, total, base, start, stop, 0, False)
+                    walked(image, operands, panel, total, base, first, last, stop, 0, False)
             else:
-                walked(image, operands, panel, total, base, start, stop, 0, False)
+                walked(image, operands, panel, total, base, first, last, stop, 0, False)
 
         return added
+
+    def _seen(self):
+        """Return a function ``(start, stop, place)`` to the first and the last of these rows that see the image.
+
+        Of 7 x 7 pixels and a kernel of 3 x 3 two rows of 21 see nothing but padding.
+        """
+        conv = self._conv
+        top, _, bottom, _ = conv.padding
+        if not self._in_row or not (top or bottom):
+            return lambda start, stop, place: (start, stop)
+
+        def seen(start, stop, place):
+            above = top - place // conv.out_width % conv.out_height * conv.strides[0]
+            first = T.floordiv(above + (conv.dilation[0] - 1), conv.dilation[0])
+            last = T.floordiv(above + conv.height + (conv.dilation[0] - 1), conv.dilation[0])
+            first = T.min(T.max(start, first), stop)
+            return first, T.max(first, T.min(stop, last))
+
+        return seen
 
     def finish(self):
         """Return ``(operands, y, to, panel, pixel, total)``: what follows the sums, and where it is written."""
@@ -206,6 +235,17 @@ class _TileParts:
             store_sums(operands, y, to, panel_column(panel, conv.outputs, size), pixel, total)
 
         return finished
+
+
+@cache
+def seen_rows(conv: Conv2d) -> float:
+    """Return the share of the kernel's rows, over all rows of the output, that see more than padding."""
+    rows = [
+        y * conv.strides[0] - conv.padding[0] + k * conv.dilation[0]
+        for y in range(conv.out_height)
+        for k in range(conv.kernel[0])
+    ]
+    return sum(0 <= row < conv.height for row in rows) / len(rows)
 
 
 def _steps(run: int) -> int:

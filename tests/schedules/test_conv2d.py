@@ -13,7 +13,7 @@ from schedules import cpu
 from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d
 from schedules.conv2d_bands import band_rows
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import rows_at_once
+from schedules.conv2d_tile import rows_at_once, seen_rows
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
@@ -61,10 +61,34 @@ def test_panels_that_one_tile_reads_are_taken_whole():
     assert rows_at_once(conv, 32, 1) == 64 and rows_at_once(conv, 32, 2) < 64
 
 
-def test_tiles_fill_a_band_evenly():
+def test_tiles_fill_a_band_evenly_or_a_row_if_that_spares_more_padding():
     conv = Conv2d(1, 7, 7, 512, 512, (3, 3), padding=(1, 1, 1, 1))
     tile = default_tile(cpu.ISAS["avx512"], conv)
-    assert (tile.pixels, tile.rows) == (13, 7), "49 pixels in four tiles"
+    assert (tile.pixels, tile.rows) == (7, 7), "two of 21 rows of the kernel see padding alone"
+    inside = default_tile(cpu.ISAS["avx512"], replace(conv, height=9, width=9, padding=(0,) * 4))
+    assert (inside.pixels, inside.rows) == (13, 7), "49 pixels in four tiles"
+
+
+#: Tiles of one row each, of which some see padding alone, or nothing else.
+IN_ROWS = [
+    Conv2d(2, 5, 6, 3, 19, (3, 3), padding=(1, 1, 1, 1), activation="relu"),
+    Conv2d(1, 4, 6, 2, 16, (3, 1), (2, 1), padding=(4, 0, 5, 0), residual=True),
+    Conv2d(1, 6, 8, 4, 33, (4, 3), (1, 1), (3, 1, 2, 1), (2, 1)),
+]
+
+
+@pytest.mark.parametrize("conv", IN_ROWS, ids=str)
+@pytest.mark.parametrize("is_heavy", [False, True])
+def test_rows_of_the_kernel_that_see_padding_are_left_out(isa, conv, is_heavy, threads, monkeypatch):
+    monkeypatch.setattr("schedules.conv2d.heavy", lambda conv: is_heavy)
+    if is_heavy:
+        monkeypatch.setattr("schedules.conv2d_tile._OUTPUT_BYTES", 8 * 4 * conv.taps // conv.kernel[0])
+    check(isa, conv, ConvTile(conv.out_width // 2, 1, conv.out_height), threads)
+
+
+def test_the_share_of_rows_that_see_the_image():
+    conv = Conv2d(1, 7, 7, 8, 16, (3, 3), padding=(1, 1, 1, 1))
+    assert seen_rows(conv) == 19 / 21 and seen_rows(replace(conv, padding=(0, 1, 0, 1))) == 1
 
 
 def test_heavy_weights_are_read_for_many_rows_at_once():
