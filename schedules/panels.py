@@ -18,7 +18,8 @@ from schedules.cpu import Isa
 from schedules.intrinsics import prefetch
 from schedules.knobs import PanelKnobs
 
-#: Vectors of a panel: 3, with the rows of `tile_rows`, is what leaves the fewest loads per product.
+#: Vectors of a panel. With the rows of `tile_rows`, 35 rows of 1500 floats times 4500 outputs take 3.54 ms; with 4
+#: vectors 3.74, with 8 rows, whose last tile computes some twice, 3.94.
 _PANEL_VECTORS = 3
 #: Bytes of a cache line.
 _LINE = 64
