@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules.cpu import ISAS
-from tests.tvm_dual.convolutions import blocks_builder
+from tests.tvm_dual.convolutions import blocks_builder, gates_pay  # noqa: F401 (a fixture)
 from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
@@ -117,8 +117,9 @@ def test_density_and_loss_at_a_bound_are_what_the_library_does(builder, name, ga
                 np.testing.assert_allclose(variant.library(*call), wanted.stream()(*call), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("gates_pay")
 def test_a_model_is_built_by_layer_within_its_budget_and_again_from_its_plan(builder):
-    options = AdvancedOptions(rule="damage", dimension_share=0.25)
+    options = AdvancedOptions(rule="damage", dimensions=16)
     library = builder.build("fp32", options=options, max_drop=0.2)
     plan = library.report.plan
     assert plan.quality >= plan.dense_quality - 0.2 and plan.trials
@@ -152,12 +153,17 @@ def test_bounds_differ_by_layer_at_every_effort(builder):
 
 
 def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
-    library = builder.build("fp32", options=AdvancedOptions(search_steps=0), max_drop=0.0)
+    options = AdvancedOptions(search_steps=0, keep_dense=("conv2d0", "conv2d2"), little_kinds=("projection",))
+    library = builder.build("fp32", options=options, max_drop=0.0)
     assert {site.input for site in library.report.plan.sites} <= {"dense", "columns"}
 
 
+@pytest.mark.usefixtures("gates_pay")
 def test_trained_little_modules_go_on_from_where_closed_forms_end(builder):
-    options = AdvancedOptions(dimension_share=0.25, search_steps=1, finetune_steps=30, little_kinds=("projection",))
+    kept, kinds = ("conv2d0", "conv2d2"), ("projection",)
+    options = AdvancedOptions(
+        dimensions=16, search_steps=1, finetune_steps=30, little_kinds=kinds, gate_unit="tile", keep_dense=kept
+    )
     library = builder.build("fp32", options=options, max_drop=0.2)
     plan, found = library.report.plan, library.report.plan.finetuning
     assert found.steps == 30 and found.closed_form.limits == found.tuned.limits

@@ -10,7 +10,7 @@ import pytest
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, missing_flags
 from schedules.quantize import stored_rows
-from tests.tvm_dual.convolutions import blocks_builder
+from tests.tvm_dual.convolutions import blocks_builder, gates_pay  # noqa: F401 (a fixture)
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
@@ -134,6 +134,7 @@ def test_layers_on_bytes_have_times_of_their_little_modules_alone(model):
         assert times.exact > 0 and all(value > 0 for value in times.alone.values())
 
 
+@pytest.mark.usefixtures("gates_pay")
 def test_a_model_is_built_with_little_modules_on_bytes_and_again_from_its_plan(builder):
     options = replace(OPTIONS, dimensions=16, search_steps=0)
     library = builder.build("int8", options=options, max_drop=0.2)

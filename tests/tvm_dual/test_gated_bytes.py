@@ -15,6 +15,7 @@ from tvm_dual.errors import PlanError
 from tvm_dual.forms import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES
 from tvm_dual.gates import FAR
 from tvm_dual.library import load
+from tvm_dual.measure import open_share
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.search import limit_at_share
@@ -57,26 +58,27 @@ def test_a_gate_opens_tiles_by_its_bound(builder, dense, tmp_path):
     model = builder.model(precision, OPTIONS)
     model = replace(model, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan))
     forms = {site.name: (site.input, site.hidden) for site in plan.sites} | dict.fromkeys(names, GATED_BYTES)
-    half = limit_at_share(Fits(model).variant(forms), 0.5)
+    variant = Fits(model).variant(forms)
+    half = limit_at_share(variant, 0.5)
     for limit in (1e-9, half, 1e9):
-        library = builder.build(precision, options=OPTIONS, plan=gated_plan(plan, names, limit))
-        differences.append(max(np.abs(library(*call) - y).max() for call, y in zip(calls, wanted, strict=True)))
-        sites = {site.name: site for site in library.report.plan.sites}
-        densities.append(np.mean([sites[name].density for name in names]))
-        for name in names:
-            site = sites[name]
-            assert (site.input, site.hidden, site.precision) == ("rows", "dense", precision)
-            assert (
-                site.reason
-                == f"gated, little module on {'bytes' if precision == 'int8' else 'bf16'}, 16 of 64 directions"
-            )
-        # Sums of bytes are whole numbers, and those of bf16 are added up in the dense kernel's order here.
-        library.effort = float("inf")
-        for call, y in zip(calls, wanted, strict=True):
-            np.testing.assert_array_equal(library(*call), y)
-        library.effort = 1.0
+        variant.set_limit(dict.fromkeys(names, limit))
+        found = [variant.library(*call) for call in calls]
+        differences.append(max(np.abs(y - exact).max() for y, exact in zip(found, wanted, strict=True)))
+        shares = open_share(variant.library, model.data.streams)
+        densities.append(np.mean([shares[name] for name in names]))
     assert densities[0] > 0.99 > densities[1] > 0.01 > densities[2]
     assert differences[0] < 1e-2 * np.abs(wanted).max() and differences[1] <= differences[2]
+    library = builder.build(precision, options=OPTIONS, plan=gated_plan(plan, names, half))
+    sites = {site.name: site for site in library.report.plan.sites}
+    kind = "bytes" if precision == "int8" else "bf16"
+    for name in names:
+        site = sites[name]
+        assert (site.input, site.hidden, site.precision) == ("rows", "dense", precision)
+        assert site.reason == f"gated, little module on {kind}, 16 of 64 directions" and 0.01 < site.density < 0.99
+    # Sums of bytes are whole numbers, and those of bf16 are added up in the dense kernel's order here.
+    library.effort = float("inf")
+    for call, y in zip(calls, wanted, strict=True):
+        np.testing.assert_array_equal(library(*call), y)
     library.effort = 0.25
     library.export_library(str(tmp_path / "model.so"))
     loaded = load(tmp_path / "model.so")
@@ -124,7 +126,9 @@ def test_a_dual_build_says_why_a_layer_has_no_gate(builder, monkeypatch):
             name: [1.0 + (i > 0) for i in range(len(found))] for name, found in entries.items()
         },
     )
-    library = builder.build("int8", options=replace(OPTIONS, search_steps=0), max_drop=0.2)
+    library = builder.build(
+        "int8", options=replace(OPTIONS, search_steps=0, keep_dense=("conv2d0", "conv2d2")), max_drop=0.2
+    )
     reasons = [site.reason for site in library.report.plan.sites if site.kind == "conv2d"]
     assert reasons == ["8-bit matrix tiles (AMX); exact was fastest, or no gate met the budget"] * 4
 

@@ -10,6 +10,7 @@ import pytest
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
+from tvm_dual.byte_convs import byte_scale
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
 from tvm_dual.forms import exact_form
@@ -32,6 +33,12 @@ def builder() -> Builder:
 @pytest.fixture(scope="module")
 def model(builder) -> Model:
     return builder.model("fp32", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def skipping(builder) -> Plan:
+    """The plan of zero skipping alone."""
+    return builder.build("fp32", options=AdvancedOptions(mode="skip")).report.plan
 
 
 def orders(model: Model) -> dict[str, ChannelOrder]:
@@ -67,11 +74,10 @@ def test_an_exact_model_stays_what_it_is(builder, model, skip):
 
 
 @pytest.mark.parametrize("skips", [False, True])
-def test_orders_lower_density_and_travel_in_the_plan(builder, model, tmp_path, skips):
+def test_orders_lower_density_and_travel_in_the_plan(builder, model, skipping, tmp_path, skips):
     changed = permuted(model, lambda *_: None)
     assert {"conv2d0", "conv2d1", "conv2d2", "conv2d3"} == set(changed.orders)
     assert all("tiles" in order.reason or "panel" in order.reason for order in changed.orders.values())
-    plan = builder.build("fp32", options=AdvancedOptions(mode="skip")).report.plan
     gated = {"input": "rows", "hidden": "nonzeros" if skips else "columns", "rule": "damage", "dimensions": 16}
     fit = Fits(model).fit("conv2d1", ("rows", "dense"))
     seen, ladder = model.observations["conv2d1"], [0.5**i for i in range(24)]
@@ -79,9 +85,9 @@ def test_orders_lower_density_and_travel_in_the_plan(builder, model, tmp_path, s
     limit = next(limit for limit, (density, _) in zip(ladder, shares, strict=True) if density > 0.2)
     given = {"conv2d1": gated | {"limit": limit}, "conv2d2": gated | {"limit": OPEN}}
     order = orders(model)["conv2d2"].places
-    sites = [replace(site, **given.get(site.name, {})) for site in plan.sites]
+    sites = [replace(site, **given.get(site.name, {})) for site in skipping.sites]
     sites = tuple(replace(site, order=order) if site.name == "conv2d2" else site for site in sites)
-    plan = Plan.from_json(replace(plan, sites=sites).to_json())
+    plan = Plan.from_json(replace(skipping, sites=sites).to_json())
     library = builder.build("fp32", options=OPTIONS, plan=plan)
     found = {site.name: site for site in library.report.plan.sites}
     assert found["conv2d2"].order == order and "earlier plan" in found["conv2d2"].reason
@@ -101,11 +107,9 @@ def test_orders_lower_density_and_travel_in_the_plan(builder, model, tmp_path, s
             )
 
 
-def test_plans_whose_orders_are_none_are_refused(builder, model):
-    plan = builder.build("fp32", options=AdvancedOptions(mode="skip")).report.plan
-
+def test_plans_whose_orders_are_none_are_refused(builder, skipping):
     def planned(name: str, order: tuple[int, ...]) -> Plan:
-        return replace(plan, sites=tuple(replace(s, order=order) if s.name == name else s for s in plan.sites))
+        return replace(skipping, sites=tuple(replace(s, order=order) if s.name == name else s for s in skipping.sites))
 
     for name, order, message in (
         ("conv2d2", (0, 0, 1), "3 channels in no order"),
@@ -120,7 +124,7 @@ def test_nothing_is_ordered_where_nothing_is_gated(builder):
     kept = replace(OPTIONS, keep_dense=("conv2d0", "conv2d1", "conv2d2", "conv2d3"))
     model = builder.model("fp32", kept)
     assert permuted(model, lambda *_: None) is model
-    if ISAS[builder.isa].vnni:
-        library = builder.build("int8", options=OPTIONS, max_drop=0.3)
-        low = [site for site in library.report.plan.sites if site.kind == "conv2d" and site.precision == "int8"]
-        assert low and not any(site.order for site in low)
+    low = builder.model("int8", OPTIONS)
+    scales = {name: byte_scale(low.observations[name].inputs[0]) for name, site in low.sites.items() if site.conv}
+    low = replace(low, on_bytes=scales)
+    assert permuted(low, lambda *_: None) is low

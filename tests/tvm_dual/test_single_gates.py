@@ -12,7 +12,7 @@ from torch import nn
 
 import tvm_dual
 from schedules.cpu import ISAS
-from tvm_dual import allocation, planner
+from tests.tvm_dual.convolutions import gates_pay  # noqa: F401 (a fixture)
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
@@ -130,13 +130,13 @@ def test_a_library_of_gated_outputs_is_exported_and_read_back(builder, dense, li
     np.testing.assert_allclose(again(*first), wanted[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("gates_pay")
 def test_the_planner_takes_outputs_where_they_take_least_time(builder, monkeypatch):
     # Tiles and the little modules alone take longer than anything here.
     monkeypatch.setattr(SingleTimes, "at", lambda self, density: 0.01 + density)
-    # Nor is a layer, or the whole plan, dropped for zero skipping, which is faster here.
-    monkeypatch.setattr(allocation, "LOOKED_AT", 0)
-    monkeypatch.setattr(planner, "WORTH", float("inf"))
-    options = AdvancedOptions(rule="damage", dimension_share=0.25, search_steps=1, little_kinds=("projection",))
+    options = AdvancedOptions(
+        rule="damage", dimensions=16, search_steps=1, little_kinds=("projection",), keep_dense=("conv2d0",)
+    )
     library = builder.build("fp32", options=options, max_drop=0.02)
     plan = library.report.plan
     taken = [site for site in plan.sites if site.input == "singles"]
@@ -160,7 +160,7 @@ def test_units_are_an_option(builder, dense):
 def test_a_share_of_outputs_is_closed_where_that_is_asked_for(builder, monkeypatch):
     # No form is faster than the one with all gates, whatever the machine.
     monkeypatch.setattr("tvm_dual.search.median_microseconds", lambda libraries, *_, **__: [1.0] * len(libraries))
-    options = replace(SIZED, closed_share=0.8)
+    options = replace(SIZED, closed_share=0.8, keep_dense=("conv2d0", "dense0"))
     library = builder.build("fp32", options=options)
     found = {site.name: site for site in library.report.plan.sites}
     singles = [found[name] for name in NAMES if found[name].input == "singles"]

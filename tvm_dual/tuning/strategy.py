@@ -7,7 +7,8 @@ MetaSchedule's evolution would draw and mutate samples of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from tvm import s_tir
@@ -78,7 +79,8 @@ class RankedPoints(ms.search_strategy.PySearchStrategy):
             return None
         self._trials -= count
         knobs = list(self._left)
-        scores = np.asarray(self._model.predict(self._context, [self._left[k] for k in knobs]))
+        with _repeatable(self._random):
+            scores = np.asarray(self._model.predict(self._context, [self._left[k] for k in knobs]))
         # The default comes first: whoever stops at once has it measured.
         scores[[k == default_knobs(self._task.workload) for k in knobs]] = np.inf
         curious = self._random.random(count) < CURIOSITY
@@ -95,3 +97,14 @@ class RankedPoints(ms.search_strategy.PySearchStrategy):
     def clone(self):
         """Return a strategy that starts as this one did."""
         return RankedPoints(self._task, self._known, self._trials, self._seed)
+
+
+@contextmanager
+def _repeatable(random: np.random.Generator) -> Iterator[None]:
+    """Let NumPy's global generator follow `random`: a cost model that knows too little yet draws its scores from it."""
+    before = np.random.get_state()
+    np.random.seed(random.integers(2**32))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
