@@ -50,7 +50,7 @@ class Size:
     frames: int
 
 
-FULL = Size(Turns(10, 30), calibration=96, judging=96, evaluation=240, frames=5)
+FULL = Size(Turns(10, 30), calibration=96, judging=288, evaluation=240, frames=5)
 SHORT = Size(Turns(3, 10), calibration=24, judging=24, evaluation=24, frames=4)
 
 

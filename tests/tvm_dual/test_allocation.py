@@ -119,7 +119,8 @@ def test_density_and_loss_at_a_bound_are_what_the_library_does(builder, name, ga
 
 @pytest.mark.usefixtures("gates_pay")
 def test_a_model_is_built_by_layer_within_its_budget_and_again_from_its_plan(builder):
-    options = AdvancedOptions(rule="damage", dimensions=16)
+    kept = ("conv2d0", "conv2d2", "dense0")
+    options = AdvancedOptions(rule="damage", dimensions=16, gate_unit="tile", search_steps=1, keep_dense=kept)
     library = builder.build("fp32", options=options, max_drop=0.2)
     plan = library.report.plan
     assert plan.quality >= plan.dense_quality - 0.2 and plan.trials
@@ -153,7 +154,10 @@ def test_bounds_differ_by_layer_at_every_effort(builder):
 
 
 def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
-    options = AdvancedOptions(search_steps=0, keep_dense=("conv2d0", "conv2d2"), little_kinds=("projection",))
+    kept = ("conv2d0", "conv2d2", "conv2d3")
+    options = AdvancedOptions(
+        dimensions=16, search_steps=0, keep_dense=kept, little_kinds=("projection",), gate_unit="tile"
+    )
     library = builder.build("fp32", options=options, max_drop=0.0)
     assert {site.input for site in library.report.plan.sites} <= {"dense", "columns"}
 

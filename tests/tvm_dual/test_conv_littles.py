@@ -176,7 +176,7 @@ def test_a_model_is_built_exported_and_built_again(builder, kinds, tmp_path):
     if "coarse" not in kinds and not ISAS[builder.isa].vnni:
         pytest.skip("this CPU lacks avx512_vnni")
     options = AdvancedOptions(
-        rule="damage", dimensions=32, search_steps=0, little_kinds=kinds, keep_dense=("conv2d0", "conv2d2")
+        rule="damage", dimensions=32, search_steps=0, little_kinds=kinds, keep_dense=("conv2d0", "conv2d2", "dense0")
     )
     library = builder.build("fp32", options=options, max_drop=0.2)
     plan = library.report.plan

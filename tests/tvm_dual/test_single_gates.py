@@ -135,7 +135,7 @@ def test_the_planner_takes_outputs_where_they_take_least_time(builder, monkeypat
     # Tiles and the little modules alone take longer than anything here.
     monkeypatch.setattr(SingleTimes, "at", lambda self, density: 0.01 + density)
     options = AdvancedOptions(
-        rule="damage", dimensions=16, search_steps=1, little_kinds=("projection",), keep_dense=("conv2d0",)
+        rule="damage", dimensions=16, search_steps=1, little_kinds=("projection",), keep_dense=("conv2d0", "dense0")
     )
     library = builder.build("fp32", options=options, max_drop=0.02)
     plan = library.report.plan
