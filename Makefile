@@ -28,8 +28,9 @@ help:
 demo: $(STAMP)
 	@$(BIN)/tvm-dual demo $(DEMO_ARGS)
 
+# Two processes share the cores: threads of NumPy's and PyTorch's own would wait for each other.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/tvm-dual bench $(SUITE) --threads $(THREADS) --json $(JSON) $(BENCH_ARGS)

@@ -16,13 +16,14 @@ import tvm
 
 from benchmarks.layers import LAYERS, SHARE, Layer
 from schedules.bf16_vectors import BF16, to_bf16
+from schedules.compiling import compiled
 from schedules.conv2d_byte_tile import default_byte_tile
 from schedules.conv2d_gated import gate_panels
 from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_conv, spread_tile
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import ISAS, aligned_empty, missing_flags, tvm_target
+from schedules.cpu import ISAS, aligned_empty, missing_flags
 from schedules.quantize import round_up
 from schedules.registry import kernel
 from tvm_dual.errors import SetupError
@@ -106,7 +107,7 @@ def _tensor(values: np.ndarray):
 
 def _compiled(function) -> Callable:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=tvm_target(ISAS["amx"], 1))["main"]
+    return compiled(module, ISAS["amx"])["main"]
 
 
 def least(call: Callable) -> float:

@@ -19,8 +19,9 @@ from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
+from schedules.compiling import compiled
 from schedules.conv2d_gated import default_gated_tile, gate_size
-from schedules.cpu import ISAS, available_cores, cpu_name, native_isa, tvm_target
+from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from schedules.families import Workload
 from schedules.history import Recorder, apply_history
 from tvm_dual.container import write_container
@@ -144,7 +145,7 @@ class Compiler:
         weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
         for name in ("dual.weights", "dual.parameters", "dual.results"):
             module["main"] = module["main"].without_attr(name)
-        executable = tvm.compile(module, target=tvm_target(self._isa, self._threads))
+        executable = compiled(module, self._isa, self._threads)
         metadata = self._metadata(main, weights, plan, forms)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}

@@ -11,6 +11,7 @@ from tvm.script import relax as R
 
 from relay_passes.mark_sites import MarkSites
 from schedules import cpu
+from schedules.compiling import compiled
 from schedules.recurrent_reference import gru_reference, lstm_reference
 
 
@@ -42,7 +43,7 @@ def run_module(module: IRModule, isa: cpu.Isa, *arrays: np.ndarray) -> list[np.n
     """Compile a rewritten module and return what its ``main`` gives, as one flat list."""
     passes = [relax.transform.LegalizeOps(), relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])]
     module = tvm.transform.Sequential(passes)(module)
-    executable = tvm.compile(module, target=cpu.tvm_target(isa, 1))
+    executable = compiled(module, isa)
     tensors = []
     for array in arrays:
         memory = cpu.aligned_empty(array.shape, "float32")

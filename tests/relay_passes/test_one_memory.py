@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 
 from relay_passes.one_memory import in_one_memory
 from schedules import cpu
+from schedules.compiling import compiled
 from schedules.conv2d import conv2d, default_tile
 from schedules.conv2d_shape import Conv2d
 
@@ -66,7 +67,7 @@ def expected(x, state, weight):
 def placed(native):
     kernel, offsets = in_one_memory(chain(), 3, {2: 1})
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=cpu.tvm_target(native, 1))["main"], offsets
+    return compiled(module, native)["main"], offsets
 
 
 def test_every_parameter_has_a_cache_line_of_its_own_and_a_state_one_place(placed):
@@ -109,6 +110,6 @@ def test_sums_of_a_convolution_stay_in_registers_while_weights_are_fetched_ahead
     conv = Conv2d(1, 128, 1, 1024, 128, (64, 1), padding=(31, 0, 32, 0))
     kernel, _ = in_one_memory(conv2d(level, conv, default_tile(level, conv), 1), 4, {})
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    code = tvm.compile(module, target=cpu.tvm_target(level, 1)).mod.inspect_source("ll")
+    code = compiled(module, level).mod.inspect_source("ll")
     loops = [block for block in code.split("\n\n") if "call void @llvm.prefetch" in block]
     assert loops and all("fmuladd" in block and "store " not in block for block in loops)

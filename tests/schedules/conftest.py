@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from schedules import cpu, dense
+from schedules.compiling import compiled
 
 #: Shape and dtype of an operand that a kernel writes.
 Output = namedtuple("Output", "shape dtype")
@@ -28,7 +29,7 @@ def byte_level(request) -> cpu.Isa:
 def compile_kernel(isa: cpu.Isa, prim_func, threads: int = 1):
     """Return `prim_func` compiled for `isa`, as a function of TVM tensors."""
     module = tvm.IRModule({"main": prim_func.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=cpu.tvm_target(isa, threads))["main"]
+    return compiled(module, isa, threads)["main"]
 
 
 def call(kernel, *operands, threads: int = 1) -> list[np.ndarray]:
@@ -158,6 +159,22 @@ def isa(request) -> cpu.Isa:
 def threads(request) -> int:
     """Return a number of threads that a kernel is generated for and runs with."""
     return request.param
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave out half of the tests of convolutions, which take seconds to compile.
+
+    How work is divided between threads has nothing to do with the level or the types: combinations of the other
+    parameters take one and two threads in turns, so that each value of each of them is tested with both.
+    """
+    parts = [[], []]
+    for item in items:
+        indices = dict(item.callspec.indices) if hasattr(item, "callspec") else {}
+        threads = indices.pop("threads", None)
+        in_turns = threads is not None and len(indices) > 1 and item.path.name.startswith("test_conv2d")
+        parts[in_turns and sum(indices.values()) % 2 != threads].append(item)
+    items[:], left_out = parts
+    config.hook.pytest_deselected(items=left_out)
 
 
 #: Levels that property tests draw from; shrinking prefers the first.

@@ -160,7 +160,7 @@ def test_kinds_are_timed_where_they_may_be_faster(builder):
     assert not times["conv2d0"].alone and not times["conv2d3"].alone
     found = {kind.gated[1]: kind for kind in (times["conv2d1"], *times["conv2d1"].others)}
     copies = {"copy8", "copy4"} if ISAS[builder.isa].vnni else set()
-    assert copies <= set(found) <= {"dense", "columns", "copy8", "copy4", "coarse"}
+    assert copies <= set(found) <= {"dense", "columns", "nonzeros", "copy8", "copy4", "coarse"}
     if copies:
         assert found["copy8"].alone == found["copy4"].alone and set(found["copy8"].alone) == {0}
     else:

@@ -99,7 +99,9 @@ def test_the_gate_is_the_kernels(site, fit):
     assert 0 < found[:n].sum() < n
 
 
-def test_training_lowers_the_error_of_the_state(site, fit, observed):
+def test_training_lowers_the_error_of_the_state(site, fit, observed, monkeypatch):
+    # More threads would wait for each other: matrices are small, and other tests have the other cores.
+    monkeypatch.setattr(subject, "available_cores", lambda: 1)
     threads, done = torch.get_num_threads(), []
     limits = np.full(len(site.weight) // H, 1e30)
     tuned = finetune(site, fit, observed, limits, 60, lambda now, total: done.append((now, total)))

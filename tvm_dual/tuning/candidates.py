@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from schedules.cpu import available_cores, tvm_target, use_threads
+from schedules.compiling import compiled
+from schedules.cpu import available_cores, use_threads
 from schedules.families import Workload, template
 from schedules.knobs import Knobs
 from tvm_dual.tuning.copies import over_copies, stacked, unstacked
@@ -88,12 +89,11 @@ class Bench:
         LLVM works on one candidate, without Python's lock, while the next one is parsed.
         """
         workload, problem, waiting, failures = self._key[0], self._problem, {}, {}
-        target = tvm_target(workload.level, workload.threads)
         with ThreadPoolExecutor(available_cores()) as pool:
             for knobs in candidates:
                 try:
                     kernel = over_copies(template(workload, knobs), problem.copies, problem.vectors)
-                    waiting[knobs] = pool.submit(self._generate, tvm.IRModule({"main": kernel}), target)
+                    waiting[knobs] = pool.submit(self._generate, tvm.IRModule({"main": kernel}), workload)
                 # A candidate may fail in any way; what it says goes into the log. Where it is the default, tuning ends.
                 except Exception:
                     failures[knobs] = traceback.format_exc()
@@ -104,9 +104,9 @@ class Bench:
                     failures[knobs] = traceback.format_exc()
         return failures
 
-    def _generate(self, module: tvm.IRModule, target: tvm.target.Target):
+    def _generate(self, module: tvm.IRModule, workload: Workload):
         """Return code for a candidate; several threads do this at once."""
-        code = tvm.compile(module, target=target).jit()
+        code = compiled(module, workload.level, workload.threads).jit()
         code.get_function("main")  # what LLVM leaves for the first use
         return code
 

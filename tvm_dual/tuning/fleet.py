@@ -14,6 +14,8 @@ from pathlib import Path
 import tvm
 from tvm import rpc
 
+from schedules.compiling import compiled
+from schedules.families import Workload
 from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.tuning.benches import Benches
 from tvm_dual.tuning.candidates import Bench
@@ -118,11 +120,11 @@ class RemoteBench(Bench):
         self._session = Tracker(host, int(port), key).session()
         self._device = self._session.cpu()
 
-    def _generate(self, module: tvm.IRModule, target: tvm.target.Target) -> bytes:
+    def _generate(self, module: tvm.IRModule, workload: Workload) -> bytes:
         # A folder for each, gone at once: what ends this process may leave it no time to tidy up.
         with tempfile.TemporaryDirectory(prefix="tvm_dual-") as folder:
             path = Path(folder) / "candidate.so"
-            tvm.compile(module, target=target).export_library(str(path))
+            compiled(module, workload.level, workload.threads).export_library(str(path))
             return path.read_bytes()
 
     def _loaded(self, code: bytes) -> tvm.runtime.Module:
