@@ -128,8 +128,9 @@ def show(result: Result, path: Path) -> None:
             ("the same, both of the same quality", *(fastest(same, ("fp32", *LOW), ours) for ours in (False, True))),
         ):
             print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
-        if dual:
-            print(f"operations dense / dual: {dual['dense_operations'] / dual['operations']:.2f}")
+        for name, row in (("dual", dual), ("dual without bytes", fastest(rows, ("fp32",), True, "floats"))):
+            if row:
+                print(f"operations dense / {name}: {row['dense_operations'] / row['operations']:.2f}")
 
 
 def spread(items: list, count: int) -> list:
