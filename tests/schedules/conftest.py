@@ -161,21 +161,5 @@ def threads(request) -> int:
     return request.param
 
 
-def pytest_collection_modifyitems(config, items) -> None:
-    """Leave out half of the tests of convolutions, which take seconds to compile.
-
-    How work is divided between threads has nothing to do with the level or the types: combinations of the other
-    parameters take one and two threads in turns, so that each value of each of them is tested with both.
-    """
-    parts = [[], []]
-    for item in items:
-        indices = dict(item.callspec.indices) if hasattr(item, "callspec") else {}
-        threads = indices.pop("threads", None)
-        in_turns = threads is not None and len(indices) > 1 and item.path.name.startswith("test_conv2d")
-        parts[in_turns and sum(indices.values()) % 2 != threads].append(item)
-    items[:], left_out = parts
-    config.hook.pytest_deselected(items=left_out)
-
-
 #: Levels that property tests draw from; shrinking prefers the first.
 RUNNABLE = [level for level in cpu.ISAS.values() if not cpu.missing_flags(level)] or list(cpu.ISAS.values())
