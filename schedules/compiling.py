@@ -6,10 +6,10 @@ import tvm
 
 from schedules.cpu import Isa, tvm_target
 
-#: Shrinks what is allocated to what is read and written. Our kernels allocate no more than that, and what is left to
-#: TVM reads all that was written, so that code differs in the layout of the stack at most. To find that out takes long
-#: where loops are unrolled: 68 libraries of a small network of convolutions took 54.6 s with it and 37.9 s without, and
-#: 28 layers in all forms gave the same bits in the same time (0.995 to 1.018).
+#: Shrinks what is allocated to what is read and written, which takes long where loops are unrolled: 68 libraries of a
+#: small network of convolutions took 54.6 s to compile with it and 37.9 s without. The machine code of 27 of them was
+#: the same. Four shapes of convolutions in 28 forms in all, an LSTM and a GRU in four each, gave the same bits, and
+#: took 0.987 to 1.018 of the time without the pass.
 _NEEDLESS = "s_tir.CompactBufferAllocation"
 
 
