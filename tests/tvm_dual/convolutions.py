@@ -1,17 +1,12 @@
-"""A small network of convolutions that several test files look at, and times that are no machine's."""
+"""A small network of convolutions that several test files look at."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
-from tvm_dual import allocation, planner
 from tvm_dual.builder import Builder
-
-#: Microseconds of a layer in its exact forms, behind its little module alone, and with a gate: closed, and more open.
-EXACT, ALONE, GATED = 10.0, 1.0, (2.0, 11.0, 20.0)
 
 
 class Blocks(nn.Module):
@@ -39,24 +34,3 @@ def blocks_builder(target: str = "native") -> Builder:
     images = np.random.default_rng(0).standard_normal((40, 3, 12, 11)).astype("float32")
     images[:, :, 6:] *= 0.1
     return Builder(Blocks().eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),), target=target)
-
-
-@pytest.fixture
-def gates_pay(monkeypatch) -> None:
-    """Let gates and little modules be faster than exact forms, whatever this machine says of layers this small."""
-
-    def in_turns(model, entries, others=None, turns=0) -> dict[str, list[float]]:
-        found = {}
-        for name, queue in entries.items():
-            found[name], before, at = [], None, 0
-            for library, tables in queue:
-                at = at + 1 if library is before else 0
-                exact = others is None or library is others[name][0]
-                found[name].append(EXACT if exact else GATED[at] if tables else ALONE)
-                before = library
-        return found
-
-    monkeypatch.setattr("tvm_dual.site_times.in_turns", in_turns)
-    # Nor is a layer, or the whole plan, dropped for exact forms that are faster here.
-    monkeypatch.setattr(allocation, "LOOKED_AT", 0)
-    monkeypatch.setattr(planner, "WORTH", float("inf"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules.cpu import ISAS
-from tests.tvm_dual.convolutions import blocks_builder, gates_pay  # noqa: F401 (a fixture)
+from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss

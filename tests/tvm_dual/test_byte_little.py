@@ -10,7 +10,7 @@ import pytest
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, missing_flags
 from schedules.quantize import stored_rows
-from tests.tvm_dual.convolutions import blocks_builder, gates_pay  # noqa: F401 (a fixture)
+from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.audio.mos import RATE, scores, spectrogram
 from benchmarks.dnsmos import network_path
 from schedules.cpu import ISAS
-from tests.tvm_dual.convolutions import blocks_builder, gates_pay  # noqa: F401 (a fixture)
+from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual import load
 from tvm_dual.builder import Builder
 from tvm_dual.closed_fit import ZERO, gate_table, refit_closed, zero_channels

@@ -12,7 +12,6 @@ from torch import nn
 
 import tvm_dual
 from schedules.cpu import ISAS
-from tests.tvm_dual.convolutions import gates_pay  # noqa: F401 (a fixture)
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import PlanError
