@@ -52,7 +52,7 @@ FULL = Size(
 SHORT = Size(Turns(3, 30), calibration=500, judging=1000, images=1000)
 
 
-def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = None) -> Result:
+def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = None, counted: bool = False) -> Result:
     """Build the network in all forms, and measure it with the peers.
 
     Parameters
@@ -63,6 +63,8 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         Called with ``(phase, done, total)``.
     checkpoint : Path
         The ONNX file that ``examples/fashion/train.py`` wrote.
+    counted : bool
+        Whether it is built for few operations, too.
 
     Raises
     ------
@@ -87,6 +89,7 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         MAX_DROP,
         size.options,
         quantized=True,
+        counted=counted,
     )
     return run_networks([network], threads, size.turns, progress)
 

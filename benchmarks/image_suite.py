@@ -61,6 +61,8 @@ class Network:
         Of the dual form.
     quantized : bool
         Whether it is run in int8, too: our dense form, and the dual one.
+    counted : bool
+        Whether it is built for few operations, too: of floats, whatever time that takes.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Network:
     max_drop: float
     options: AdvancedOptions
     quantized: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +131,8 @@ def show(result: Result, path: Path) -> None:
             ("the same, both of the same quality", *(fastest(same, ("fp32", *LOW), ours) for ours in (False, True))),
         ):
             print(f"{name}: {slow['median_ms'] / fast['median_ms'] if slow and fast else math.nan:.2f}")
-        for name, row in (("dual", dual), ("dual without bytes", fastest(rows, ("fp32",), True, "floats"))):
-            if row:
+        for mode, name in {"dual": "dual", "floats": "dual without bytes", "operations": "few operations"}.items():
+            if row := fastest(rows, ("fp32",), True, mode):
                 print(f"operations dense / {name}: {row['dense_operations'] / row['operations']:.2f}")
 
 
@@ -161,6 +164,11 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
     if any(site.little == "copy" for site in library.report.plan.sites):
         library = builder.build("fp32", options=replace(network.options, little_kinds=_FLOATS), **judged)
         specs.append(our_spec(library, folder / f"{network.name}_floats.so", "floats"))
+        reports.append(str(library.report))
+    if network.counted:
+        options = replace(network.options, little_kinds=_FLOATS, minimize="operations")
+        library = builder.build("fp32", options=options, **judged)
+        specs.append(our_spec(library, folder / f"{network.name}_operations.so", "operations"))
         reports.append(str(library.report))
     return specs, "\n\n".join(reports)
 

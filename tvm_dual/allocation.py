@@ -1,10 +1,11 @@
-"""Allocation: a bound and a little module for each layer, by quality lost against measured time saved.
+"""Allocation: a bound and a little module for each layer, by quality lost against time or operations saved.
 
 One bound for all layers opens some of them needlessly, because what an error of a layer does to the result differs
 from layer to layer by orders of magnitude. So each layer of a model without states is looked at by itself: every form
-that it may take (exact; behind a little module of some size, alone or gated at some bound) has a measured time
-(`tvm_dual.site_times`) and a loss, which is what the model's outputs are off by. `tvm_dual.site_choices` puts the
-steps from form to form in order; what is judged in the whole model is how many of them the budget allows.
+that it may take (exact; behind a little module of some size, alone or gated at some bound) has a cost, measured
+(`tvm_dual.site_times`) or counted (`tvm_dual.site_operations`), and a loss, which is what the model's outputs are off
+by. `tvm_dual.site_choices` puts the steps from form to form in order; what is judged in the whole model is how many of
+them the budget allows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tvm_dual.errors import PlanError
 from tvm_dual.forms import little_alone, trains
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import median_microseconds
@@ -21,7 +23,9 @@ from tvm_dual.plan import FineTuning, Trial
 from tvm_dual.quality import Quality
 from tvm_dual.search import try_limit
 from tvm_dual.site_choices import Choice, Step, choices_of, merged, sizes_of, steps
-from tvm_dual.site_times import SiteTimes, time_sites
+from tvm_dual.site_costs import SiteCosts
+from tvm_dual.site_operations import count_sites
+from tvm_dual.site_times import time_sites
 from tvm_dual.variants import Fits, Variant
 
 #: Layers at most whose new form is taken back if the whole model is no slower without it.
@@ -65,6 +69,20 @@ def allocates(model: Model) -> bool:
     )
 
 
+def check_countable(model: Model) -> None:
+    """Check that a plan for few operations can be made of a model.
+
+    Raises
+    ------
+    PlanError
+        If the build is not of floats alone, or the model has one bound for all layers.
+    """
+    accepted = "fp32 builds of models of convolutions without states, with a quality budget"
+    if model.precision != "fp32" or not allocates(model):
+        found = f"precision {model.precision!r}, layers {', '.join(sorted({s.kind for s in model.sites.values()}))}"
+        raise PlanError(f"options: minimize='operations' for {found}; accepted: {accepted}")
+
+
 def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Allocation:
     """Find a bound and a little module for each layer.
 
@@ -79,26 +97,36 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     """
     rule = "damage" if model.options.rule == "auto" else model.options.rule
     sizes = {name: sizes_of(model, name) for name in model.sites if model.gates(name) or model.littles_on_bytes(name)}
-    times = time_sites(model, sizes, progress)
-    exact = Fits(model).variant({name: found.form for name, found in times.items()})
-    choices = choices_of(model, rule, times, progress)
-    path = merged({name: steps(Choice(0, OPEN, 0.0, times[name].exact), found) for name, found in choices.items()})
-    judged = _Judged(model, quality, times, rule, progress, math.ceil(math.log2(len(path) + 1)))
+    counts = model.options.minimize == "operations"
+    costs = count_sites(model, sizes) if counts else time_sites(model, sizes, progress)
+    exact = _exact(model, costs)
+    if model.precision != "fp32" and not quality.accepts(quality.judge(exact.library)):
+        # Layers that went back to floats, as fast as they are there, may leave what other layers' errors cancelled.
+        costs = time_sites(model, sizes, progress, back_to_floats=False)
+        exact = _exact(model, costs)
+    choices = choices_of(model, rule, costs, progress)
+    path = merged({name: steps(Choice(0, OPEN, 0.0, costs[name].exact), found) for name, found in choices.items()})
+    judged = _Judged(model, quality, costs, rule, progress, math.ceil(math.log2(len(path) + 1)))
     taken, finetuning = _within_budget([], path, judged), None
     if model.options.finetune_steps and any(trains(step.choice.form) for step in taken):
         taken, finetuning = _tuned(taken, path, judged)
-    taken = worthwhile(taken, judged)
+    taken = taken if counts else worthwhile(taken, judged)
     return Allocation(exact, *judged.held.get(_state(taken), (None,) * 3), tuple(judged.trials), finetuning)
+
+
+def _exact(model: Model, costs: dict[str, SiteCosts]) -> Variant:
+    """Return the model with every layer in its fastest exact form."""
+    return Fits(model).variant({name: found.form for name, found in costs.items()})
 
 
 class _Judged:
     """Judges lists of steps, each list once."""
 
     def __init__(
-        self, model: Model, quality: Quality, times: dict[str, SiteTimes], rule: str, progress, expected: int
+        self, model: Model, quality: Quality, costs: dict[str, SiteCosts], rule: str, progress, expected: int
     ) -> None:
-        self._model, self._quality, self._times, self._rule, self._progress = model, quality, times, rule, progress
-        self._expected = expected + model.options.search_steps + min(LOOKED_AT, len(times))
+        self._model, self._quality, self._costs, self._rule, self._progress = model, quality, costs, rule, progress
+        self._expected = expected + model.options.search_steps + min(LOOKED_AT, len(costs))
         self.trials: list[Trial] = []
         #: What the budget allowed, by the layers' last steps.
         self.held: dict[tuple, tuple[Variant, Trial, Fits]] = {}
@@ -128,14 +156,14 @@ class _Judged:
         return time < time_of_fewer
 
     def saving(self, name: str, choice: Choice) -> float:
-        """Return the microseconds that a layer's form saves by itself."""
-        return self._times[name].exact - choice.microseconds
+        """Return what a layer's form saves by itself, in microseconds or multiply-adds."""
+        return self._costs[name].exact - choice.cost
 
     def judge(self, taken: list[Step]) -> Trial:
         """Return what becomes of the model."""
         self._progress("bounds by layer", len(self.trials), max(self._expected, len(self.trials) + 1))
         state = dict(_state(taken))
-        forms = {name: found.form for name, found in self._times.items()}
+        forms = {name: found.form for name, found in self._costs.items()}
         for name, choice in state.items():
             form = choice.form
             forms[name] = little_alone(form) if choice.limit == FAR else form

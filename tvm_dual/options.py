@@ -14,6 +14,7 @@ MODES = ("dual", "skip", "dense", "little")
 GATE_UNITS = {"auto": ("rows", "singles"), "tile": ("rows",), "output": ("singles",)}
 #: Little modules of convolutions.
 LITTLE_KINDS = ("projection", *COPIES, COARSE)
+MINIMIZED = ("time", "operations")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class AdvancedOptions:
         (`tvm_dual.finetuning`); 0 keeps the closed form. The result is used if it judges better. Needs torch.
     search_steps : int
         Refinements of the bound after the first bracket, each costing one ``evaluate``.
+    minimize : str
+        What the budget is spent on: ``time``, as measured on this machine; or ``operations``, multiply-adds, which is
+        for comparisons with papers: such libraries may be slower. For fp32 builds of models of convolutions without
+        states.
     """
 
     mode: str = "dual"
@@ -77,6 +82,7 @@ class AdvancedOptions:
     closed_share: float | None = None
     finetune_steps: int = 0
     search_steps: int = 2
+    minimize: str = "time"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -104,6 +110,7 @@ class AdvancedOptions:
             "closed_share": self.closed_share is None or 0 < self.closed_share <= 1,
             "finetune_steps": self.finetune_steps >= 0,
             "search_steps": self.search_steps >= 0,
+            "minimize": self.minimize in MINIMIZED,
         }
         for name, fine in checks.items():
             if not fine:

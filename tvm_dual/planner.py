@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from relay_passes.site_plan import COARSE, COPIES
 from schedules.cpu import ISAS
-from tvm_dual.allocation import allocate, allocates
+from tvm_dual.allocation import allocate, allocates, check_countable
 from tvm_dual.byte_convs import check_level, choose_bytes, planned_bf16, planned_bytes
 from tvm_dual.errors import PlanError
 from tvm_dual.forms import APPROXIMATE, Forms, exact_form, little_alone, mode_form
@@ -37,6 +37,8 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
     if model.options.mode != "dual":
         only = fits.variant({name: mode_form(site, model.options.mode) for name, site in model.sites.items()})
         return _final(fits, only, None, _plan(model, quality, only, None))
+    if model.options.minimize == "operations":
+        check_countable(model)
     given, model = model, permuted(model, progress)
     if allocates(model):
         return _allocated(given, model, quality, progress)
@@ -65,6 +67,8 @@ def make_plan(model: Model, quality: Quality, progress: Callable[[str, int, int]
 def _allocated(given: Model, model: Model, quality: Quality, progress) -> DualLibrary:
     """Return the library of a model whose layers have bounds of their own, if that beats the exact forms.
 
+    By operations it always does.
+
     `given` is the model with channels in the order that they came in.
     """
     result = allocate(model, quality, progress)
@@ -72,7 +76,7 @@ def _allocated(given: Model, model: Model, quality: Quality, progress) -> DualLi
     searched = {"trials": result.trials, "finetuning": result.finetuning}
     if best is not None:
         exact_time, time = median_microseconds([exact.library, best.library], model.longest)
-        if time <= WORTH * exact_time:
+        if model.options.minimize == "operations" or time <= WORTH * exact_time:
             plan = _plan(best.model, quality, best, result.found, **searched)
             return _final(result.fits, best, result.found.bounds, plan)
     return _exact(given, quality, exact.forms, searched)

@@ -1,31 +1,31 @@
-"""The forms that each layer may take, with time and loss, and the order in which to take them.
+"""The forms that each layer may take, with cost and loss, and the order in which to take them.
 
 Losses of several layers are taken to add up, as errors do that have nothing to do with each other. Then the best order
-to give quality away in is known without judging anything: step by step, the layer that saves most time for the loss
-it adds, which is the greedy solution of the knapsack problem with one choice for each item (Sinha and Zoltners, 1979).
+to give quality away in is known without judging anything: step by step, the layer that saves most for the loss it
+adds, which is the greedy solution of the knapsack problem with one choice for each item (Sinha and Zoltners, 1979).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.calibration import InputStream
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.fitting import SiteFit
-from tvm_dual.forms import LITTLE_BYTES, singles_form
+from tvm_dual.forms import LITTLE_BYTES, exact_form, gated_form, singles_form
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.model import Model
 from tvm_dual.quality import mean_square, outputs_of, power_of
 from tvm_dual.search import LADDER
-from tvm_dual.single_times import BOUNDS
-from tvm_dual.site_times import SiteTimes
+from tvm_dual.single_bounds import BOUNDS
+from tvm_dual.site_costs import SiteCosts
 from tvm_dual.variants import Fits
 
-#: Sizes of little modules, as multiples of the options', and of those on bytes.
-MULTIPLES, BYTE_MULTIPLES = (1, 2, 4), (1, 2, 3, 4)
+#: Sizes of little modules, as multiples of the options'; of those on bytes; and of those that nothing is timed of.
+MULTIPLES, BYTE_MULTIPLES, COUNTED_MULTIPLES = (1, 2, 4), (1, 2, 3, 4), (1, 2, 3, 4, 6)
 #: Calls that a layer's loss is measured on.
 PROBE_CALLS = 96
 #: Added to a loss that something is divided by: far below what any quality budget is spent on.
@@ -44,7 +44,8 @@ class Choice:
         Bound of the gate; `FAR` is the little module alone.
     loss : float
         Mean square of what the model's outputs are off by, as a share of their own.
-    microseconds : float
+    cost : float
+        Microseconds, or multiply-adds if those are to be few.
     form : tuple of str
         Gated, of the input's and the little module's matrix; empty of the exact form.
     """
@@ -52,13 +53,13 @@ class Choice:
     size: int
     limit: float
     loss: float
-    microseconds: float
+    cost: float
     form: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """From one form of a layer to the next, and the time that it saves for the loss that it adds."""
+    """From one form of a layer to the next, and the cost that it saves for the loss that it adds."""
 
     name: str
     choice: Choice
@@ -72,7 +73,8 @@ def sizes_of(model: Model, name: str) -> tuple[int, ...]:
     least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
     named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
     lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
-    multiples = BYTE_MULTIPLES if name in model.on_bytes else MULTIPLES
+    timed = BYTE_MULTIPLES if name in model.on_bytes else MULTIPLES
+    multiples = COUNTED_MULTIPLES if options.minimize == "operations" else timed
     sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (multiples[:1] if named else multiples))
     return tuple(size for i, size in enumerate(sizes) if i == 0 or size < min(inputs, rows))
 
@@ -80,11 +82,11 @@ def sizes_of(model: Model, name: str) -> tuple[int, ...]:
 def steps(exact: Choice, choices: list[Choice]) -> list[tuple[Choice, float]]:
     """Return the forms from `exact` on that are worth taking, each with the worth of the step to it, which falls.
 
-    They are the corners of the lower convex hull of time over loss.
+    They are the corners of the lower convex hull of cost over loss.
     """
     at, found = exact, []
-    while faster := [choice for choice in choices if choice.microseconds < at.microseconds]:
-        best = max(faster, key=lambda choice: (_worth(at, choice), -choice.microseconds))
+    while faster := [choice for choice in choices if choice.cost < at.cost]:
+        best = max(faster, key=lambda choice: (_worth(at, choice), -choice.cost))
         worth = _worth(at, best)
         # Losses that are no losses make later steps look better than earlier ones.
         found.append((best, min(worth, found[-1][1]) if found else worth))
@@ -93,7 +95,7 @@ def steps(exact: Choice, choices: list[Choice]) -> list[tuple[Choice, float]]:
 
 
 def _worth(at: Choice, to: Choice) -> float:
-    return (at.microseconds - to.microseconds) / max(to.loss - at.loss, NO_LOSS)
+    return (at.cost - to.cost) / max(to.loss - at.loss, NO_LOSS)
 
 
 def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
@@ -102,12 +104,11 @@ def merged(by_site: dict[str, list[tuple[Choice, float]]]) -> list[Step]:
     return sorted(every, key=lambda step: -step.worth)
 
 
-def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -> dict[str, list[Choice]]:
+def choices_of(model: Model, rule: str, costs: dict[str, SiteCosts], progress) -> dict[str, list[Choice]]:
     """Return the forms of each layer that may be gated, or behind its little module on bytes."""
     isa = ISAS[model.compiler.isa]
-    gated = {name: found for name, found in times.items() if found.alone}
-    middle = {name: list(found.alone)[len(found.alone) // 2] for name, found in gated.items()}
-    alone = _alone_losses(model, times, middle, rule, progress)
+    gated = {name: found for name, found in costs.items() if found.alone}
+    scales = _scales(model, costs, rule, progress)
     choices: dict[str, list[Choice]] = {}
     for name, found in gated.items():
         site, observed = model.sites[name], model.observations[name]
@@ -115,61 +116,60 @@ def choices_of(model: Model, rule: str, times: dict[str, SiteTimes], progress) -
         if found.gated == LITTLE_BYTES:
             limits = limits[:1]
         kinds = (found, *found.others)
-        fits = {(kind.gated, size): _fit(model, name, kind, size) for kind in kinds for size in kind.alone}
+        fits = {(kind.gated, size): _fit(model, name, kind.gated, size) for kind in kinds for size in kind.alone}
         local = {at: closed_loss(site, fit, observed, isa, rule, limits, source) for at, fit in fits.items()}
-        scale = alone[name] / max(local[found.gated, middle[name]][0][1], 1e-30)
         choices[name] = [
-            Choice(size, limit, scale * loss, _time(kind, size, limit, density), kind.gated)
+            Choice(size, limit, scales[name] * loss, _cost(kind, size, limit, density), kind.gated)
             for kind in kinds
             for size in kind.alone
             for limit, (density, loss) in zip(limits, local[kind.gated, size], strict=True)
             if limit == FAR or "rows" in model.options.gates or not found.singles
         ]
-        for size, times_ in found.singles.items():
+        for size, single in found.singles.items():
             of_limits = closed_loss(site, fits[found.gated, size], observed, isa, rule, BOUNDS[rule], gate="singles")
             choices[name] += [
-                Choice(size, limit, scale * loss, times_.at(density), singles_form(found.gated))
+                Choice(size, limit, scales[name] * loss, single.at(density), singles_form(found.gated))
                 for limit, (density, loss) in zip(BOUNDS[rule], of_limits, strict=True)
             ]
     return choices
 
 
-def _fit(model: Model, name: str, kind: SiteTimes, size: int) -> SiteFit:
-    """Return a little module of a kind, in its closed form."""
-    return Fits(model.sized({name: size})).fit(name, kind.gated)
+def _fit(model: Model, name: str, form: tuple[str, str], size: int) -> SiteFit:
+    """Return a little module of a form, in its closed form."""
+    return Fits(model.sized({name: size})).fit(name, form)
 
 
-def _time(times: SiteTimes, size: int, limit: float, density: float) -> float:
-    """Return the microseconds of a layer: with a gate, in proportion to the share of open tiles or rows."""
+def _cost(costs: SiteCosts, size: int, limit: float, density: float) -> float:
+    """Return the cost of a layer: with a gate, in proportion to the share of open tiles or rows."""
     if limit == FAR:
         # Without a gate it is no slower; what says so is noise.
-        return min(times.alone[size], times.closed.get(size, times.alone[size]))
-    return times.closed[size] + density * (times.opened[size] - times.closed[size])
+        return min(costs.alone[size], costs.closed.get(size, costs.alone[size]))
+    return costs.closed[size] + density * (costs.opened[size] - costs.closed[size])
 
 
-def _alone_losses(
-    model: Model, times: dict[str, SiteTimes], sizes: dict[str, int], rule: str, progress
-) -> dict[str, float]:
-    """Return the loss of the whole model behind one layer's little module alone, by layer."""
-    fits = Fits(model.sized(sizes))
-    on_bytes = [name for name in sizes if times[name].gated == LITTLE_BYTES]
-    forms = {name: t.form if name in on_bytes or name not in sizes else t.gated for name, t in times.items()}
-    variant = fits.variant(forms, rule)
-    streams, opened = _probes(model.data.streams), dict.fromkeys((name for name in sizes if name not in on_bytes), OPEN)
+def _scales(model: Model, costs: dict[str, SiteCosts], rule: str, progress) -> dict[str, float]:
+    """Return what a layer's loss is multiplied by to give the whole model's, by layer.
+
+    The model's is measured with one layer after another behind its little module alone, all in one library. What errors
+    of a layer do to the result does not depend on how they came about: so a layer on bytes without a gate, whose little
+    module cannot be taken away again, is one of floats there.
+    """
+    isa, sizes = ISAS[model.compiler.isa], {n: list(c.alone)[len(c.alone) // 2] for n, c in costs.items() if c.alone}
+    floats = {name for name in sizes if costs[name].gated == LITTLE_BYTES}
+    model = replace(model, on_bytes={name: levels for name, levels in model.on_bytes.items() if name not in floats})
+    forms = {name: found.gated if name in sizes else found.form for name, found in costs.items()}
+    forms |= {name: gated_form(model.sites[name], exact_form(model.sites[name], False)) for name in floats}
+    variant, streams = Fits(model.sized(sizes)).variant(forms, rule), _probes(model.data.streams)
+    opened, found = dict.fromkeys(sizes, OPEN), {}
     variant.set_limit(opened)
     wanted = outputs_of(variant.library, streams)
-    power, found = power_of(wanted), {}
     for i, name in enumerate(sizes):
         progress("losses by layer", i, len(sizes))
-        tried = variant
-        if name in on_bytes:
-            # Nothing to open and close: a library of its own.
-            tried = fits.variant(forms | {name: LITTLE_BYTES}, rule)
-            tried.set_limit(opened)
-        else:
-            variant.set_limit(opened | {name: FAR})
-        errors = [a - b for a, b in zip(outputs_of(tried.library, streams), wanted, strict=True)]
-        found[name] = mean_square(errors) / power
+        variant.set_limit(opened | {name: FAR})
+        errors = [a - b for a, b in zip(outputs_of(variant.library, streams), wanted, strict=True)]
+        layer = model.sites[name], variant.fits[name], model.observations[name]
+        ((_, local),) = closed_loss(*layer, isa, rule, (FAR,), model.on_bytes.get(name))
+        found[name] = mean_square(errors) / power_of(wanted) / max(local, 1e-30)
     progress("losses by layer", len(sizes), len(sizes))
     return found
 

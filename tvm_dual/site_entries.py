@@ -15,7 +15,7 @@ from tvm_dual.forms import EXACT_BYTES, GATED_BYTES, LITTLE_BYTES, little_alone
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
 from tvm_dual.library import DualLibrary
 from tvm_dual.model import Model
-from tvm_dual.single_times import likely_bound
+from tvm_dual.single_bounds import likely_bound
 from tvm_dual.variants import Fits
 
 #: Turns of every layer in every form, at most, and of bytes, which take less time to differ in; after `SECONDS`, as few

@@ -106,23 +106,20 @@ def _reason(model: Model, site: Site, forms: tuple[str, str], little: FittedLitt
         why = bytes_reason(model, site, zeros)
         tried = model.options.mode == "dual" and model.is_low(site.name) and model.gates(site.name)
         return f"{why}; exact was fastest, or no gate met the budget" if tried else why
-    parts = []
+    parts, counts = [], model.options.minimize == "operations"
     if {"columns", "nonzeros"} & set(forms):
         parts.append(f"{zeros:.0%} of the inputs are zero")
     if "rows" in forms:
-        parts.append("gated rows were fastest in the whole model")
+        parts.append("gated rows " + ("multiply least" if counts else "were fastest in the whole model"))
     if "singles" in forms:
-        parts.append("open outputs, one by one, were fastest for what they lose")
+        parts.append(f"open outputs, one by one, {'multiply least' if counts else 'were fastest'} for what they lose")
     if "little" in forms:
         parts.append(f"{_SUFFICES[forms[1]]} suffices" if site.conv else "the little module suffices")
     if "rows" in forms and site.name in model.orders:
         parts.append(model.orders[site.name].reason)
     if not parts:
-        why = (
-            "kept by option"
-            if site.name in model.options.keep_dense
-            else "exact was fastest, or no gate met the budget"
-        )
+        chosen = "no gate met the budget" if counts else "exact was fastest, or no gate met the budget"
+        why = "kept by option" if site.name in model.options.keep_dense else chosen
         parts.append(why if site.can_gate else "this form of layer has no gated kernel")
         if site.nonnegative and model.options.mode == "dual":
             parts.append(f"{zeros:.0%} of the inputs are zero, and skipping them was slower")

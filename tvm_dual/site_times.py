@@ -8,7 +8,7 @@ there: full of the layer before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from tvm_dual.forms import (
     singles_form,
 )
 from tvm_dual.model import Model
-from tvm_dual.single_times import SingleTimes
+from tvm_dual.site_costs import SingleCosts, SiteCosts
 from tvm_dual.site_entries import (
     BYTE_TURNS,
     Entry,
@@ -44,41 +44,14 @@ MANY_ZEROS = 0.5
 COARSE_TIMES = 2
 
 
-@dataclass(frozen=True)
-class SiteTimes:
-    """Microseconds of one layer.
-
-    Attributes
-    ----------
-    form : tuple of str
-        The fastest exact form.
-    exact : float
-        In that form.
-    gated : tuple of str
-        The form with a gate, on bytes the little module alone where no gate pays; as `form` if there is none.
-    closed, opened, alone : dict of float
-        Gated, with no tile or row open, and with all of them, and the little module alone, by its directions. Without a
-        gate the last is all there is.
-    singles : dict of SingleTimes
-        Of a convolution that is gated output by output, by directions of the little module.
-    others : tuple of SiteTimes
-        The same of further kinds of little modules; copies have no directions, and stand under 0.
-    """
-
-    form: tuple[str, str]
-    exact: float
-    gated: tuple[str, str]
-    closed: dict[int, float]
-    opened: dict[int, float]
-    alone: dict[int, float]
-    singles: dict[int, SingleTimes] = field(default_factory=dict)
-    others: tuple[SiteTimes, ...] = ()
-
-
 def time_sites(
-    model: Model, sizes: Mapping[str, tuple[int, ...]], progress: Callable[[str, int, int], None]
-) -> dict[str, SiteTimes]:
-    """Time all layers of a model that has no states.
+    model: Model,
+    sizes: Mapping[str, tuple[int, ...]],
+    progress: Callable[[str, int, int], None],
+    *,
+    back_to_floats: bool = True,
+) -> dict[str, SiteCosts]:
+    """Time all layers of a model that has no states, in microseconds.
 
     Parameters
     ----------
@@ -88,10 +61,13 @@ def time_sites(
         others are timed in their exact forms.
     progress : callable
         Called with ``(phase, done, total)``.
+    back_to_floats : bool
+        Whether a layer on bytes or bf16 may be one of floats where skipping zeros is faster.
     """
     forms_of_gates = len(model.options.gates)
     told = _Told(progress, len(model.sites) + forms_of_gates * sum(map(len, sizes.values())))
-    skips = {name: (False, True) if site.nonnegative else (False,) for name, site in model.sites.items()}
+    may_skip = {n for n, site in model.sites.items() if site.nonnegative and (back_to_floats or not model.is_low(n))}
+    skips = {name: (False, True) if name in may_skip else (False,) for name in model.sites}
     exact = {
         name: [told(exact_entry, model, name, exact_form(site, skip)) for skip in skips[name]]
         for name, site in model.sites.items()
@@ -103,7 +79,7 @@ def time_sites(
     may_gate = {name: found for name, found in sizes.items() if model.gates(name) and name not in model.on_bytes}
     # Where floats were faster no little module on bytes is looked for.
     on_bytes = {n: found for n, found in sizes.items() if model.littles_on_bytes(n) and forms[n] == EXACT_BYTES}
-    result = {name: SiteTimes(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
+    result = {name: SiteCosts(form, min(times[name]), form, {}, {}, {}) for name, form in forms.items()}
     result |= _time_on_bytes(model, on_bytes, others, told)
     kinds = _time_copies(model, may_gate, result, others, told)
     gated = {name: _worthwhile(model, name, found, result[name], kinds) for name, found in may_gate.items()}
@@ -134,7 +110,7 @@ def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: M
     found = {}
     for name, (exact, *rest) in in_turns(model, entries, others, BYTE_TURNS).items():
         alone = dict(zip(sizes[name], rest, strict=False))
-        found[name], ends = SiteTimes(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, alone), rest[len(alone) :]
+        found[name], ends = SiteCosts(EXACT_BYTES, exact, LITTLE_BYTES, {}, {}, alone), rest[len(alone) :]
         if ends and ends[0] < exact:
             more = {size: time - rest[0] for size, time in alone.items()}
             closed, opened = ({size: end + time for size, time in more.items()} for end in ends)
@@ -145,7 +121,7 @@ def _time_on_bytes(model: Model, sizes: Mapping[str, tuple[int, ...]], others: M
 def _time_gated(
     model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, Entry], told: _Told
 ) -> dict[str, dict]:
-    """Return what `SiteTimes` of layers with a gate consists of, beside their exact forms `forms`."""
+    """Return what `SiteCosts` of layers with a gate consists of, beside their exact forms `forms`."""
     zeros = {name: float((model.observations[name].inputs[0] == 0).mean()) for name in sizes}
     candidates = {name: _gated_forms(model.sites[name], forms[name], zeros[name]) for name in sizes}
     # Which form a little module's projection has, and whether open tiles skip zeros, is seen at its smallest size: by
@@ -177,7 +153,7 @@ def _time_gated(
 
 def _time_singles(
     model: Model, sizes: Mapping[str, tuple[int, ...]], forms: Forms, others: Mapping[str, Entry], told: _Told
-) -> dict[str, dict[int, SingleTimes]]:
+) -> dict[str, dict[int, SingleCosts]]:
     """Return the times of convolutions with a gate for each output, their little modules as in `forms`."""
     if "singles" not in model.options.gates:
         return {}
@@ -189,17 +165,17 @@ def _time_singles(
     times, result = in_turns(model, entries, others), {}
     for name, found in times.items():
         of_sizes = zip(sizes[name], densities[name], found[::3], found[1::3], found[2::3], strict=True)
-        result[name] = {size: SingleTimes(*rest) for size, *rest in of_sizes}
+        result[name] = {size: SingleCosts(*rest) for size, *rest in of_sizes}
     return result
 
 
 def _time_copies(
     model: Model,
     sizes: Mapping[str, tuple[int, ...]],
-    exact: Mapping[str, SiteTimes],
+    exact: Mapping[str, SiteCosts],
     others: Mapping[str, Entry],
     told: _Told,
-) -> dict[str, list[SiteTimes]]:
+) -> dict[str, list[SiteCosts]]:
     """Return the times of layers behind copies, which alone have bytes in and out, as they have beside each other."""
     copied = [name for name in sizes if set(COPIES) & set(model.kinds(name))]
     if not copied:
@@ -221,11 +197,11 @@ def _time_copies(
 def _time_coarse(
     model: Model,
     sizes: Mapping[str, tuple[int, ...]],
-    exact: Mapping[str, SiteTimes],
+    exact: Mapping[str, SiteCosts],
     others: Mapping[str, Entry],
     told: _Told,
-    known: Mapping[str, list[SiteTimes]],
-) -> dict[str, SiteTimes]:
+    known: Mapping[str, list[SiteCosts]],
+) -> dict[str, SiteCosts]:
     """Return the times of layers behind coarse little modules of what two sizes of projections cost."""
     form, found = ("rows", COARSE), {}
     for name, directions in sizes.items():
@@ -252,8 +228,8 @@ def _worthwhile(
     model: Model,
     name: str,
     sizes: tuple[int, ...],
-    exact: SiteTimes,
-    known: Mapping[str, list[SiteTimes]],
+    exact: SiteCosts,
+    known: Mapping[str, list[SiteCosts]],
     kind: str = "projection",
 ) -> tuple[int, ...]:
     """Return the sizes of little modules of a kind that may be faster than the layer's copy, which is better than they.

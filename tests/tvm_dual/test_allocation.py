@@ -42,7 +42,7 @@ def test_steps_are_the_corners_of_the_hull():
 def test_steps_get_faster_and_less_worthwhile(points):
     choices = [Choice(8, 1.0, loss, time) for loss, time in points]
     found = steps(EXACT, choices)
-    times, worths = [10.0, *(choice.microseconds for choice, _ in found)], [worth for _, worth in found]
+    times, worths = [10.0, *(choice.cost for choice, _ in found)], [worth for _, worth in found]
     assert times == sorted(set(times), reverse=True) and worths == sorted(worths, reverse=True)
     assert times[-1] == min([10.0, *(time for _, time in points)])
 

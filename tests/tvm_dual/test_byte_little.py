@@ -11,6 +11,7 @@ from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, missing_flags
 from schedules.quantize import stored_rows
 from tests.tvm_dual.convolutions import blocks_builder
+from tvm_dual.allocation import allocate
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
@@ -158,6 +159,32 @@ def test_a_model_is_built_with_little_modules_on_bytes_and_again_from_its_plan(b
         assert [getattr(before, n) for n in names] == [getattr(after, n) for n in names]
     for call in builder.model().data.streams[0][:3]:
         np.testing.assert_array_equal(replayed(*call), library(*call))
+
+
+def test_layers_go_back_to_floats_for_their_time_only_where_the_budget_allows_it(model, monkeypatch):
+    # Floats are faster wherever they skip zeros.
+    monkeypatch.setattr(
+        "tvm_dual.site_times.in_turns",
+        lambda model, entries, *_: {name: [9.0 - i for i in range(len(found))] for name, found in entries.items()},
+    )
+    model = replace(model, options=replace(OPTIONS, keep_dense=tuple(model.sites), search_steps=0))
+    found = [allocate(model, Answers(answers), lambda *_: None).exact.forms for answers in ([0.0], [-1.0])]
+    skipping = {name for name in model.on_bytes if model.sites[name].nonnegative}
+    assert skipping and all(found[0][name] == ("columns", "") for name in skipping)
+    assert all(found[1][name] == ("dense", "") for name in model.on_bytes)
+
+
+class Answers:
+    """Judges what comes by a list, and takes what is not below zero."""
+
+    def __init__(self, answers: list[float]) -> None:
+        self.answers = answers
+
+    def judge(self, library) -> float:
+        return self.answers.pop(0)
+
+    def accepts(self, value: float) -> bool:
+        return value >= 0
 
 
 def test_trained_little_modules_become_bytes(builder):

@@ -19,7 +19,8 @@ from tvm_dual.gates import FAR, OPEN
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.output_gates import output_limits
 from tvm_dual.plan import Plan
-from tvm_dual.single_times import LIKELY, SingleTimes, likely_bound
+from tvm_dual.single_bounds import LIKELY, likely_bound
+from tvm_dual.site_costs import SingleCosts
 from tvm_dual.tile_gates import open_channels
 from tvm_dual.variants import Fits
 
@@ -80,7 +81,7 @@ def test_an_output_is_open_where_its_damage_exceeds_the_bound(bound):
 
 
 def test_time_rises_along_two_lines():
-    times = SingleTimes(0.1, 10.0, 30.0, 120.0)
+    times = SingleCosts(0.1, 10.0, 30.0, 120.0)
     assert [times.at(density) for density in (0, 0.05, 0.1, 0.55, 1)] == [10, 20, 30, 75, 120]
 
 
@@ -132,7 +133,7 @@ def test_a_library_of_gated_outputs_is_exported_and_read_back(builder, dense, li
 @pytest.mark.usefixtures("gates_pay")
 def test_the_planner_takes_outputs_where_they_take_least_time(builder, monkeypatch):
     # Tiles and the little modules alone take longer than anything here.
-    monkeypatch.setattr(SingleTimes, "at", lambda self, density: 0.01 + density)
+    monkeypatch.setattr(SingleCosts, "at", lambda self, density: 0.01 + density)
     options = AdvancedOptions(
         rule="damage", dimensions=16, search_steps=1, little_kinds=("projection",), keep_dense=("conv2d0", "dense0")
     )

@@ -1,8 +1,6 @@
-"""What a convolution takes whose outputs have a gate each, by the share of them that is open."""
+"""Bounds of convolutions whose outputs have a gate each."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,31 +17,6 @@ from tvm_dual.sites import Site
 BOUNDS = {**LADDER, "damage": tuple(1.6 / 2 ** (i / 4) for i in range(44))}
 #: Share of open outputs at which such a gate is most likely to pay.
 LIKELY = 0.1
-
-
-@dataclass(frozen=True)
-class SingleTimes:
-    """Microseconds of one layer.
-
-    A few open outputs cost more each than many, which share what is read for them: so time is taken to rise along two
-    lines, by way of a density that real gates have.
-
-    Attributes
-    ----------
-    density : float
-        Of `some`.
-    closed, some, opened : float
-        With every output closed, with that share of them open, and with all.
-    """
-
-    density: float
-    closed: float
-    some: float
-    opened: float
-
-    def at(self, density: float) -> float:
-        """Return the microseconds at a share of open outputs."""
-        return float(np.interp(density, (0.0, self.density, 1.0), (self.closed, self.some, self.opened)))
 
 
 def likely_bound(site: Site, fit: SiteFit, observed: Observations, isa: Isa) -> tuple[float, float]:
