@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from tvm.script import tirx as T
 
+from schedules.inlining import inline
+
 #: Type that bf16 is held in.
 BF16 = "uint16"
 _NAME = "tvm_dual_bf16_pair"
@@ -37,7 +39,7 @@ def narrowed(values, lanes: int):
 def narrowing(compute):
     """Return a macro that does what the macro `compute` of as many operands does, which may call `narrowed_pair`."""
 
-    @T.inline
+    @inline
     def within(*operands):
         with T.attr(0, "pragma_import_llvm", _PAIR):
             compute(*operands)

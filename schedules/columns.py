@@ -12,6 +12,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import dot4, prefetch
 from schedules.knobs import COLUMNS, NEXT, ColumnKnobs
 from schedules.nonzeros import QUAD, list_length
@@ -92,7 +93,7 @@ def _over_blocks(knobs: ColumnKnobs, padded: int, size: int, bytes_: int, add_bl
     def behind_turns(first, last):
         return first if unroll == 1 else first + (last - first) // unroll * unroll
 
-    @T.inline
+    @inline
     def one_block(columns, count, weight, total, base, factors, quad, b, i):
         if knobs.ahead == NEXT and i % per_line == 0:
             for c in T.unroll(QUAD):
@@ -101,7 +102,7 @@ def _over_blocks(knobs: ColumnKnobs, padded: int, size: int, bytes_: int, add_bl
                 prefetch(weight[following * padded + (b + i) * size])
         add_block(weight, total, base, factors, b + i)
 
-    @T.inline
+    @inline
     def each_block(columns, count, weight, total, base, factors, quad, first, last):
         if unroll > 1:
             for turn in T.serial((last - first) // unroll):
@@ -139,7 +140,7 @@ def columns_int8(isa: Isa, n: int, k: int, threads: int, knobs: ColumnKnobs = CO
         quad_bytes = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")
         return dot4(isa, total, quad_bytes, unpack(ab, cd, 2, part % 2 == 1))
 
-    @T.inline
+    @inline
     def add_block(weight, total, base, four, b):
         a: T.let = weight[T.ramp(base[0] + b * step, 1, step)]
         c: T.let = weight[T.ramp(base[1] + b * step, 1, step)]
@@ -205,7 +206,7 @@ def columns_fp32(isa: Isa, n: int, k: int, threads: int, knobs: ColumnKnobs = CO
     padded = round_up(n, lanes)
     blocks = padded // lanes
 
-    @T.inline
+    @inline
     def add_block(weight, total, base, factor, b):
         for c in T.unroll(QUAD):
             total[T.ramp(b * lanes, 1, lanes)] = (

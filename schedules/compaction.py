@@ -10,6 +10,7 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import compress, count_true
 
 
@@ -54,7 +55,7 @@ def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: i
         wide = T.Cast(f"int32x{lanes}", value(source, at(chunk)))
         return T.Cast(f"uint8x{lanes}", compress(isa, "int32", wide, keep(source, at(chunk))))
 
-    @T.inline
+    @inline
     def compacted(source, indices, values, found):
         end = T.alloc_buffer((1,), "int32", scope="local")
         end[0] = 0
@@ -73,7 +74,7 @@ def compact(isa: Isa, n: int, keep, value=None, dtype: str = "float32", first: i
             end[0] = end[0] + T.Cast("int32", keep(source, i))
         found[0] = end[0]
 
-    @T.inline
+    @inline
     def compacted_indices(source, indices, found):
         compacted(source, indices, indices, found)
 

@@ -18,6 +18,7 @@ from schedules.conv2d_panels import pack_panels, panel_count, share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once, seen_rows
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.knobs import ConvTile
 from schedules.nonzero_rows import list_row, output_lists
 from schedules.panels import panel_size
@@ -108,7 +109,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
     def neighbours(first):
         return lambda p: first + p
 
-    @T.inline
+    @inline
     def over_panels(image, origin, operands, result, to, waiting, task, first_panel, last_panel):
         for panel in T.serial(first_panel, last_panel):
             if whole:
@@ -136,7 +137,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
                             t,
                         )
 
-    @T.inline
+    @inline
     def over_tiles(image, origin, context, to):
         operands, (y, finished), (waiting, task), first_panel, last_panel = context
         # TVM allocates a buffer in the innermost loop around all of its uses, which would forget the sums.
@@ -163,7 +164,7 @@ def conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int, writes_lists: b
 
     each_band = bands.each(over_tiles)
 
-    @T.inline
+    @inline
     def over_bands(x, scratch, waiting, operands, results, task):
         first_band: T.let = task * bands.count // threads if by_bands else 0
         last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count

@@ -13,6 +13,7 @@ from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import prefetch
 
 #: Tile registers; rows of a tile; outputs of one.
@@ -33,14 +34,14 @@ def configure(isa: Isa, tile):
     sums = tile.tiles * tile.vectors
     rows = [tile.pixels] * (sums + tile.tiles) + [ROWS] * tile.vectors
 
-    @T.inline
+    @inline
     def nothing():
         pass
 
     if not (isa.amx and tile.matrix):
         return nothing
 
-    @T.inline
+    @inline
     def begin():
         config = T.alloc_buffer((64,), "uint8", scope="local")
         for i in T.serial(64):
@@ -60,11 +61,11 @@ def configure(isa: Isa, tile):
 def release(isa: Isa, tile):
     """Return the macro that gives tile registers back."""
 
-    @T.inline
+    @inline
     def nothing():
         pass
 
-    @T.inline
+    @inline
     def end():
         tile_op("tilerelease")
 
@@ -103,13 +104,13 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         values = [[total[T.ramp(first + v * LANES, 1, LANES)] for v in range(vectors)] for first in at]
         store(operands, y, places, column, values)
 
-    @T.inline
+    @inline
     def finish(operands, y, to, column, total, start, part):
         """Write the sums of `rows` rows of one tile, in the order of pixels."""
         pixel: T.let = start[part * rows // pixels] + part * rows % pixels
         finish_rows(operands, y, to, column, total, pixel, part * rows)
 
-    @T.inline
+    @inline
     def load_weights(weight, panel, at, v):
         tile_op(
             "tileloadd64",
@@ -118,7 +119,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
             T.int64(STEP),
         )
 
-    @T.inline
+    @inline
     def load(image, weight, base, panel, at, skip):
         for i in T.unroll(tiles):
             tile_op(
@@ -132,7 +133,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
         for v in T.unroll(more):
             load_weights(weight, panel, at, tiles + v)
 
-    @T.inline
+    @inline
     def multiply(i, v):
         tile_op(
             product,
@@ -141,7 +142,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
             T.cast(sums + tiles + v, "int8"),
         )
 
-    @T.inline
+    @inline
     def unload(total, i, v):
         tile_op(
             "tilestored64",
@@ -150,7 +151,7 @@ def amx_panels(lines: Lines, conv: Conv2d, tile, store):
             T.int64(4 * width),
         )
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, first, last):
         total = T.alloc_buffer((sums * pixels * LANES,), kind)
         base = T.alloc_buffer((tiles,), "int32")

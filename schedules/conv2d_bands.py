@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
+from schedules.inlining import inline
 
 #: Bytes of padded input that a band may read: with a panel of weights it has to stay in L2.
 BAND_BYTES = 192 << 10
@@ -78,7 +79,7 @@ class Bands:
         conv, rows, per_image, size = self.conv, self.rows, self.per_image, self.scratch_size
         padded, copy = any(conv.padding), _copy(conv, self.in_rows)
 
-        @T.inline
+        @inline
         def each_band(x, scratch, context, task, first, last):
             for band in T.serial(first, last):
                 number: T.let = band // per_image
@@ -100,7 +101,7 @@ def _copy(conv: Conv2d, rows: int):
     before, inside, after = (columns * conv.inputs for columns in (left, conv.width, right))
     row_values = before + inside + after
 
-    @T.inline
+    @inline
     def copy(x, scratch, origin, image, top):
         for row in T.serial(rows):
             to: T.let = origin + row * row_values

@@ -16,6 +16,7 @@ from schedules.bf16_vectors import BF16, narrowed, narrowed_pair, widened
 from schedules.byte_vectors import quantized
 from schedules.conv2d_lines import ByteConv
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import span
 from schedules.quantize import round_up
 
@@ -81,7 +82,7 @@ class ByteBands:
         copy, spread = copy_rows(isa, self.byte, self.in_rows), spread_taps(self.byte, rows)
         clear = self._clear()
 
-        @T.inline
+        @inline
         def each_band(x, affine, scratch, context, task, first, last):
             copies, spreads = scratch
             clear(copies, spreads, task)
@@ -112,7 +113,7 @@ class ByteBands:
         needed = self.copied and self.byte.numbers == BF16
         pixels = self.rows * conv.out_width if self.form == "spread" and conv.taps % step else 0
 
-        @T.inline
+        @inline
         def clear(copies, spreads, task):
             if needed:
                 for i in T.serial(copy_size - written):
@@ -131,7 +132,7 @@ def copy_rows(isa: Isa, byte: ByteConv, rows: int):
     before, inside, after = (columns * conv.inputs for columns in (left, conv.width, right))
     row_size, copy_inside = before + inside + after, _copy_inside(isa, byte, inside)
 
-    @T.inline
+    @inline
     def copy(x, affine, scratch, origin, image, top):
         zero: T.let = T.Cast(byte.numbers, T.Cast("int32", affine[ZERO]))
         for row in T.serial(rows):
@@ -174,7 +175,7 @@ def _copy_inside(isa: Isa, byte: ByteConv, inside: int):
         level = T.Cast("int32", values * affine[INVERSE] + affine[ZERO])
         return T.Cast("uint8", T.min(T.max(level, 0), 255))
 
-    @T.inline
+    @inline
     def copy_inside(x, start, affine, scratch, to):
         if same:
             for i in T.serial(inside):
@@ -205,7 +206,7 @@ def spread_taps(byte: ByteConv, rows: int):
     while lanes > 1 and (lanes >= 2 * run or (runs - 1) * run + round_up(run, lanes) > taps):
         lanes //= 2
 
-    @T.inline
+    @inline
     def spread_out(image, origin, spread, to):
         for row in T.serial(rows):
             for column in T.serial(conv.out_width):

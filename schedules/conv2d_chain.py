@@ -25,6 +25,7 @@ from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.conv2d_vnni import LANES, vnni_panels
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import span, vector_lanes
 from schedules.pool import MaxPool2d, maximum
 from schedules.quantize import round_up
@@ -75,7 +76,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     def fill(layer):
         """Return the macro ``(buffer, start, size, value)``."""
 
-        @T.inline
+        @inline
         def filled(buffer, start, size, value):
             for i in T.serial(size):
                 buffer[start + i] = value
@@ -85,7 +86,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     set_all = fill(0)
 
     def clear_one(layer):
-        @T.inline
+        @inline
         def cleared(buffers, floats, task):
             zero: T.let = _level(parts(None, floats, layer, None)[3], types[layer])
             set_all(buffers[layer], task * sizes[layer], sizes[layer], zero)
@@ -103,7 +104,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
         shift, gap = rows * pitch * conv.inputs, (pitch - width) * conv.outputs
         line = pitch * conv.outputs
 
-        @T.inline
+        @inline
         def computed(x, weight, floats, buffers, task, band):
             image: T.let = task * sizes[layer]
             out: T.let = task * (sizes[layer + 1] // conv.outputs)
@@ -144,7 +145,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
         for each in layers:
             each(x, weight, floats, buffers, task, band)
 
-    @T.inline
+    @inline
     def compute_bands(x, weight, floats, buffers, y, task):
         clear(buffers, floats, task)
         first: T.let = task * bands // threads
@@ -217,7 +218,7 @@ def _pooled(isa: Isa, chain: ByteChain):
         places = (corner + (i // across * pitch + i % across) * channels for i in range(down * across))
         return maximum([source[span(place, lanes)] for place in places], chain.last.result, lanes)
 
-    @T.inline
+    @inline
     def pooled(source, origin, y, top):
         for row in T.serial(rows // down):
             number: T.let = T.truncdiv(top, down) + row

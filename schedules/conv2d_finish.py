@@ -10,6 +10,7 @@ from schedules.conv2d_byte_tile import LANES
 from schedules.conv2d_bytes import OUT_INVERSE, OUT_ZERO, RESIDUAL
 from schedules.conv2d_lines import ByteConv
 from schedules.epilogue import NONLINEARITIES
+from schedules.inlining import inline
 
 #: Nonlinearities that are the cutting off at the ends of the byte's range, if zero is level 0.
 CUT = ("relu", "relu6", None)
@@ -65,7 +66,7 @@ def finish_sums(byte: ByteConv, see=None):
             return narrowed(values, LANES)
         return clipped_bytes(values, LANES) if to_bytes else values
 
-    @T.inline
+    @inline
     def store_few(operands, y, at, column, sums):
         few = T.alloc_buffer((LANES,), byte.result)
         few[T.ramp(0, 1, LANES)] = as_stored(finished(operands, at, column, sums))

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_panels import panel_column
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import chunk, sum_each
 
 
@@ -84,7 +85,7 @@ def tile_gate(isa: Isa, panels: int, pixels: int, outputs: int, size: int, threa
 def count_open(panels: int, pixels: int):
     """Return the macro ``(opened: u8[panels, pixels], count: i32[1])`` that counts open tiles."""
 
-    @T.inline
+    @inline
     def counted(opened, count):
         count[0] = 0
         for panel in T.serial(panels):

@@ -17,6 +17,7 @@ from schedules.conv2d_panels import panel_count, panel_slices
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once, store_pixel
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.knobs import ConvTile
 from schedules.panels import panel_size
 
@@ -65,14 +66,14 @@ def gated_conv2d(isa: Isa, conv: Conv2d, tile: ConvTile, threads: int):
     def listed(chosen, first):
         return lambda p: chosen[first + p]
 
-    @T.inline
+    @inline
     def keep_closed(closed, residual, y, to):
         for p in T.serial(pixels):
             for v in T.serial(vectors):
                 at: T.let = (to + p) * outputs + T.min(v * lanes, outputs - lanes)
                 store(y, residual, at, closed[T.ramp(at, 1, lanes)])
 
-    @T.inline
+    @inline
     def over_tiles(image, origin, context, to):
         operands, (opened, closed, chosen, waiting), y, task = context
         keep_closed(closed, operands[2], y, to)

@@ -23,6 +23,7 @@ from schedules.conv2d_panels import share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import sum_each
 from schedules.open_lists import COUNTS, OpenLists
 from schedules.panels import panel_size
@@ -184,14 +185,14 @@ def _predict(isa: Isa, spread: ByteConv, tile: ByteTile, lines: Lines, bands: By
     store = finish_sums(spread, _opens(spread, tile.vectors * LANES))
     over = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, spread.conv, tile, store)
 
-    @T.inline
+    @inline
     def over_panels(image, origin, context, to):
         operands, y, first_panel, last_panel = context
         over(image, origin, operands, y, to, first_panel, last_panel)
 
     each_band, begin, end = bands.each(isa, over_panels), configure(isa, tile), release(isa, tile)
 
-    @T.inline
+    @inline
     def predict(z, scratch, operands, y, task):
         begin()
         first_band: T.let = task * bands.count // threads if by_bands else 0
@@ -220,7 +221,7 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
         for kind, blocks in enumerate((pairs, singles)):
             blocks(image, origin, operands, y, to, buffers, taps, task * ring, *share(buffers, task, kind, part, parts))
 
-    @T.inline
+    @inline
     def over_blocks(image, origin, context, to):
         operands, y, opened, buffers, taps, task = context
         listing(opened, to, buffers, task)
@@ -230,7 +231,7 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
 
     each_band, begin, end = bands.each(isa, over_blocks), configure(isa, tile), release(isa, tile)
 
-    @T.inline
+    @inline
     def compute(x, scratch, operands, y, opened, buffers, taps, task):
         begin()
         prepare(buffers, task)
@@ -249,7 +250,7 @@ def _scaled(spread: ByteConv):
     """
     cut = is_cut(spread)
 
-    @T.inline
+    @inline
     def scale_limits(limits, affine, scaled):
         for c in T.serial(spread.conv.outputs):
             a: T.let = limits[0, c] * limits[2, c] / affine[OUT_INVERSE] if cut else limits[0, c] * limits[2, c]

@@ -17,6 +17,7 @@ from schedules.conv2d_skip import input_lists
 from schedules.conv2d_tile import store_pixel
 from schedules.conv2d_walk import across
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.nonzero_rows import RowLists
 from schedules.panels import panel_size
 from schedules.row_ring import RowRing
@@ -70,7 +71,7 @@ def _tile(isa: Isa, conv: Conv2d, lists: RowLists, size: int):
     def begun(listed, at, pixel):
         return T.reinterpret(listed[at + T.min(T.max(pixel, 0), conv.width)], dtype="int32")
 
-    @T.inline
+    @inline
     def add(total, listed, weight, at, base, i, which):
         place: T.let = T.reinterpret(listed[at + lists.places + i], dtype="int32")
         multiply(total, weight, listed[at + lists.values + i], base + place * size, which)
@@ -79,7 +80,7 @@ def _tile(isa: Isa, conv: Conv2d, lists: RowLists, size: int):
         for which in range(at_once):
             add(total, listed, weight, at, base, i + which, which)
 
-    @T.inline
+    @inline
     def compute(listed, block, operands, y, panel, row, pixel, start, stop):
         weight, bias, residual = operands
         column: T.let = panel_column(panel, conv.outputs, size)
@@ -122,14 +123,14 @@ def gated_skip_conv2d(isa: Isa, conv: Conv2d, threads: int, reads_lists: bool = 
     def seen_from(image, top, task):
         return lambda down: parts.block(image, top + down * gap, task)
 
-    @T.inline
+    @inline
     def keep_closed(closed, residual, y, row):
         for p in T.serial(width):
             for v in T.serial(vectors):
                 at: T.let = (row * width + p) * outputs + T.min(v * lanes, outputs - lanes)
                 store(y, residual, at, closed[T.ramp(at, 1, lanes)])
 
-    @T.inline
+    @inline
     def over_rows(x, ring, operands, opened, closed, chosen, y, task):
         ready = T.alloc_buffer((1,), "int32")
         count = T.alloc_buffer((1,), "int32", scope="local")

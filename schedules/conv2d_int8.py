@@ -30,6 +30,7 @@ from schedules.conv2d_lines import STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count, panel_starts, share_bands
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.quantize import quantize_rows
 
 
@@ -112,14 +113,14 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
     by_bands = share_bands(bands.count, panels, threads)
     compute = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, conv, tile, finish_sums(byte))
 
-    @T.inline
+    @inline
     def over_panels(image, origin, context, to):
         operands, y, first_panel, last_panel = context
         compute(image, origin, operands, y, to, first_panel, last_panel)
 
     each_band = bands.each(isa, over_panels)
 
-    @T.inline
+    @inline
     def over_bands(x, scratch, operands, y, task):
         first_band: T.let = task * bands.count // threads if by_bands else 0
         last_band: T.let = (task + 1) * bands.count // threads if by_bands else bands.count
@@ -129,7 +130,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
 
     begin, end = configure(isa, tile), release(isa, tile)
 
-    @T.inline
+    @inline
     def compute_bands(x, scratch, operands, y, task):
         begin()
         over_bands(x, scratch, operands, y, task)

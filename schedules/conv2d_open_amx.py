@@ -14,6 +14,7 @@ from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
+from schedules.inlining import inline
 
 #: Steps, neighbours in a run of taps, that are copied together, at most: 4 kB of 32 pixels. With four, what is copied
 #: has left the first level, through which weights and image pass, before its place is written again.
@@ -66,7 +67,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             values = image[T.ramp(at + step * row, T.int64(1), row)]
             T.buffer_store(taps, values, [T.ramp(to + (step * listed + pixel) * row, 1, row)])
 
-    @T.inline
+    @inline
     def copy_pixels(taps, to, image, start, bases, begin, real, some, end):
         if real >= end:
             for pixel in T.unroll(end - some):
@@ -75,7 +76,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             for pixel in T.serial(T.max(real - some, 0)):
                 copy_pixel(taps, to, some + pixel, image, start, bases[begin + some + pixel])
 
-    @T.inline
+    @inline
     def load_weights(weight, panel, at, v):
         tile_op(
             "tileloadd64",
@@ -84,14 +85,14 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             T.int64(STEP),
         )
 
-    @T.inline
+    @inline
     def load(taps, slot, weight, panel, at):
         for i in T.unroll(tiles):
             tile_op("tileloadd64", T.cast(sums + i, "int8"), T.address_of(taps[slot + i * (ROWS * row)]), T.int64(STEP))
         for v in T.unroll(vectors):
             load_weights(weight, panel, at, v)
 
-    @T.inline
+    @inline
     def multiply(i, v):
         tile_op(
             product,
@@ -109,7 +110,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             some, end = number * listed // every, (number + 1) * listed // every
             copy_pixels(taps, to, image, start, bases, begin, real, some, end)
 
-    @T.inline
+    @inline
     def unload(total, i, v):
         tile_op(
             "tilestored64",
@@ -125,11 +126,11 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
         values = [[total[T.ramp(start + v * LANES, 1, LANES)] for v in range(vectors)] for start in starts]
         store(operands, y, at, column, values)
 
-    @T.inline
+    @inline
     def finish(operands, y, to, total, places, before, part):
         finish_rows(operands, y, to, before[0], total, places, before[1], (parts - 1 - part) * rows)
 
-    @T.inline
+    @inline
     def start_block(total, group):
         if group == 0:
             for i in T.unroll(tiles):
@@ -137,7 +138,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
                     unload(total, i, v)
                     tile_op("tilezero", T.cast(i * vectors + v, "int8"))
 
-    @T.inline
+    @inline
     def finish_parts(operands, y, to, total, places, before, at):
         for part in T.serial(at * at_once, T.min((at + 1) * at_once, parts)):
             finish(operands, y, to, total, places, before, part)
@@ -152,7 +153,7 @@ def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):
             multiply_and_copy(taps, there, *source, step)
             finish_parts(*result, at)
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, lists, taps, slot, first, last):
         places, bases, panel_of, begin_of, real_of, _found, _base_of = lists
         total = T.alloc_buffer((listed * width,), kind)

@@ -14,6 +14,7 @@ from schedules.conv2d_gated import default_gated_tile
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
+from schedules.inlining import inline
 from schedules.knobs import SingleTile
 from schedules.quantize import round_up
 from schedules.single_dots import channel_values, dot_products, run_vectors
@@ -63,7 +64,7 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
         total = value + bias[channel]
         return nonlinearity(total + residual[at] if conv.residual else total)
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, lists, task, count, part):
         weight, bias, residual = operands
         channels, pixels, waiting, places = lists
@@ -99,7 +100,7 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
                 for p in T.unroll(together):
                     waiting[task * waits + g * together + p] = sums[p]
 
-    @T.inline
+    @inline
     def over_pixels(image, origin, context, to):
         operands, (limits, predicted), y, buffers, counts, task = context
         found, ends, lists, channels, pixels, waiting, places = buffers

@@ -20,6 +20,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import store_pixel
 from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk, runs, walk_row
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.knobs import SkipTile
 from schedules.nonzero_rows import RowLists, list_row, output_lists
 from schedules.panels import panel_size
@@ -85,7 +86,7 @@ class _Rows:
             for walk in walks:
                 walk(*arguments)
 
-        @T.inline
+        @inline
         def walked(lists, at, weight, panel, down, sums, to):
             every(lists, at, weight, (panel * conv.kernel[0] + down) * base, sums, to)
 
@@ -96,7 +97,7 @@ class _Rows:
         further = group.sets * self._conv.strides[1]
         walk = walk_row(self._isa, self._conv, vectors, group, self.ring, self._margin)
 
-        @T.inline
+        @inline
         def walked(lists, at, weight, first, sums, to):
             for i in T.serial(times):
                 walk(lists, at, weight, first + offset + i * weights, i * further, sums, to)
@@ -110,7 +111,7 @@ class _Rows:
         block, gap = self._rows.block, conv.dilation[0]
         vectors = size // lanes
 
-        @T.inline
+        @inline
         def compute(lists, image, operands, sums, y, to, panel, task, top, start, stop):
             weight, bias, residual = operands
             out: T.let = panel_column(panel, conv.outputs, size)
@@ -139,7 +140,7 @@ class _Rows:
         list_result, own = list_row(isa, result), self._rows.own
         fill, kernel_rows = self._rows.fill(), self._rows.kernel_rows
 
-        @T.inline
+        @inline
         def over_rows(x, ring, operands, sums, finished, y, task):
             ready = T.alloc_buffer((1,), "int32")
             ready[0] = 0

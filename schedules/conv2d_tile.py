@@ -13,6 +13,7 @@ from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
+from schedules.inlining import inline
 from schedules.intrinsics import prefetch
 from schedules.panels import panel_size
 
@@ -36,7 +37,7 @@ def store_pixel(isa: Isa, conv: Conv2d):
     def finished(residual, at, values):
         return nonlinearity(values + residual[at] if conv.residual else values)
 
-    @T.inline
+    @inline
     def store(y, residual, at, values):
         if outputs >= lanes:
             y[T.ramp(at, 1, lanes)] = finished(residual, T.ramp(at, 1, lanes), values)
@@ -59,7 +60,7 @@ def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, in_row: boo
     parts = _TileParts(isa, conv, vectors, pixels, in_row)
     begin, add, finish = parts.begin(), parts.add(), parts.finish()
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, panel, pixel):
         total = parts.registers()
         base = T.alloc_buffer((pixels,), "int32")
@@ -90,7 +91,7 @@ def partial_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, rows: int, t
         for i in range(count):
             T.buffer_store(waiting, total[i][T.ramp(0, 1, lanes)], [T.ramp((at + i) * lanes, 1, lanes)])
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, panel, pixel, start, stop, waiting, first, number):
         at: T.let = first + number * count
         total = parts.registers()
@@ -136,7 +137,7 @@ class _TileParts:
                 first = bias[T.ramp(column + i % vectors * lanes, 1, lanes)]
                 T.buffer_store(total[i], first, [T.ramp(0, 1, lanes)])
 
-        @T.inline
+        @inline
         def begun(origin, operands, panel, pixel, total, base):
             for p in T.unroll(pixels):
                 base[p] = (
@@ -172,7 +173,7 @@ class _TileParts:
                 product = value * weight[panel, tap, T.ramp(i % vectors * lanes, 1, lanes)]
                 T.buffer_store(total[i], total[i][T.ramp(0, 1, lanes)] + product, [T.ramp(0, 1, lanes)])
 
-        @T.inline
+        @inline
         def walked(image, operands, panel, total, base, first, last, stop, line, fetches):
             for down in T.serial(first, last):
                 for across in T.serial(runs):
@@ -186,7 +187,7 @@ class _TileParts:
                                 prefetch(operands[0][panel, stop * row_taps, ahead_by * per_line])
                             multiply(total, image, base, skip + at, operands[0], panel, tap + at)
 
-        @T.inline
+        @inline
         def added(image, operands, panel, total, base, start, stop, number, place):
             first: T.let = seen(start, stop, place)[0]
             last: T.let = seen(start, stop, place)[1]
@@ -230,7 +231,7 @@ class _TileParts:
                 at = (to + pixel(i // vectors)) * conv.outputs + column + i % vectors * lanes
                 store(y, operands[2], at, total[i][T.ramp(0, 1, lanes)])
 
-        @T.inline
+        @inline
         def finished(operands, y, to, panel, pixel, total):
             store_sums(operands, y, to, panel_column(panel, conv.outputs, size), pixel, total)
 

@@ -8,6 +8,7 @@ from schedules.conv2d_lines import STEP, Lines
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS
+from schedules.inlining import inline
 from schedules.intrinsics import dot4
 
 LANES, GROUP = 16, 4
@@ -45,7 +46,7 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
                 added = dot4(isa, sums[T.ramp(0, 1, LANES)], levels, each[v])
                 T.buffer_store(sums, added, [T.ramp(0, 1, LANES)])
 
-    @T.inline
+    @inline
     def add_up(total, image, weight, panel, base):
         clear(total)
         for down in T.serial(downs):
@@ -61,7 +62,7 @@ def vnni_panels(lines: Lines, conv: Conv2d, tile, store):
         sums = [[total[p * vectors + v][T.ramp(0, 1, LANES)] for v in range(vectors)] for p in range(pixels)]
         store(operands, y, places, channel, sums)
 
-    @T.inline
+    @inline
     def compute(image, origin, operands, y, to, first, last):
         for panel in T.serial(first, last):
             channel: T.let = panel_column(panel, conv.outputs, width)

@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 from schedules.conv2d_panels import pack_panels
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.nonzero_rows import RowLists
 
 
@@ -177,7 +178,7 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
         def of_phase(phase, offset: int):
             taps = len(phase.columns)
 
-            @T.inline
+            @inline
             def add(total, lists, at, weight, base, shift, turn):
                 place: T.let = (turn * sets + newest) * stride + phase.place + shift
                 first: T.let = begun(lists, at, place)
@@ -204,7 +205,7 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
             for add in phases:
                 add(*arguments)
 
-        @T.inline
+        @inline
         def stepped(total, lists, at, weight, base, shift, sums, to, turn):
             load(total, sums, to + before + (turn * sets + newest + sets - 1) * size, newest)
             all_phases(total, lists, at, weight, base, shift, turn)
@@ -221,7 +222,7 @@ def walk_row(isa: Isa, conv: Conv2d, vectors: int, group: Group, layout: RowList
     def registers():
         return [T.alloc_buffer((lanes,), "float32") for _ in range(sets * vectors)]
 
-    @T.inline
+    @inline
     def walked(lists, at, weight, base, shift, sums, to):
         total = registers()
         start(total)

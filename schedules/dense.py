@@ -18,6 +18,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import dot4, prefetch, span, sum_each
 from schedules.knobs import NEXT, ROWS, RowKnobs
 from schedules.quantize import quantize_rows, round_up
@@ -123,7 +124,7 @@ def group_int8(isa: Isa, k: int, run: int, knobs: RowKnobs, start: int = 0):
     lines = round_up(k, line) // line
     numbers, width, unroll = start + row_stride(isa, k) - NUMBERS, knobs.side_by_side, knobs.unroll
 
-    @T.inline
+    @inline
     def add_line(q, weight, total, row, r, c):
         for part in T.unroll(line // step):
             at: T.let = c * line + part * step
@@ -134,19 +135,19 @@ def group_int8(isa: Isa, k: int, run: int, knobs: RowKnobs, start: int = 0):
                 weight[T.ramp(row * run + start + at, 1, step)],
             )
 
-    @T.inline
+    @inline
     def side_by_side(q, weight, total, base, following, c):
         for r in T.unroll(width):
             if knobs.ahead == NEXT:
                 prefetch(weight[following[r] * run + start + c * line])
             add_line(q, weight, total, base[r], r, c)
 
-    @T.inline
+    @inline
     def streamed(q, weight, total, base, r, c):
         prefetch(weight[base[r] * run + start + c * line + knobs.ahead])
         add_line(q, weight, total, base[r], r, c)
 
-    @T.inline
+    @inline
     def group(q, affine, weight, y, base, following):
         total = T.alloc_buffer((width, lanes), "int32", scope="local")
         sums = T.alloc_buffer((width,), "int32", scope="local")
@@ -230,7 +231,7 @@ def gated_rows_fp32(isa: Isa, n: int, k: int, threads: int, knobs: RowKnobs = RO
     # A cache line is asked for once where one turn of the loop reads all of it.
     per_line = max(1, min(unroll, isa.row_bytes // isa.vector_bytes))
 
-    @T.inline
+    @inline
     def add_vectors(x, weight, total, base, following, c, i):
         for r in T.unroll(width):
             if knobs.ahead == NEXT and i % per_line == 0:

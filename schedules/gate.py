@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 from schedules.compaction import compact
 from schedules.cpu import Isa
 from schedules.dense import SIDE_BY_SIDE, list_length
+from schedules.inlining import inline
 from schedules.intrinsics import chunk, sigmoid, span, tanh
 
 
@@ -30,7 +31,7 @@ def list_open_rows(isa: Isa, n: int, keep, first: int = 0):
     """
     list_kept = compact(isa, n, keep, first=first)
 
-    @T.inline
+    @inline
     def list_rows(source, rows, count):
         list_kept(source, rows, count)
         last: T.let = rows[T.max(count[0] - 1, 0)]

@@ -17,6 +17,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import chunk, dot4, horizontal_max, magnitude_bits, span
 from schedules.knobs import LITTLE, LittleKnobs
 from schedules.quantize import quantize_rows, round_up
@@ -161,7 +162,7 @@ def little_rows(isa: Isa, n: int, k: int, bits: int, threads: int, knobs: Little
             return dot4(isa, total, codes(packed, part), spread)
         return dot4(isa, total, spread, packed)
 
-    @T.inline
+    @inline
     def add_quad(q, weight, total, g, c):
         four: T.let = T.reinterpret(q[T.ramp(c * QUAD, 1, QUAD)], dtype="int32")
         spread: T.let = T.reinterpret(T.broadcast(four, lanes), dtype=f"int8x{step}")

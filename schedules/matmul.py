@@ -10,6 +10,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import dot4
 from schedules.knobs import NEXT, PanelKnobs
 from schedules.panels import default_panels, fetch_next, over_panels, panel_size, split_panels, store_vector
@@ -92,7 +93,7 @@ def matmul_fp32(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
     store, fetch = store_vector(isa, n), fetch_next(k, size, "float32", steps)
 
     def tile(height: int):
-        @T.inline
+        @inline
         def compute(source, y, panel, column, number, top):
             x, weight, bias = source
             total = T.alloc_buffer((height * vectors, lanes), "float32", scope="local")
@@ -151,7 +152,7 @@ def matmul_int8(isa: Isa, n: int, k: int, threads: int, knobs: PanelKnobs | None
     fetch = fetch_next(quads, size * _QUAD, "int8", quads)
 
     def tile(height: int):
-        @T.inline
+        @inline
         def compute(source, y, panel, column, number, top):
             q, affine, weight, meta = source
             total = T.alloc_buffer((height * vectors, lanes), "int32", scope="local")

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import count_true, kept_first, magnitude_bits, span
 from schedules.quantize import round_up
 
@@ -80,7 +81,7 @@ def list_row(isa: Isa, layout: RowLists):
         # TVM folds the only place to a constant, of which it cannot reinterpret zero.
         return T.float32(0) if width * channels == 1 else T.reinterpret(place, dtype="float32")
 
-    @T.inline
+    @inline
     def listed(row, of, lists, at):
         end = T.alloc_buffer((1,), "int32")
         end[0] = 0

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_lines import Lines
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import compress, count_true
 
 #: Pixels of a listed block, and of one where no more are left.
@@ -52,7 +53,7 @@ class OpenLists:
     def prepare(self, lines: Lines):
         """Return the macro ``(buffers, task)`` that notes where what each pixel sees begins; once a task."""
 
-        @T.inline
+        @inline
         def prepared(buffers, task):
             for pixel in T.serial(self.pixels):
                 buffers[6][task * self.pixels + pixel] = (
@@ -71,7 +72,7 @@ class OpenLists:
         def is_open(opened, panel, at):
             return opened[panel, T.ramp(at, 1, LANES)] != T.broadcast(T.uint8(0), LANES)
 
-        @T.inline
+        @inline
         def add(buffers, task, kind, panel, begin, real):
             at: T.let = (2 * task + kind) * most + buffers[5][COUNTS * task + kind]
             buffers[2][at] = panel
@@ -79,7 +80,7 @@ class OpenLists:
             buffers[4][at] = real
             buffers[5][COUNTS * task + kind] = buffers[5][COUNTS * task + kind] + 1
 
-        @T.inline
+        @inline
         def list_band(opened, to, buffers, task):
             places, bases, _panels, _begins, _real, found, base_of = buffers
             # No buffers of their own: TVM allocates these in the innermost loop around all uses but loops' extents.

@@ -15,6 +15,7 @@ import tvm
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import prefetch
 from schedules.knobs import PanelKnobs
 
@@ -50,7 +51,7 @@ def store_vector(isa: Isa, n: int):
     """Return the macro ``(y, row, column, values)`` that writes a vector, or `n` values if that is less."""
     lanes = isa.lanes
 
-    @T.inline
+    @inline
     def store(y, row, column, values):
         if n >= lanes:
             y[row, T.ramp(column, 1, lanes)] = values
@@ -80,7 +81,7 @@ def fetch_next(rows: int, row: int, dtype: str, steps: int):
     per_line = _LINE // tvm.DataType(dtype).itemsize
     lines = rows * row // per_line
 
-    @T.inline
+    @inline
     def fetch(weight, panel, tile, step):
         at: T.let = (tile * steps + step) * _LINES_AT_ONCE
         if at < lines:
@@ -104,7 +105,7 @@ def over_panels(isa: Isa, n: int, tile, knobs: PanelKnobs):
     size, rows = panel_size(isa, n, knobs.vectors), knobs.rows
     whole, last_rows = tile(rows), _last_rows(tile, rows - 1)
 
-    @T.inline
+    @inline
     def all_panels(source, y, m, first, last):
         for panel in T.serial(first, last):
             column: T.let = T.min(panel * size, max(0, n - size))
@@ -119,14 +120,14 @@ def _last_rows(tile, most: int):
     """Return the macro ``(source, y, panel, column, number, top, left)`` for `left` rows from `top` on."""
     if most == 0:
 
-        @T.inline
+        @inline
         def none(source, y, panel, column, number, top, left):
             pass
 
         return none
     all_of_them, fewer = tile(most), _last_rows(tile, most - 1)
 
-    @T.inline
+    @inline
     def last_rows(source, y, panel, column, number, top, left):
         if left == most:
             all_of_them(source, y, panel, column, number, top)

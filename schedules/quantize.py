@@ -15,6 +15,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
+from schedules.inlining import inline
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -28,7 +29,7 @@ def quantize_run(isa: Isa, k: int, nonnegative: bool):
     lanes, whole, rest = isa.lanes, k // isa.lanes, k % isa.lanes
     levels = float(isa.activation_levels)
 
-    @T.inline
+    @inline
     def quantize(x, q, affine):
         high = T.sblock_alloc_buffer((lanes,), "float32")
         low = T.sblock_alloc_buffer((lanes,), "float32")

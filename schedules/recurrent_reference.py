@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
+from schedules.inlining import inline
 from schedules.intrinsics import sigmoid, sum_each, tanh
 
 #: Lanes of a product's running sum; LLVM splits it where registers are narrower.
@@ -32,7 +33,7 @@ def _product(n_rows: int, n_columns: int, first_row: int = 0):
     def lanes(start):
         return T.ramp(start, 1, _LANES)
 
-    @T.inline
+    @inline
     def product(matrix, vector, bias, offset, result):
         for i in T.serial(first_row, first_row + n_rows):
             total = T.alloc_buffer((_LANES,), "float32", scope="local")

@@ -6,6 +6,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.nonzero_rows import RowLists, list_row
 
 
@@ -50,7 +51,7 @@ class RowRing:
         conv, reads, slots, inside = self._conv, self._reads, self._conv.reach[0], self._conv.width * self._conv.inputs
         listed, block = list_row(self._isa, self.lists), self.block
 
-        @T.inline
+        @inline
         def filled(x, ring, ready, row, task):
             if not reads:
                 image: T.let = row // conv.out_height

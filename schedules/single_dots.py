@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.inlining import inline
 from schedules.intrinsics import prefetch, span, sum_each
 
 #: Sums in registers at least: each waits four cycles for its next addition, and there are up to two a cycle.
@@ -81,7 +82,7 @@ def dot_products(isa: Isa, conv: Conv2d, together: int, ahead: bool):
         T.buffer_store(sums, sum_each([_sum(part) for part in parts], lanes), [span(0, together)])
 
     def adding(part: int):
-        @T.inline
+        @inline
         def add_vector(total, image, weight, base, first, following, skip, tap, v):
             at: T.let = v * lanes if exact else T.min(v * lanes, run - lanes)
             if ahead and v % per_line == 0:
@@ -99,7 +100,7 @@ def dot_products(isa: Isa, conv: Conv2d, together: int, ahead: bool):
 
     add_one = adders[0]
 
-    @T.inline
+    @inline
     def dots(image, weight, base, channel, following, rows, vectors, sums):
         total = registers()
         start(total)
@@ -118,7 +119,7 @@ def dot_products(isa: Isa, conv: Conv2d, together: int, ahead: bool):
                     add_one(total, image, weight, base, first, next_, skip, tap, v)
         finish(total, sums)
 
-    @T.inline
+    @inline
     def few_dots(image, weight, base, channel, following, rows, vectors, sums):
         for p in T.unroll(together):
             sums[p] = T.float32(0)

@@ -15,6 +15,7 @@ from tvm.script import tirx as T
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
+from schedules.inlining import inline
 from schedules.intrinsics import count_true, kept_first, span
 
 #: Most lanes of a vector.
@@ -84,7 +85,7 @@ def open_outputs(isa: Isa, conv: Conv2d):
     def kept_count(sums, residual, limits, at, channel):
         return count_true(isa, is_open(sums, residual, limits, at, channel, lanes))
 
-    @T.inline
+    @inline
     def opened(sums, residual, limits, y, to, found, count):
         count[0] = 0
         for v in T.serial(vectors):
@@ -112,7 +113,7 @@ def listed_groups(isa: Isa, groups: Groups):
     room, together, slots, lanes = groups.room, groups.together, groups.slots, isa.lanes
     wide = min(lanes, 1 << (slots - 1).bit_length())
 
-    @T.inline
+    @inline
     def add(found, count, pixel, ends, lists):
         for i in T.serial(count[0]):
             channel: T.let = found[0][found[1] + i]
@@ -120,7 +121,7 @@ def listed_groups(isa: Isa, groups: Groups):
             lists[0][lists[1] + channel * room + end] = pixel
             ends[0][ends[1] + channel] = end + 1
 
-    @T.inline
+    @inline
     def close(ends, lists, channels, pixels, number):
         for channel in T.serial(groups.outputs):
             end: T.let = ends[0][ends[1] + channel]
