@@ -104,8 +104,8 @@ def load_checkpoint(path: str | Path) -> WordModel:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler runs on whatever bytes are there, and stumbles in many ways
         raise ModelError(
-            f"checkpoint '{path}': cannot be read ({str(error).splitlines()[0] if str(error) else 'it is empty'}); "
-            "accepted: a file that examples/word_lm/train.py wrote"
+            f"checkpoint '{path}': cannot be read as one of PyTorch's ({type(error).__name__}); accepted: a file that "
+            "examples/word_lm/train.py wrote"
         ) from error
     return _checked(found, path)
 
