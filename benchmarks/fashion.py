@@ -16,6 +16,8 @@ from tvm_dual.options import AdvancedOptions
 FILES = ("checkpoint",)
 #: Accuracy in percent that the plan may lose on images that were held back from training.
 MAX_DROP = 0.2
+#: The same of a plan for few operations: nearly all of what is allowed in the end.
+COUNTED_DROP = 0.4
 #: Percentage points of accuracy that an engine of the same quality may be off by.
 SAME = ("accuracy", 0.5)
 #: Little modules of an eighth of a layer's channels; two and four times as many are looked at, too.
@@ -52,7 +54,9 @@ FULL = Size(
 SHORT = Size(Turns(3, 30), calibration=500, judging=1000, images=1000)
 
 
-def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = None, counted: bool = False) -> Result:
+def run(
+    threads: int, size: Size, progress: Progress, checkpoint: Path | None = None, counted: float | None = None
+) -> Result:
     """Build the network in all forms, and measure it with the peers.
 
     Parameters
@@ -63,8 +67,8 @@ def run(threads: int, size: Size, progress: Progress, checkpoint: Path | None = 
         Called with ``(phase, done, total)``.
     checkpoint : Path
         The ONNX file that ``examples/fashion/train.py`` wrote.
-    counted : bool
-        Whether it is built for few operations, too.
+    counted : float, optional
+        Accuracy in percent that a plan for few operations may lose; without it there is no such plan.
 
     Raises
     ------

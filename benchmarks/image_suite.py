@@ -61,8 +61,8 @@ class Network:
         Of the dual form.
     quantized : bool
         Whether it is run in int8, too: our dense form, and the dual one.
-    counted : bool
-        Whether it is built for few operations, too: of floats, whatever time that takes.
+    counted : float or None
+        What a plan for few operations, of floats, may lose, however long it takes; None: there is none.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Network:
     max_drop: float
     options: AdvancedOptions
     quantized: bool = False
-    counted: bool = False
+    counted: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +165,9 @@ def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> t
         library = builder.build("fp32", options=replace(network.options, little_kinds=_FLOATS), **judged)
         specs.append(our_spec(library, folder / f"{network.name}_floats.so", "floats"))
         reports.append(str(library.report))
-    if network.counted:
+    if network.counted is not None:
         options = replace(network.options, little_kinds=_FLOATS, minimize="operations")
-        library = builder.build("fp32", options=options, **judged)
+        library = builder.build("fp32", options=options, evaluate=network.evaluate, max_drop=network.counted)
         specs.append(our_spec(library, folder / f"{network.name}_operations.so", "operations"))
         reports.append(str(library.report))
     return specs, "\n\n".join(reports)

@@ -1,8 +1,11 @@
-"""Compiling for a CPU: TVM's build, without a pass that takes long and has nothing to do here."""
+"""Compiling for a CPU: TVM's build, without a pass that takes long and has nothing to do here; each module once."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import tvm
+from tvm_ffi import structural_equal, structural_hash
 
 from schedules.cpu import Isa, tvm_target
 
@@ -11,6 +14,29 @@ from schedules.cpu import Isa, tvm_target
 #: the same. Four shapes of convolutions in 28 forms in all, an LSTM and a GRU in four each, gave the same bits, and
 #: took 0.987 to 1.018 of the time without the pass.
 _NEEDLESS = "s_tir.CompactBufferAllocation"
+
+#: Modules that are remembered: of a model with as many different layers, in as many forms as are compared at once.
+_MOST = 48
+
+
+class CompiledOnce:
+    """Compiles modules, and remembers them: layers of one shape are one code, since weights are arguments."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._known: OrderedDict[tuple, tuple[tvm.IRModule, object]] = OrderedDict()
+
+    def __call__(self, module: tvm.IRModule, isa: Isa, threads: int = 1):
+        """Return what `compiled` does, or did for an equal module."""
+        key = structural_hash(module), isa.name, threads
+        if key in self._known and structural_equal(self._known[key][0], module):
+            self._known.move_to_end(key)
+            return self._known[key][1]
+        executable = compiled(module, isa, threads)
+        self._known[key] = module, executable
+        if len(self._known) > _MOST:
+            self._known.popitem(last=False)
+        return executable
 
 
 def compiled(module: tvm.IRModule, isa: Isa, threads: int = 1):

@@ -19,7 +19,7 @@ from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules.compiling import compiled
+from schedules.compiling import CompiledOnce
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from schedules.families import Workload
@@ -58,6 +58,7 @@ class Compiler:
         self._logs = logs or Logs()
         self._module, self._sites = module, {site.name: site for site in sites}
         self._isa, self._threads, self._watch = ISAS[isa], threads, watch
+        self._compiled = CompiledOnce()
 
     @property
     def isa(self) -> str:
@@ -145,7 +146,7 @@ class Compiler:
         weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
         for name in ("dual.weights", "dual.parameters", "dual.results"):
             module["main"] = module["main"].without_attr(name)
-        executable = compiled(module, self._isa, self._threads)
+        executable = self._compiled(module, self._isa, self._threads)
         metadata = self._metadata(main, weights, plan, forms)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}

@@ -71,15 +71,26 @@ def _allocated(given: Model, model: Model, quality: Quality, progress) -> DualLi
 
     `given` is the model with channels in the order that they came in.
     """
-    result = allocate(model, quality, progress)
-    exact, best = result.exact, result.variant
+    result, counts = allocate(model, quality, progress), model.options.minimize == "operations"
+    exact, best = result.exact if counts else _fastest_exact(result.exact, quality), result.variant
     searched = {"trials": result.trials, "finetuning": result.finetuning}
     if best is not None:
         exact_time, time = median_microseconds([exact.library, best.library], model.longest)
-        if model.options.minimize == "operations" or time <= WORTH * exact_time:
+        if counts or time <= WORTH * exact_time:
             plan = _plan(best.model, quality, best, result.found, **searched)
             return _final(result.fits, best, result.found.bounds, plan)
     return _exact(given, quality, exact.forms, searched)
+
+
+def _fastest_exact(exact: Variant, quality: Quality) -> Variant:
+    """Return exact forms that were the fastest layer by layer, or every row, if the whole model is faster so."""
+    model = exact.model
+    forms = {name: mode_form(site, "dense") for name, site in model.sites.items()}
+    if forms == exact.forms:
+        return exact
+    plain = Fits(model).variant(forms)
+    time, plain_time = median_microseconds([exact.library, plain.library], model.longest)
+    return plain if plain_time < time and quality.accepts(quality.judge(plain.library)) else exact
 
 
 def _exact(model: Model, quality: Quality, forms: Forms, searched: dict) -> DualLibrary:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
+from tvm_dual import planner
 from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
@@ -17,6 +18,7 @@ from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import open_share
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
+from tvm_dual.quality import make_quality
 from tvm_dual.site_choices import Choice, Step, merged, sizes_of, steps
 from tvm_dual.variants import Fits
 
@@ -151,6 +153,18 @@ def test_bounds_differ_by_layer_at_every_effort(builder):
     tables = variant.thresholds({"conv2d1": 0.1, "conv2d2": 0.4}, effort=2.0)
     np.testing.assert_allclose(tables["conv2d1"], variant.thresholds(0.05)["conv2d1"], rtol=1e-6)
     np.testing.assert_allclose(tables["conv2d2"], variant.thresholds(0.2)["conv2d2"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("times", [(2.0, 1.0), (1.0, 2.0)], ids=["slower", "faster"])
+def test_layers_skip_zeros_where_the_whole_model_is_faster_so(builder, monkeypatch, times):
+    model = builder.model("fp32")
+    skipping = Fits(model).variant({name: exact_form(site, site.nonnegative) for name, site in model.sites.items()})
+    quality = make_quality(builder._dense, model.data, None, None)
+    monkeypatch.setattr(planner, "median_microseconds", lambda libraries, _: list(times))
+    found = planner._fastest_exact(skipping, quality)
+    assert ("columns", "") in skipping.forms.values()
+    assert (found is skipping) == (times[0] < times[1])
+    assert (("columns", "") in found.forms.values()) == (found is skipping)
 
 
 def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
