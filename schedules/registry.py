@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from schedules.macros import quick_macros
-
 
 @lru_cache(maxsize=1024)
 def kernel(builder: Callable, *parameters):
@@ -14,5 +12,4 @@ def kernel(builder: Callable, *parameters):
 
     PrimFuncs are immutable, so sharing one between modules is safe.
     """
-    with quick_macros():
-        return builder(*parameters)
+    return builder(*parameters)
