@@ -34,8 +34,9 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
     isa, phase = ISAS[model.compiler.isa], "convolutions on bytes"
     if not convs or model.options.mode not in ("dual", "dense"):
         return model
-    costs = {name: all_operations(model.sites[name]) for name in convs}
-    total, done = len(RANGES) + len(convs), 0
+    dense = [n for n, site in model.sites.items() if not site.conv and not site.hidden and model.precision == "int8"]
+    costs = {name: all_operations(model.sites[name]) for name in (*convs, *dense)}
+    total, done = len(RANGES) + len(costs), 0
 
     def judged(trial: Model) -> float:
         nonlocal done
@@ -46,11 +47,12 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
         return quality.judge(Fits(trial).variant(forms).library)
 
     def without(high: Model, low: Model) -> Model | None:
-        """Return `high` but for the fewest convolutions that are as in `low`, None if all of them do not suffice."""
+        """Return `high` but for the fewest layers that are as in `low`, None if all of them do not suffice."""
 
         def mixed(back: frozenset[str]) -> Model:
             on_bytes = {name: scale for name, scale in high.on_bytes.items() if name not in back}
-            return replace(low, on_bytes=on_bytes, on_bf16=(high.on_bf16 - back) | (low.on_bf16 & back))
+            on_bf16, on_floats = (high.on_bf16 - back) | (low.on_bf16 & back), high.on_floats | back.intersection(dense)
+            return replace(low, on_bytes=on_bytes, on_bf16=on_bf16, on_floats=on_floats)
 
         back = fewest_back(costs, lambda names: judged(mixed(names)), quality.accepts)
         return None if back is None else mixed(back)
@@ -64,7 +66,7 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
         best, whole = max(tried, key=lambda each: each[0])
         found = whole if quality.accepts(best) else without(whole, halves)
     if found is None and halves is not model:
-        phase, total, done = "convolutions on bf16", 1 + len(convs), 0
+        phase, total, done = "convolutions on bf16", 1 + len(costs), 0
         found = halves if quality.accepts(judged(halves)) else without(halves, model)
     progress(phase, total, total)
     return model if found is None else found
@@ -137,6 +139,12 @@ def planned_bytes(plan: Plan) -> dict[str, Affine]:
 def planned_bf16(plan: Plan) -> frozenset[str]:
     """Return the convolutions that a plan computes on bf16."""
     return frozenset(site.name for site in _planned(plan, "bf16"))
+
+
+def planned_floats(plan: Plan) -> frozenset[str]:
+    """Return the layers other than convolutions that a plan of int8 computes in floats."""
+    sites = (site for site in plan.sites if site.kind != "conv2d" and site.input != "tvm" and plan.precision == "int8")
+    return frozenset(site.name for site in sites if site.precision == "fp32")
 
 
 def _planned(plan: Plan, precision: str) -> list[SitePlan]:

@@ -19,7 +19,7 @@ from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules.compiling import CompiledOnce
+from schedules.compiling import CompiledOnce, compiled
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
 from schedules.families import Workload
@@ -58,7 +58,7 @@ class Compiler:
         self._logs = logs or Logs()
         self._module, self._sites = module, {site.name: site for site in sites}
         self._isa, self._threads, self._watch = ISAS[isa], threads, watch
-        self._compiled = CompiledOnce()
+        self._compiled, self._layers = compiled, CompiledOnce()
 
     @property
     def isa(self) -> str:
@@ -98,6 +98,8 @@ class Compiler:
         """Return a compiler of one layer without states alone, whose inputs are what the layer reads."""
         other = copy(self)
         other._module, other._watch = SingleSite(name)(self._module), None
+        # Whole models differ from each other, and take memory.
+        other._compiled = self._layers
         return other
 
     def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:

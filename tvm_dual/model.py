@@ -52,6 +52,8 @@ class Model:
         Convolutions that are computed on bytes in their dense form, and the scale and zero point of their inputs.
     on_bf16 : frozenset of str
         Those that are computed on bf16 in their dense form.
+    on_floats : frozenset of str
+        Layers without states, other than convolutions, that an int8 build computes in fp32.
     known : dict of SiteFit
         Little modules fitted so far, which builds of one model share; those of a model whose channels are in another
         order are in a dict of their own, which is one of its values.
@@ -69,6 +71,7 @@ class Model:
     known: dict[tuple, SiteFit | dict] = field(default_factory=dict)
     on_bytes: dict[str, Affine] = field(default_factory=dict)
     on_bf16: frozenset[str] = frozenset()
+    on_floats: frozenset[str] = frozenset()
     orders: dict[str, ChannelOrder] = field(default_factory=dict)
 
     @property
@@ -133,4 +136,4 @@ class Model:
             return "int8"
         if name in self.on_bf16 and form in (EXACT_BYTES, GATED_BYTES):
             return "bf16"
-        return self.sites[name].precision(self.precision)
+        return "fp32" if name in self.on_floats else self.sites[name].precision(self.precision)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from relay_passes.site_plan import COARSE, COPIES
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates, check_countable
-from tvm_dual.byte_convs import check_level, choose_bytes, planned_bf16, planned_bytes
+from tvm_dual.byte_convs import check_level, choose_bytes, planned_bf16, planned_bytes, planned_floats
 from tvm_dual.errors import PlanError
 from tvm_dual.forms import APPROXIMATE, Forms, exact_form, little_alone, mode_form
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES
@@ -153,8 +153,8 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     trained = plan.finetuning if any(site.tuned for site in planned.values()) else None
     options = replace(model.options, gate_factors=others, finetune_steps=trained.steps if trained else 0)
     sizes = {name: site.dimensions for name, site in planned.items() if site.dimensions}
-    model = replace(model, options=options, on_bytes=planned_bytes(plan), on_bf16=planned_bf16(plan)).sized(sizes)
-    model = in_order(model, planned_orders(plan))
+    low = {"on_bytes": planned_bytes(plan), "on_bf16": planned_bf16(plan), "on_floats": planned_floats(plan)}
+    model = in_order(replace(model, options=options, **low).sized(sizes), planned_orders(plan))
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
     if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}

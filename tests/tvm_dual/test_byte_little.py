@@ -13,7 +13,7 @@ from schedules.quantize import stored_rows
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import allocate
 from tvm_dual.builder import Builder
-from tvm_dual.byte_convs import byte_scale
+from tvm_dual.byte_convs import byte_scale, choose_bytes
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
 from tvm_dual.forms import LITTLE_BYTES, exact_form
 from tvm_dual.gates import FAR
@@ -172,6 +172,32 @@ def test_layers_go_back_to_floats_for_their_time_only_where_the_budget_allows_it
     skipping = {name for name in model.on_bytes if model.sites[name].nonnegative}
     assert skipping and all(found[0][name] == ("columns", "") for name in skipping)
     assert all(found[1][name] == ("dense", "") for name in model.on_bytes)
+
+
+def test_a_dense_layer_goes_back_to_floats_if_the_budget_asks_for_it(builder, monkeypatch):
+    class Seen:
+        """Stands for `Fits`: what is judged is the model."""
+
+        def __init__(self, model: Model) -> None:
+            self.library = model
+
+        def variant(self, forms) -> Seen:
+            return self
+
+    monkeypatch.setattr("tvm_dual.byte_convs.Fits", Seen)
+    answers = Answers([])
+    monkeypatch.setattr(answers, "judge", lambda model: 0.0 if "dense0" in model.on_floats else -1.0)
+    found = choose_bytes(builder.model("int8", OPTIONS), answers, lambda *_: None)
+    assert found.on_floats == {"dense0"} and set(found.on_bytes) == {n for n, site in found.sites.items() if site.conv}
+    assert found.site_precision("dense0", ("dense", "")) == "fp32"
+
+
+def test_a_plan_with_a_dense_layer_in_floats_is_followed(builder):
+    plan = builder.build("int8", options=AdvancedOptions(mode="dense"), max_drop=1.0).report.plan
+    sites = tuple(replace(site, precision="fp32") if site.name == "dense0" else site for site in plan.sites)
+    assert [site.precision for site in plan.sites if site.name == "dense0"] == ["int8"]
+    again = builder.build("int8", plan=replace(plan, sites=sites)).report.plan
+    assert [site.precision for site in again.sites] == [site.precision for site in sites]
 
 
 class Answers:
