@@ -17,12 +17,11 @@ from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
 from relay_passes.site_plan import COARSE
 from tvm_dual.builder import Builder
+from tvm_dual.errors import PlanError
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
 Progress = Callable[[str, int, int], None]
-#: Our forms that every suite measures; those with a gate only where the plan has one.
-_MODES = ("dense", "skip", "dual")
 #: Calls whose outputs an engine is asked for at once: on a busy machine all of them take longer than it is waited for.
 _AT_ONCE = 200
 #: Kinds of little modules of the mode ``floats``: dual where no layer is a copy on bytes.
@@ -104,11 +103,13 @@ def run_networks(networks: list[Network], threads: int, turns: Turns, progress: 
     rows, reports = [], {}
     for network in networks:
         with tempfile.TemporaryDirectory(prefix="images-") as folder:
-            specs, reports[network.name] = _ours(network, Path(folder), threads, progress)
-            specs += image_peer_specs(str(network.path), threads)
+            ours = _ours(network, Path(folder), threads, progress)
+            reports[network.name] = "\n\n".join(ours.reports)
+            specs = ours.specs + image_peer_specs(str(network.path), threads)
             if network.quantized:
                 specs += quantized_peer_specs(str(network.path), network.calibration, Path(folder), threads)
             rows += _measure(network, specs, threads, turns, progress)
+            rows += [{"network": network.name, **row} for row in ours.refused]
     return Result(rows, reports)
 
 
@@ -141,36 +142,50 @@ def spread(items: list, count: int) -> list:
     return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
 
 
-def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> tuple[list[EngineSpec], str]:
-    builder = Builder(
-        network.path, [network.calibration], streaming=True, threads=threads, progress=progress, target=our_target()
-    )
-    specs, reports, judged = [], [], {"evaluate": network.evaluate, "max_drop": network.max_drop}
+class _Ours:
+    """Our libraries of one network, as engines; what the budget refuses is a row with the error."""
+
+    def __init__(self, network: Network, folder: Path, builder: Builder) -> None:
+        self._network, self._folder, self._builder = network, folder, builder
+        self.specs: list[EngineSpec] = []
+        self.reports: list[str] = []
+        self.refused: list[dict] = []
+
+    def add(
+        self, mode: str, precision: str, options: AdvancedOptions, max_drop: float | None = None
+    ) -> DualLibrary | None:
+        """Build one form and export it; None if it is refused. Exact floats are not judged."""
+        network, exact = self._network, options.mode != "dual"
+        drop = network.max_drop if max_drop is None else max_drop
+        judged = {} if exact and precision == "fp32" else {"evaluate": network.evaluate, "max_drop": drop}
+        try:
+            library = self._builder.build(precision, options=options, **judged)
+        except PlanError as error:
+            self.refused.append({"engine": "tvm_dual", "mode": mode, "precision": precision, "error": str(error)})
+            return None
+        self.specs.append(our_spec(library, self._folder / f"{network.name}_{mode}_{precision}.so", mode))
+        if not exact:
+            self.reports.append(str(library.report))
+        return library
+
+
+def _ours(network: Network, folder: Path, threads: int, progress: Progress) -> _Ours:
+    given = {"streaming": True, "threads": threads, "progress": progress, "target": our_target()}
+    ours = _Ours(network, folder, Builder(network.path, [network.calibration], **given))
+    dense, floats = AdvancedOptions(mode="dense"), replace(network.options, little_kinds=_FLOATS)
     if network.quantized:
-        for mode, options in (("dense", AdvancedOptions(mode="dense")), ("dual", network.options)):
-            library = builder.build("int8", options=options, **judged)
-            specs.append(our_spec(library, folder / f"{network.name}_{mode}_int8.so", mode))
-        reports.append(str(library.report))
+        ours.add("dense", "int8", dense)
+        ours.add("dual", "int8", network.options)
     if our_bf16():
-        library = builder.build("bf16", options=AdvancedOptions(mode="dense"), **judged)
-        specs.append(our_spec(library, folder / f"{network.name}_bf16.so", "dense"))
-    for mode in _MODES:
-        if mode == "dual":
-            library = builder.build("fp32", options=network.options, **judged)
-        else:
-            library = builder.build("fp32", options=AdvancedOptions(mode=mode))
-        specs.append(our_spec(library, folder / f"{network.name}_{mode}.so", mode))
-    reports.append(str(library.report))
-    if any(site.little == "copy" for site in library.report.plan.sites):
-        library = builder.build("fp32", options=replace(network.options, little_kinds=_FLOATS), **judged)
-        specs.append(our_spec(library, folder / f"{network.name}_floats.so", "floats"))
-        reports.append(str(library.report))
+        ours.add("dense", "bf16", dense)
+    ours.add("dense", "fp32", dense)
+    ours.add("skip", "fp32", AdvancedOptions(mode="skip"))
+    dual = ours.add("dual", "fp32", network.options)
+    if dual and any(site.little == "copy" for site in dual.report.plan.sites):
+        ours.add("floats", "fp32", floats)
     if network.counted is not None:
-        options = replace(network.options, little_kinds=_FLOATS, minimize="operations")
-        library = builder.build("fp32", options=options, evaluate=network.evaluate, max_drop=network.counted)
-        specs.append(our_spec(library, folder / f"{network.name}_operations.so", "operations"))
-        reports.append(str(library.report))
-    return specs, "\n\n".join(reports)
+        ours.add("operations", "fp32", replace(floats, minimize="operations"), network.counted)
+    return ours
 
 
 def _measure(network: Network, specs, threads: int, turns: Turns, progress: Progress) -> list[dict]:
