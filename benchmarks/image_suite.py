@@ -17,7 +17,7 @@ from benchmarks.peers.images import image_peer_specs, quantized_peer_specs
 from benchmarks.tables import LOW, fastest, print_rows
 from relay_passes.site_plan import COARSE
 from tvm_dual.builder import Builder
-from tvm_dual.errors import PlanError
+from tvm_dual.errors import BudgetError
 from tvm_dual.library import DualLibrary
 from tvm_dual.options import AdvancedOptions
 
@@ -160,7 +160,7 @@ class _Ours:
         judged = {} if exact and precision == "fp32" else {"evaluate": network.evaluate, "max_drop": drop}
         try:
             library = self._builder.build(precision, options=options, **judged)
-        except PlanError as error:
+        except BudgetError as error:
             self.refused.append({"engine": "tvm_dual", "mode": mode, "precision": precision, "error": str(error)})
             return None
         self.specs.append(our_spec(library, self._folder / f"{network.name}_{mode}_{precision}.so", mode))

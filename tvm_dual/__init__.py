@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 
 from tvm_dual.errors import (
+    BudgetError,
     DataError,
     EvaluationError,
     LibraryError,
@@ -32,6 +33,7 @@ _HOMES = {
 
 __all__ = [
     "AdvancedOptions",
+    "BudgetError",
     "DataError",
     "DualLibrary",
     "EvaluationError",

@@ -27,3 +27,7 @@ class SetupError(TvmDualError):
 
 class PlanError(TvmDualError):
     """A plan does not fit the model, or its JSON form cannot be read."""
+
+
+class BudgetError(PlanError):
+    """The precision alone, with every row computed, loses more quality than is allowed."""

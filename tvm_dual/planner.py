@@ -10,7 +10,7 @@ from relay_passes.site_plan import COARSE, COPIES
 from schedules.cpu import ISAS
 from tvm_dual.allocation import allocate, allocates, check_countable
 from tvm_dual.byte_convs import check_level, choose_bytes, planned_bf16, planned_bytes, planned_floats
-from tvm_dual.errors import PlanError
+from tvm_dual.errors import BudgetError, PlanError
 from tvm_dual.forms import APPROXIMATE, Forms, exact_form, little_alone, mode_form
 from tvm_dual.gates import EFFORTS, FAR, GATES, RULES
 from tvm_dual.judging import compare_in_budget, tune
@@ -113,7 +113,7 @@ def _best(model: Model, searches: list[Search]) -> Search | None:
 def _check_exact(quality: Quality, plan: Plan) -> None:
     """Refuse a build whose precision alone breaks the budget."""
     if not quality.accepts(plan.quality):
-        raise PlanError(
+        raise BudgetError(
             f"precision {plan.precision}: with every row computed, quality is {plan.quality:.4g}, "
             f"the dense fp32 model's {quality.dense:.4g}, the allowed drop {quality.max_drop:.4g}. "
             "Build with precision='fp32', or allow more"

@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.image_suite import Network, _Ours, with_quality
-from tvm_dual.errors import PlanError
+from tvm_dual.errors import BudgetError, PlanError
 from tvm_dual.options import AdvancedOptions
 
 
@@ -33,12 +34,17 @@ def test_rows_say_whether_their_quality_is_that_of_the_published_model():
 
 
 def test_a_build_that_the_budget_refuses_is_a_row_and_no_end(tmp_path):
+    error: PlanError = BudgetError("too much is lost")
+
     class Refusing:
         def build(self, precision, **given):
             assert given["max_drop"] == 0.1
-            raise PlanError("too much is lost")
+            raise error
 
     ours = _Ours(small_network(), tmp_path, Refusing())
     assert ours.add("dual", "int8", AdvancedOptions()) is None
     assert ours.refused == [{"engine": "tvm_dual", "mode": "dual", "precision": "int8", "error": "too much is lost"}]
     assert not ours.specs and not ours.reports
+    error = PlanError("no such option")
+    with pytest.raises(PlanError, match="no such option"):
+        ours.add("dual", "int8", AdvancedOptions())
