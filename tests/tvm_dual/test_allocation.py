@@ -13,6 +13,7 @@ from tvm_dual import planner
 from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
+from tvm_dual.errors import BudgetError
 from tvm_dual.forms import exact_form, gated_form, mode_form
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import open_share
@@ -165,6 +166,18 @@ def test_layers_skip_zeros_where_the_whole_model_is_faster_so(builder, monkeypat
     assert ("columns", "") in skipping.forms.values()
     assert (found is skipping) == (times[0] < times[1])
     assert (("columns", "") in found.forms.values()) == (found is skipping)
+
+
+def test_a_precision_that_alone_loses_more_than_the_budget_is_refused():
+    # The dense model scores 1; what is built in int8 and bf16 scores 0.
+    builder, scores = blocks_builder(), iter([1.0])
+    with pytest.raises(BudgetError, match=r"precision int8: .*the allowed drop 0.1. Build with precision='fp32'"):
+        builder.build(
+            "int8",
+            options=AdvancedOptions(keep_dense=("conv2d0", "conv2d1", "conv2d2", "conv2d3", "dense0")),
+            evaluate=lambda library: next(scores, 0.0),
+            max_drop=0.1,
+        )
 
 
 def test_a_budget_of_nothing_leaves_every_layer_exact(builder):
