@@ -19,9 +19,9 @@ import numpy as np
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, native_isa
 from schedules.families import Workload
-from tvm_dual.compiler import checked_target
 from tvm_dual.errors import DataError, TvmDualError
 from tvm_dual.options import AdvancedOptions
+from tvm_dual.targets import checked_target
 from tvm_dual.tuning import records
 from tvm_dual.tuning.api import TRIALS, model_kernels, tune_kernels
 from tvm_dual.tuning.display import tuning_display

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from relay_passes.step import StepBuilder
-from schedules import columns, dense, epilogue, little, nonzeros, quantize, row_pairs
+from schedules import columns, dense, epilogue, little, nonzeros, quantize, row_operands, row_pairs
 from schedules.cpu import Isa
 from schedules.history import chosen_knobs
 from schedules.registry import kernel
@@ -85,7 +85,7 @@ class Products:
         (n, k), isa = weight.shape, self._isa
         int8 = (precision or self._precision) == "int8"
         if name not in self._packed:
-            pack = dense.pack_rows_int8 if int8 else dense.pack_rows_fp32
+            pack = row_operands.pack_rows_int8 if int8 else row_operands.pack_rows_fp32
             self._packed[name] = self._operands(name, pack(isa, weight, bias), 1.0 if every else _SPARSE_SHARE)
         matrix, tasks = self._packed[name]
         knobs = chosen_knobs("rows_int8" if int8 else "rows_fp32", isa, (n, k, int(every)), tasks)
@@ -126,7 +126,7 @@ class Products:
         n = weight.shape[0]
         if n not in self._every_row:
             self._every_row[n] = (
-                self._step.operand(f"every_row_{n}", dense.every_row(n)),
+                self._step.operand(f"every_row_{n}", row_operands.every_row(n)),
                 self._step.operand(f"count_{n}", np.array([n], "int32")),
                 self._step.operand(f"nothing_{n}", np.zeros(n, "float32")),
             )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tvm.script import tirx as T
 
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import store_pixel
+from schedules.conv2d_store import store_pixel
 from schedules.cpu import Isa
 
 #: Pixels of a block, down and across.

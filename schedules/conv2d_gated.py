@@ -15,7 +15,8 @@ from schedules.conv2d import default_tile
 from schedules.conv2d_bands import Bands, band_rows, heavy
 from schedules.conv2d_panels import panel_count, panel_slices
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once, store_pixel
+from schedules.conv2d_store import store_pixel
+from schedules.conv2d_tile import partial_tile, register_tile, rows_at_once
 from schedules.cpu import Isa
 from schedules.inlining import inline
 from schedules.knobs import ConvTile

@@ -13,9 +13,10 @@ from tvm.script import tirx as T
 from schedules.bf16_vectors import BF16, narrowing
 from schedules.conv2d_amx import amx_panels, configure, release
 from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles
-from schedules.conv2d_bytes import AFFINE, OUT_INVERSE, OUT_ZERO, ByteBands
-from schedules.conv2d_finish import finish_sums, is_cut
+from schedules.conv2d_bytes import AFFINE, ByteBands
+from schedules.conv2d_finish import finish_sums
 from schedules.conv2d_gate import count_open
+from schedules.conv2d_gate_sums import opening, scaled_limits
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_open_amx import buffer_size, open_amx
@@ -24,7 +25,6 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
 from schedules.inlining import inline
-from schedules.intrinsics import sum_each
 from schedules.open_lists import COUNTS, OpenLists
 from schedules.panels import panel_size
 
@@ -71,7 +71,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
     ring, room = buffer_size(lines, tile), lists.sizes
     predict = _predict(isa, spread, thin, thin_lines, thin_bands, panels, threads)
     compute = _compute(isa, byte, tile, lines, bands, lists, threads)
-    scale_limits, count_all = _scaled(spread), count_open(panels, pixels)
+    scale_limits, count_all = scaled_limits(spread), count_open(panels, pixels)
     if BF16 in (byte.numbers, byte.result):
         predict, compute = narrowing(predict), narrowing(compute)
 
@@ -182,7 +182,7 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
 def _predict(isa: Isa, spread: ByteConv, tile: ByteTile, lines: Lines, bands: ByteBands, panels: int, threads: int):
     """Return the macro ``(z, scratch, operands, y, task)`` that writes what closed tiles hold, and which are open."""
     by_bands = share_bands(bands.count, panels, threads)
-    store = finish_sums(spread, _opens(spread, tile.vectors * LANES))
+    store = finish_sums(spread, opening(spread, tile.vectors * LANES))
     over = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, spread.conv, tile, store)
 
     @inline
@@ -241,57 +241,3 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
         end()
 
     return compute
-
-
-def _scaled(spread: ByteConv):
-    """Return the macro ``(limits, affine, scaled)`` that makes limits ones of the values that `_opens` is given.
-
-    With the rows a, b and d of the limits the harm of a channel is the square of ``min(max(a d v + b d, 0), d)``.
-    """
-    cut = is_cut(spread)
-
-    @inline
-    def scale_limits(limits, affine, scaled):
-        for c in T.serial(spread.conv.outputs):
-            a: T.let = limits[0, c] * limits[2, c] / affine[OUT_INVERSE] if cut else limits[0, c] * limits[2, c]
-            scaled[0, c] = a
-            scaled[1, c] = limits[1, c] * limits[2, c] - (a * affine[OUT_ZERO] if cut else T.float32(0))
-            scaled[2, c] = limits[2, c]
-
-    return scale_limits
-
-
-def _opens(spread: ByteConv, size: int):
-    """Return what `schedules.conv2d_finish.finish_sums` calls: it writes which of some pixels' tiles are open."""
-    outputs = spread.conv.outputs
-
-    def harm(scaled, column, values):
-        total = None
-        for v, value in enumerate(values):
-            at = T.ramp(column + v * LANES, 1, LANES)
-            one = T.max(value * scaled[0, at] + scaled[1, at], T.broadcast(T.float32(0), LANES))
-            one = _kept(T.min(one, scaled[2, at]))
-            total = one * one if total is None else total + one * one
-        return _kept(total)
-
-    def see(operands, places, column, values):
-        scaled, opened = operands[5:]
-        panel, first = T.truncdiv(column + (size - 1), size), 0
-        while first < len(places):
-            # Sums of lanes take powers of two.
-            few = 1 << ((len(places) - first).bit_length() - 1)
-            harms = sum_each([harm(scaled, column, row) for row in values[first : first + few]], LANES, _kept)
-            pixel = T.truncdiv(places[first], outputs)
-            one = T.broadcast(T.float32(1), few) if few > 1 else T.float32(1)
-            flags = T.Cast(f"uint8x{few}" if few > 1 else "uint8", harms > one)
-            T.buffer_store(opened, flags, [panel, T.ramp(pixel, 1, few) if few > 1 else pixel])
-            first += few
-
-    return see
-
-
-def _kept(values, lanes: int = LANES):
-    """Return a vector as read from a register, so that code for it is generated once wherever it is used."""
-    register, at = T.alloc_buffer((lanes,), "float32"), T.ramp(0, 1, lanes) if lanes > 1 else 0
-    T.buffer_store(register, values, [at])
-    return register[at]

@@ -14,7 +14,7 @@ from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_panels import pack_panels, panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import input_lists
-from schedules.conv2d_tile import store_pixel
+from schedules.conv2d_store import store_pixel
 from schedules.conv2d_walk import across
 from schedules.cpu import Isa
 from schedules.inlining import inline

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_panels import panel_column, panel_count
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_tile import store_pixel
+from schedules.conv2d_store import store_pixel
 from schedules.conv2d_walk import Group, across, groups, outputs_at_once, pack_walk, runs, walk_row
 from schedules.cpu import Isa
 from schedules.inlining import inline

@@ -11,8 +11,8 @@ from tvm.script import tirx as T
 
 from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
+from schedules.conv2d_store import store_pixel
 from schedules.cpu import Isa
-from schedules.epilogue import NONLINEARITIES
 from schedules.inlining import inline
 from schedules.intrinsics import prefetch
 from schedules.panels import panel_size
@@ -24,30 +24,6 @@ _LINE = 64
 #: 256 -> 256 at 9 kB an output does 106 GMAC/s whole and 75 in two parts; 64 rows of 1024 values, 256 kB an output, do
 #: 103 a row at a time, 94 four rows at a time and 81 eight.
 _OUTPUT_BYTES = 20 << 10
-
-
-def store_pixel(isa: Isa, conv: Conv2d):
-    """Return the macro ``(y, residual, at, values)`` that finishes a vector of sums and writes it.
-
-    `residual` is the image to be added if there is one; of fewer outputs than lanes only those that there are get
-    written.
-    """
-    lanes, outputs, nonlinearity = isa.lanes, conv.outputs, NONLINEARITIES[conv.activation]
-
-    def finished(residual, at, values):
-        return nonlinearity(values + residual[at] if conv.residual else values)
-
-    @inline
-    def store(y, residual, at, values):
-        if outputs >= lanes:
-            y[T.ramp(at, 1, lanes)] = finished(residual, T.ramp(at, 1, lanes), values)
-        else:
-            few = T.alloc_buffer((lanes,), "float32", scope="local")
-            few[T.ramp(0, 1, lanes)] = values
-            for i in T.serial(outputs):
-                y[at + i] = finished(residual, at + i, few[i])
-
-    return store
 
 
 def register_tile(isa: Isa, conv: Conv2d, vectors: int, pixels: int, in_row: bool = False):

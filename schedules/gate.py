@@ -19,9 +19,9 @@ from tvm.script import tirx as T
 
 from schedules.compaction import compact
 from schedules.cpu import Isa
-from schedules.dense import SIDE_BY_SIDE, list_length
 from schedules.inlining import inline
 from schedules.intrinsics import chunk, sigmoid, span, tanh
+from schedules.row_operands import SIDE_BY_SIDE, list_length
 
 
 def list_open_rows(isa: Isa, n: int, keep, first: int = 0):

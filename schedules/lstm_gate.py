@@ -10,9 +10,9 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.dense import list_length
 from schedules.gate import list_open_rows, positive
 from schedules.intrinsics import chunk, sigmoid, span, tanh
+from schedules.row_operands import list_length
 
 
 def lstm_gate(isa: Isa, n_hidden: int, rule: str):

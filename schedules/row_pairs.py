@@ -11,9 +11,10 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.cpu import Isa
-from schedules.dense import group_int8, list_length, listed_row, pack_rows_int8, row_stride
+from schedules.dense import group_int8, listed_row
 from schedules.knobs import ROWS, RowKnobs
 from schedules.quantize import round_up
+from schedules.row_operands import list_length, pack_rows_int8, row_stride
 
 
 def pack_pairs_int8(isa: Isa, input_: tuple[np.ndarray, np.ndarray], state: tuple[np.ndarray, np.ndarray]):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm_dual.errors import PlanError
-from tvm_dual.forms import little_alone, trains
+from tvm_dual.forms import little_alone, trains, trains_alone
 from tvm_dual.gates import FAR, OPEN
 from tvm_dual.measure import median_microseconds
 from tvm_dual.model import Model
@@ -130,8 +130,8 @@ class _Judged:
         self.trials: list[Trial] = []
         #: What the budget allowed, by the layers' last steps.
         self.held: dict[tuple, tuple[Variant, Trial, Fits]] = {}
-        #: Whether little modules are trained.
-        self.tuned = False
+        #: Whether little modules are trained, layer by layer and then together.
+        self.tuned = self.together = False
 
     @property
     def finetune_steps(self) -> int:
@@ -155,6 +155,14 @@ class _Judged:
         time, time_of_fewer = median_microseconds(libraries, self._model.longest)
         return time < time_of_fewer
 
+    def trains_together(self, taken: list[Step]) -> bool:
+        """Whether any of these steps leaves a little module alone that can be trained together with others."""
+        sites, last = self._model.sites, dict(_state(taken))
+        return any(
+            choice.limit == FAR and trains_alone(sites[name], little_alone(choice.form))
+            for name, choice in last.items()
+        )
+
     def saving(self, name: str, choice: Choice) -> float:
         """Return what a layer's form saves by itself, in microseconds or multiply-adds."""
         return self._costs[name].exact - choice.cost
@@ -171,6 +179,8 @@ class _Judged:
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}
         if self.tuned:
             fits.finetune(forms, limits, self._progress)
+        if self.together:
+            fits.train_together(forms, self._progress)
         fits.refit(forms, self._rule, limits)
         variant = fits.variant(forms, self._rule)
         trial = try_limit(sized, self._quality, variant, limits)
@@ -210,16 +220,21 @@ def _within_budget(taken: list[Step], path: list[Step], judged: _Judged) -> list
 
 def _tuned(taken: list[Step], path: list[Step], judged: _Judged) -> tuple[list[Step], FineTuning]:
     """Go on with trained little modules if they judge better; return the steps that the budget allows."""
-    before = judged.held[_state(taken)]
-    closed, judged.tuned = before[1], True
-    tuned = judged.judge(taken)
-    found = FineTuning(judged.finetune_steps, closed, tuned)
-    if not found.kept:
-        judged.held[_state(taken)], judged.tuned = before, False
+    state, before = _state(taken), judged.held[_state(taken)]
+    judged.tuned = True
+    found = FineTuning(judged.finetune_steps, before[1], judged.judge(taken))
+    if found.kept:
+        before = judged.held[state]
+    judged.held[state], judged.tuned = before, found.kept
+    judged.together = True
+    if judged.trains_together(taken):
+        found = replace(found, together=judged.judge(taken))
+    if not found.kept_together:
+        judged.held[state], judged.together = before, False
+    if not found.kept and not found.kept_together:
         return taken, found
     taken = _within_budget(taken, [step for step in path if step not in taken], judged)
-    in_budget = judged.held[_state(taken)][1]
-    return taken, replace(found, closed_form_in_budget=closed, tuned_in_budget=in_budget)
+    return taken, replace(found, closed_form_in_budget=found.closed_form, tuned_in_budget=judged.held[_state(taken)][1])
 
 
 def worthwhile(taken: list[Step], judged: _Judged) -> list[Step]:

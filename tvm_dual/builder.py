@@ -10,7 +10,7 @@ from pathlib import Path
 
 from relay_passes.pipeline import Watch, prepare_pipeline
 from tvm_dual.calibration import check_calibration
-from tvm_dual.compiler import Compiler, checked_target
+from tvm_dual.compiler import Compiler
 from tvm_dual.container import made_folder
 from tvm_dual.errors import PlanError
 from tvm_dual.finetuning import check_torch, check_trainable
@@ -24,6 +24,7 @@ from tvm_dual.plan import Plan
 from tvm_dual.planner import apply_plan, make_plan
 from tvm_dual.quality import make_quality
 from tvm_dual.sites import Site, find_sites, same_layers
+from tvm_dual.targets import checked_target
 from tvm_dual.tuning.lookup import read_logs
 from tvm_dual.versions import check_compiler, check_linker
 

@@ -21,11 +21,10 @@ from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.compiling import CompiledOnce, compiled
 from schedules.conv2d_gated import default_gated_tile, gate_size
-from schedules.cpu import ISAS, available_cores, cpu_name, native_isa
+from schedules.cpu import ISAS
 from schedules.families import Workload
 from schedules.history import Recorder, apply_history
 from tvm_dual.container import write_container
-from tvm_dual.errors import PlanError, SetupError
 from tvm_dual.gates import every_gate_open
 from tvm_dual.library import DualLibrary, load
 from tvm_dual.little import FittedLittle
@@ -237,34 +236,6 @@ class Compiler:
 def _attach(forms, littles, spreads, means) -> AttachPlan:
     modules = {name: fitted.module for name, fitted in (littles or {}).items()}
     return AttachPlan(forms, modules, spreads or {}, means or {})
-
-
-def checked_target(target: str, threads: int) -> str:
-    """Return the name of an instruction set level, for ``native`` or a level that runs here.
-
-    Raises
-    ------
-    PlanError
-        If the level is not known or does not run on this CPU, or there are not that many cores.
-    SetupError
-        If no level runs on this CPU.
-    """
-    if not isinstance(threads, int) or not 1 <= threads <= available_cores():
-        raise PlanError(f"threads: found {threads!r}; accepted: 1 to {available_cores()}, the cores of this process")
-    native = native_isa()
-    if native is None:
-        raise SetupError(f"this CPU ({cpu_name()}) has no AVX2; building needs to measure, so build on one that has it")
-    names = list(ISAS)
-    if target == "native":
-        return native.name
-    if target not in names:
-        raise PlanError(f"target {target!r} is not known; accepted: native, {', '.join(names)}")
-    if names.index(target) < names.index(native.name):
-        raise PlanError(
-            f"target {target!r} does not run on this CPU ({cpu_name()}), and building measures on it; "
-            f"accepted here: native, {', '.join(names[names.index(native.name) :])}"
-        )
-    return target
 
 
 def _tensor(name: str, type_: relax.TensorType) -> Tensor:

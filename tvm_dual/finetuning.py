@@ -83,7 +83,8 @@ def finetune(
     try:
         start = _start_tiles if site.conv else _start_cell
         trained, loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), (isa, gate))
-        _train(torch, trained.parameters, loss, steps, progress or (lambda done, total: None))
+        told = progress or (lambda done, total: None)
+        follow_gradient(torch, trained.parameters, loss, steps, told, RELATIVE_RATE)
         return replace(fit, little=replace(fit.little, module=trained.module()), tuned=True)
     finally:
         torch.set_num_threads(threads)
@@ -121,9 +122,16 @@ def _scaled_weights(torch, fit: SiteFit):
     return torch.from_numpy(fit.weights / np.sqrt((fit.weights**2).mean()))
 
 
-def _train(torch, parameters: list, loss: Callable, steps: int, progress: Callable[[int, int], None]) -> None:
-    """Follow the gradient of `loss`, with step sizes that rise and fall."""
-    rates = [RELATIVE_RATE * float(p.detach().pow(2).mean().sqrt()) for p in parameters]
+def follow_gradient(
+    torch,
+    parameters: list,
+    loss: Callable,
+    steps: int,
+    progress: Callable[[int, int], None],
+    relative_rate: float,
+) -> None:
+    """Follow the gradient of `loss`, with step sizes, shares of the root mean square of what changes, that fall."""
+    rates = [relative_rate * float(p.detach().pow(2).mean().sqrt()) for p in parameters]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for step in range(steps):

@@ -15,6 +15,9 @@ Forms = dict[str, tuple[str, str]]
 #: Forms of a convolution on bytes: exact, behind its little module alone, or gated. On bf16 the second is of floats.
 BYTE_FORMS = EXACT_BYTES, LITTLE_BYTES, GATED_BYTES = ("dense", ""), ("little", "dense"), ("rows", "dense")
 
+#: Share of zeros in a convolution's input from which on skipping them in open tiles is tried.
+MANY_ZEROS = 0.5
+
 
 def gate_of(form: tuple[str, str]) -> str:
     """Return what a form's gate decides on: ``singles``, of a convolution, or ``rows``."""
@@ -24,6 +27,11 @@ def gate_of(form: tuple[str, str]) -> str:
 def trains(form: tuple[str, str]) -> bool:
     """Whether a form has a little module that can be trained: one with a projection."""
     return bool(APPROXIMATE & set(form)) and form[1] not in (*COPIES, COARSE)
+
+
+def trains_alone(site: Site, form: tuple[str, str]) -> bool:
+    """Whether a form is a convolution's little module alone that can be trained."""
+    return site.conv is not None and "little" in form and trains(form)
 
 
 def exact_form(site: Site, skip: bool) -> tuple[str, str]:
@@ -59,6 +67,16 @@ def gated_form(site: Site, exact: tuple[str, str], gate: str = "rows") -> tuple[
     if site.conv:
         return (gate, exact[0])
     return tuple("rows" if part == "dense" else part for part in exact)
+
+
+def gated_forms(site: Site, exact: tuple[str, str], zeros: float) -> list[tuple[str, str]]:
+    """Return the forms with a gate that may be fastest; `zeros` is the share of them in the input."""
+    form = gated_form(site, exact)
+    if "rows" not in form:
+        return []
+    # Of few channels, listing nonzero inputs may take longer than what it spares.
+    found = [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
+    return [*found, ("rows", "nonzeros")] if site.conv and site.nonnegative and zeros >= MANY_ZEROS else found
 
 
 def singles_form(form: tuple[str, str]) -> tuple[str, str]:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from schedules.cpu import ISAS, cpu_name, missing_flags
+from tvm_dual.dataclass_values import from_dict
 from tvm_dual.errors import LibraryError
-from tvm_dual.plan import Plan, from_dict
+from tvm_dual.plan import Plan
 from tvm_dual.report import Report
 from tvm_dual.versions import FFI_VERSION, TVM_VERSION, VERSION
 

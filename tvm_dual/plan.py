@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 
+from tvm_dual.dataclass_values import from_dict
 from tvm_dual.errors import PlanError
 
 PLAN_VERSION = 1
@@ -137,6 +136,8 @@ class FineTuning:
     closed_form_in_budget, tuned_in_budget : Trial or None
         Both at the bound that the quality budget leaves each of them, by the rule that the plan follows. None
         where nothing was kept, or where no bound met the budget.
+    together : Trial or None
+        The better of the first two once more, those that stand alone trained together; None if there were none.
     """
 
     steps: int
@@ -144,10 +145,17 @@ class FineTuning:
     tuned: Trial
     closed_form_in_budget: Trial | None = None
     tuned_in_budget: Trial | None = None
+    together: Trial | None = None
+
+    @property
+    def kept_together(self) -> bool:
+        """Whether the little modules that were trained together are used."""
+        alone = max(self.closed_form.quality, self.tuned.quality)
+        return self.together is not None and self.together.quality > alone
 
     @property
     def kept(self) -> bool:
-        """Whether the trained little modules are used."""
+        """Whether the little modules that were trained layer by layer are used."""
         return self.tuned.quality > self.closed_form.quality
 
 
@@ -242,37 +250,3 @@ class Plan:
         if found != PLAN_VERSION:
             raise PlanError(f"plan: version {found}; accepted: {PLAN_VERSION}. Build the plan anew")
         return from_dict(cls, values)
-
-
-def from_dict(cls, values):
-    """Rebuild a frozen dataclass, nested ones included, from what ``asdict`` and JSON made of it.
-
-    Raises
-    ------
-    PlanError
-        If a field is missing or unknown.
-    """
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if not isinstance(values, dict) or not required <= set(values) <= names:
-        found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise PlanError(f"{cls.__name__}: found fields {found}; accepted: {sorted(names)}")
-    return cls(**{name: _rebuilt(cls, name, hints[name], value) for name, value in values.items()})
-
-
-def _rebuilt(cls, name: str, hint, value):
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise PlanError(f"{cls.__name__}: {name} is {value!r}; accepted: a list")
-        return tuple(_rebuilt(cls, name, arguments[0], item) for item in value)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
-        return _rebuilt(cls, name, next(a for a in arguments if a is not type(None)), value)
-    return value

@@ -20,7 +20,7 @@ from tvm_dual.forms import (
     LITTLE_BYTES,
     Forms,
     exact_form,
-    gated_form,
+    gated_forms,
     singles_form,
 )
 from tvm_dual.model import Model
@@ -36,10 +36,7 @@ from tvm_dual.site_entries import (
     in_turns,
     singles_entries,
 )
-from tvm_dual.sites import Site
 
-#: Share of zeros in a convolution's input from which on skipping them in open tiles is tried.
-MANY_ZEROS = 0.5
 #: Directions of coarse little modules, as multiples of those of projections, which are for a pixel and not for four.
 COARSE_TIMES = 2
 
@@ -123,7 +120,7 @@ def _time_gated(
 ) -> dict[str, dict]:
     """Return what `SiteCosts` of layers with a gate consists of, beside their exact forms `forms`."""
     zeros = {name: float((model.observations[name].inputs[0] == 0).mean()) for name in sizes}
-    candidates = {name: _gated_forms(model.sites[name], forms[name], zeros[name]) for name in sizes}
+    candidates = {name: gated_forms(model.sites[name], forms[name], zeros[name]) for name in sizes}
     # Which form a little module's projection has, and whether open tiles skip zeros, is seen at its smallest size: by
     # the time with half of the tiles open, or of what is closed and what is open together.
     first = {
@@ -258,13 +255,3 @@ class _Told:
     def finish(self) -> None:
         """Say that all is done."""
         self._progress("layers alone", self._done, self._done)
-
-
-def _gated_forms(site: Site, exact: tuple[str, str], zeros: float) -> list[tuple[str, str]]:
-    """Return the forms with a gate that may be fastest; `zeros` is the share of them in the input."""
-    form = gated_form(site, exact)
-    if "rows" not in form:
-        return []
-    # Of few channels, listing nonzero inputs may take longer than what it spares.
-    found = [form, ("rows", "dense")] if site.conv and exact[0] == "columns" else [form]
-    return [*found, ("rows", "nonzeros")] if site.conv and site.nonnegative and zeros >= MANY_ZEROS else found

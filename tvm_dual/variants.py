@@ -15,11 +15,13 @@ from tvm_dual.closed_fit import gate_table, refit_closed
 from tvm_dual.conv_littles import fit_coarse, fit_copy
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_bytes, fit_site
-from tvm_dual.forms import APPROXIMATE, Forms, gate_of, trains
+from tvm_dual.forms import APPROXIMATE, Forms, gate_of, trains, trains_alone
 from tvm_dual.gates import EFFORTS, gate_factors
+from tvm_dual.joint_training import train_together
 from tvm_dual.library import DualLibrary
 from tvm_dual.model import Model
 from tvm_dual.plan import Plan
+from tvm_dual.torch_model import translatable
 
 #: One bound for all gated sites, or one for each.
 Limits = float | Mapping[str, float]
@@ -52,6 +54,7 @@ class Fits:
         """Take up what `model` knows already."""
         self._model, self._uses_tuned = model, False
         self._refits: dict[tuple, SiteFit] = {}
+        self._together: dict[tuple, SiteFit] = {}
 
     @cached_property
     def _means(self) -> dict[str, tuple[np.ndarray, ...]]:
@@ -64,22 +67,26 @@ class Fits:
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return a site's little module.
 
-        After `refit` it is fitted again; after `finetune` it is the trained one if there is one, else the closed form.
+        After `refit` it is fitted again; after `finetune` and `train_together` it is the trained one if there is one,
+        else the closed form.
         """
-        if (name, forms) in self._refits:
-            return self._refits[name, forms]
+        for found in (self._together, self._refits):
+            if (name, forms) in found:
+                return found[name, forms]
         closed = self._closed_form(name, forms)
         return self._model.known.get(self._tuned(name, forms), closed) if self._uses_tuned else closed
 
     def refit(self, forms: Forms, rule: str, limits: Mapping[str, float]) -> None:
         """Fit the little modules of convolutions again to what is closed at the bounds `limits`, by site.
 
-        Those on bytes stay as they are.
+        Those on bytes stay as they are, and those that were trained together.
         """
         model, self._refits = self._model, {}
         isa = ISAS[model.compiler.isa]
         for name, limit in limits.items():
             site, form = model.sites[name], forms[name]
+            if (name, form) in self._together:
+                continue
             if site.conv and APPROXIMATE & set(form) and model.site_precision(name, form) == "fp32":
                 fit, observed, gate = self.fit(name, form), model.observations[name], gate_of(form)
                 self._refits[name, form] = refit_closed(site, fit, observed, isa, rule, limit, gate)
@@ -95,14 +102,42 @@ class Fits:
                 report = partial(progress, f"fine-tuning {name}")
                 limits = limit[name] if isinstance(limit, Mapping) else limit
                 limits = limits * gate_factors(site.kind, model.options.gate_factors)
-                *floats, source = self._key(name, form)
-                # Of a module on bytes the floats that it was made of are trained.
-                closed, isa = self._closed((*floats, None)), ISAS[model.compiler.isa]
-                gate = "singles" if "singles" in form else "rows"
+                isa, gate = ISAS[model.compiler.isa], "singles" if "singles" in form else "rows"
+                closed = self._of_floats(name, form)
                 tuned = finetune(site, closed, observed, limits, steps, report, isa=isa, gate=gate)
-                model.known[key] = tuned if source is None else fit_bytes(site, tuned, observed, source)
+                model.known.update({(*key, "floats"): tuned, key: self._as_stored(name, form, tuned)})
             self._uses_tuned = True
         return self._uses_tuned
+
+    def train_together(self, forms: Forms, progress: Callable[[str, int, int], None]) -> bool:
+        """Train the little modules of convolutions that stand alone, each set of them once; say if there are any.
+
+        They start from what `finetune` made of them, if it did.
+        """
+        model, steps = self._model, self._model.options.finetune_steps
+        alone = {name: form for name, form in forms.items() if trains_alone(model.sites[name], form)}
+        if not steps or not alone or not translatable(model.compiler.module):
+            return False
+        key = ("together", self._uses_tuned, *(self._tuned(name, form) for name, form in alone.items()))
+        if key not in model.known:
+            start = {name: self._of_floats(name, form) for name, form in alone.items()}
+            report = partial(progress, f"fine-tuning {len(alone)} layers together")
+            trained = train_together(model.compiler.module, model.sites, start, model.data.streams, steps, report)
+            model.known[key] = {name: self._as_stored(name, alone[name], fit) for name, fit in trained.items()}
+        self._together = {(name, alone[name]): fit for name, fit in model.known[key].items()}
+        return True
+
+    def _of_floats(self, name: str, forms: tuple[str, str]) -> SiteFit:
+        """Return the floats that a little module is made of: trained ones, or the closed form."""
+        *floats, _ = self._key(name, forms)
+        closed = self._closed((*floats, None))
+        return self._model.known.get((*self._tuned(name, forms), "floats"), closed) if self._uses_tuned else closed
+
+    def _as_stored(self, name: str, forms: tuple[str, str], tuned: SiteFit) -> SiteFit:
+        """Return a trained little module at the precision of a form."""
+        source = self._key(name, forms)[-1]
+        site, observed = self._model.sites[name], self._model.observations[name]
+        return tuned if source is None else fit_bytes(site, tuned, observed, source)
 
     def forget_tuned(self) -> None:
         """Go back to the closed forms."""

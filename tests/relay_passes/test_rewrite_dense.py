@@ -11,7 +11,7 @@ from relay_passes import products
 from relay_passes.products import LittleModule
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules import columns, dense, epilogue, gate, little, nonzeros, quantize
+from schedules import columns, dense, epilogue, gate, little, nonzeros, quantize, row_operands
 from schedules.cpu import ISAS
 
 ISA = ISAS["avx2"]
@@ -74,9 +74,9 @@ def expected(step_inputs, operands, stages, results, thresholds=None) -> tvm.IRM
 def test_exact_form_with_every_row(tools):
     weight, bias = tools.normal(6, 4), tools.normal(6, seed=1)
     before = planned(tools, weight, bias, SiteForm("fp32", "dense", "", "", 1, "avx2"))
-    packed = dense.pack_rows_fp32(ISA, weight, bias)
+    packed = row_operands.pack_rows_fp32(ISA, weight, bias)
     operands = {
-        "every_row_6": dense.every_row(6),
+        "every_row_6": row_operands.every_row(6),
         "count_6": np.array([6], "int32"),
         "nothing_6": np.zeros(6, "float32"),
         "big_weight": packed["weight"],
@@ -122,11 +122,11 @@ def test_dual_form(tools):
     module = LittleModule((tools.normal(k, 4),), tools.normal(k), tools.normal(6, k), tools.normal(6), 8)
     mean = tools.normal(4, seed=5)
     before = planned(tools, weight, bias, SiteForm("int8", "rows", "", "damage", 1, "avx2"), module, mean)
-    projection = dense.pack_rows_int8(ISA, module.projections[0], -module.center)
+    projection = row_operands.pack_rows_int8(ISA, module.projections[0], -module.center)
     small = little.pack_little(ISA, module.weight, module.bias, 8)
-    big = dense.pack_rows_int8(ISA, weight, quantize.corrected_bias(weight, bias, mean))
+    big = row_operands.pack_rows_int8(ISA, weight, quantize.corrected_bias(weight, bias, mean))
     operands = {
-        "every_row_3": dense.every_row(k),
+        "every_row_3": row_operands.every_row(k),
         "count_3": np.array([k], "int32"),
         "nothing_3": np.zeros(k, "float32"),
         "projection0_weight": projection["weight"],

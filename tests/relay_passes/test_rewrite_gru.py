@@ -10,7 +10,7 @@ from relay_passes.mark_sites import MarkSites
 from relay_passes.products import LittleModule
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules import dense, little
+from schedules import little, row_operands
 from schedules.cpu import ISAS
 
 H, K = 5, 7
@@ -45,14 +45,14 @@ def whole_little(weight, recurrence, bias, *, both: bool, bits: int = 8) -> Litt
 
 
 def packed(n: int, k: int, precision: str) -> list[tuple[int, ...]]:
-    pack = dense.pack_rows_int8 if precision == "int8" else dense.pack_rows_fp32
+    pack = row_operands.pack_rows_int8 if precision == "int8" else row_operands.pack_rows_fp32
     return [a.shape for a in pack(ISAS["avx2"], np.zeros((n, k), "float32"), None).values()]
 
 
 def test_exact_form(tools, weights):
     after = RewriteGru()(planned(tools, weights, SiteForm("fp32", "dense", "dense", "", 1, "avx2")))
     n = 3 * H
-    every = [dense.every_row(n).shape, (1,), (n,)]
+    every = [row_operands.every_row(n).shape, (1,), (n,)]
     assert tools.step_calls(after, "gru0") == [
         ("gated_rows", [(K,), *packed(n, K, "fp32"), *every]),
         ("gated_rows", [(H,), *packed(n, H, "fp32"), *every]),
@@ -71,7 +71,7 @@ def test_dual_form_of_both_matrices(tools, weights):
     after = RewriteGru()(planned(tools, weights, form, little_module=small))
     n, k = 3 * H, K + H
     little_parts = [a.shape for a in little.pack_little(ISAS["avx2"], small.weight, small.bias, 8)]
-    every = [dense.every_row(k).shape, (1,), (k,)]
+    every = [row_operands.every_row(k).shape, (1,), (k,)]
     calls = tools.step_calls(after, "gru0")
     assert [name for name, _ in calls] == [
         *("quantize", "gated_rows", "quantize", "gated_rows", "add", "quantize_projection", "little", "split"),

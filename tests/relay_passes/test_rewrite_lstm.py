@@ -10,7 +10,7 @@ from relay_passes.mark_sites import MarkSites
 from relay_passes.products import LittleModule
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules import dense, little
+from schedules import little, row_operands
 from schedules.cpu import ISAS
 
 H, K = 5, 7
@@ -42,7 +42,7 @@ def whole_little(weight, recurrence, bias, *, both: bool, bits: int = 8) -> Litt
 
 
 def packed(n: int, k: int, precision: str) -> list[tuple[int, ...]]:
-    pack = dense.pack_rows_int8 if precision == "int8" else dense.pack_rows_fp32
+    pack = row_operands.pack_rows_int8 if precision == "int8" else row_operands.pack_rows_fp32
     return [a.shape for a in pack(ISAS["avx2"], np.zeros((n, k), "float32"), None).values()]
 
 
@@ -52,7 +52,7 @@ def shapes(parts) -> list[tuple[int, ...]]:
 
 def test_exact_form(tools, weights):
     after = RewriteLstm()(planned(tools, weights, SiteForm("fp32", "dense", "dense", "", 1, "avx2")))
-    every = [dense.every_row(N).shape, (1,), (N,)]
+    every = [row_operands.every_row(N).shape, (1,), (N,)]
     assert tools.step_calls(after, "lstm0") == [
         ("gated_rows", [(K,), *packed(N, K, "fp32"), *every]),
         ("gated_rows", [(H,), *packed(N, H, "fp32"), *every]),
@@ -81,7 +81,7 @@ def test_dual_form_of_both_matrices(tools, weights):
     assert operands[6][2:] == little_parts
     assert operands[7] == [(N,), (N,), (H,), (N,), LIMITS]
     big = packed(N, K, "int8")[0][0] + packed(N, H, "int8")[0][0]
-    assert operands[8][4:] == [(big,), (dense.list_length(N),), (1,), (N,), (N,)]
+    assert operands[8][4:] == [(big,), (row_operands.list_length(N),), (1,), (N,), (N,)]
     assert operands[9] == [(N,), (N,), (H,)]
     main = after["main"]
     assert shapes(p.ty for p in main.params) == [(1, 1, K), (1, 1, H), (1, 1, H), LIMITS]

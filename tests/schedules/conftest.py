@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from schedules import cpu, dense
+from schedules import cpu, row_operands
 from schedules.compiling import compiled
 
 #: Shape and dtype of an operand that a kernel writes.
@@ -66,7 +66,7 @@ def run(isa: cpu.Isa, prim_func, *operands, threads: int = 1) -> list[np.ndarray
 
 def list_outputs(n: int) -> tuple[Output, Output]:
     """Return the results of a gate of `n` rows: the list and its length."""
-    return Output((dense.list_length(n),), "int32"), Output((1,), "int32")
+    return Output((row_operands.list_length(n),), "int32"), Output((1,), "int32")
 
 
 def gate_limits(rule: str, gates: int) -> list[np.ndarray]:
@@ -95,7 +95,7 @@ def check_against_score(rows, count, score, first):
     sure = np.abs(score) > 3e-6
     np.testing.assert_array_equal(is_open[sure], (score > 0)[sure])
     if count[0]:
-        assert (rows[count[0] : count[0] + dense.SIDE_BY_SIDE] == listed[-1]).all()
+        assert (rows[count[0] : count[0] + row_operands.SIDE_BY_SIDE] == listed[-1]).all()
 
 
 def join(operands: dict[str, np.ndarray], stages, result: str):

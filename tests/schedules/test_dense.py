@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules import dense
+from schedules import dense, row_operands
 from schedules.knobs import ROWS, RowKnobs
 from schedules.quantize import quantize_rows, quantize_vector, round_up
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel, join, run
@@ -19,7 +19,7 @@ CASES = [(1, 19, 2), (37, 1, 1), (37, 19, 2), (513, 800, 1), (513, 800, 2)]
 def open_rows(n, opened):
     """Return the operands ``rows``, ``count`` that open the rows `opened`."""
     opened = np.asarray(opened, "int32")
-    rows = np.full(dense.list_length(n), opened[-1] if len(opened) else 0, "int32")
+    rows = np.full(row_operands.list_length(n), opened[-1] if len(opened) else 0, "int32")
     rows[: len(opened)] = opened
     return rows, np.array([len(opened)], "int32")
 
@@ -47,7 +47,7 @@ def padded_bytes(isa, q):
 
 def check_int8(isa, n, k, threads, gates, q, affine, weight, bias, closed):
     """Run the kernel with each gate and compare with the exact sums of the quantized values."""
-    packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
+    packed = row_operands.pack_rows_int8(isa, weight, bias)["weight"]
     kernels = [
         compile_kernel(isa, dense.gated_rows_int8(isa, n, k, threads, knobs), threads)
         for knobs in (ROWS, RowKnobs(ahead=dense.STREAM_AHEAD))
@@ -88,7 +88,7 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa):
 @pytest.mark.parametrize(("n", "k", "threads"), [*CASES, (6, 7, 1), (6, 8, 1), (9, 15, 2), (9, 16, 1), (9, 17, 1)])
 def test_fp32_rows_match_numpy(isa, n, k, threads):
     weight, bias, x, closed = data(n, k)
-    packed = dense.pack_rows_fp32(isa, weight, bias)
+    packed = row_operands.pack_rows_fp32(isa, weight, bias)
     kernel = compile_kernel(isa, dense.gated_rows_fp32(isa, n, k, threads), threads)
     exact = weight.astype("float64") @ x + bias
     size = np.abs(weight) @ np.abs(x) + np.abs(bias)
@@ -103,9 +103,9 @@ def test_fp32_rows_match_numpy(isa, n, k, threads):
 
 def test_a_missing_bias_is_zero(isa):
     weight, _, x, closed = data(5, 7)
-    packed = dense.pack_rows_fp32(isa, weight, None)
-    with_zeros = dense.pack_rows_int8(isa, weight, np.zeros(5, "float32"))["weight"]
-    np.testing.assert_array_equal(dense.pack_rows_int8(isa, weight, None)["weight"], with_zeros)
+    packed = row_operands.pack_rows_fp32(isa, weight, None)
+    with_zeros = row_operands.pack_rows_int8(isa, weight, np.zeros(5, "float32"))["weight"]
+    np.testing.assert_array_equal(row_operands.pack_rows_int8(isa, weight, None)["weight"], with_zeros)
     rows, count = open_rows(5, range(5))
     kernel = dense.gated_rows_fp32(isa, 5, 7, 1)
     (y,) = run(isa, kernel, x, *packed.values(), rows, count, closed, Output((5,), "float32"))
@@ -114,8 +114,8 @@ def test_a_missing_bias_is_zero(isa):
 
 @pytest.mark.parametrize("n", [1, 4, 37])
 def test_the_list_of_every_row_opens_each_and_repeats_the_last(n):
-    rows = dense.every_row(n)
-    assert len(rows) == dense.list_length(n)
+    rows = row_operands.every_row(n)
+    assert len(rows) == row_operands.list_length(n)
     np.testing.assert_array_equal(rows[:n], np.arange(n))
     assert (rows[n:] == n - 1).all()
 
@@ -140,7 +140,7 @@ def test_int8_rows_are_exact_at_any_shape_and_gate(isa, n, k, seed, density):
 @pytest.mark.parametrize(("n", "k"), [(37, 19)])
 def test_quantize_and_rows_joined_in_one_kernel_equal_the_two_apart(isa, threads, n, k):
     weight, bias, x, closed = data(n, k)
-    packed = dense.pack_rows_int8(isa, weight, bias)["weight"]
+    packed = row_operands.pack_rows_int8(isa, weight, bias)["weight"]
     rows, count = open_rows(n, range(0, n, 2))
     quantize = quantize_vector(isa, k)
     kernel = dense.gated_rows_int8(isa, n, k, threads)

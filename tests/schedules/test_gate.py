@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules import dense, gate
+from schedules import dense, gate, row_operands
 from tests.schedules.conftest import (
     RUNNABLE,
     Output,
@@ -33,7 +33,7 @@ def check_list(rows, count, expected):
     assert count[0] == len(expected)
     np.testing.assert_array_equal(rows[: len(expected)], expected)
     if len(expected):
-        assert (rows[len(expected) : len(expected) + dense.SIDE_BY_SIDE] == expected[-1]).all()
+        assert (rows[len(expected) : len(expected) + row_operands.SIDE_BY_SIDE] == expected[-1]).all()
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -173,7 +173,7 @@ def test_gate_and_rows_joined_in_one_kernel_equal_the_two_apart(isa):
     weight, bias = rng.standard_normal((n, k)).astype("float32"), rng.standard_normal(n).astype("float32")
     x, predicted = rng.standard_normal(k).astype("float32"), rng.standard_normal(n).astype("float32")
     band = np.array([[0] * n, [np.inf] * n], "float32")
-    packed, packed_bias = dense.pack_rows_fp32(isa, weight, bias).values()
+    packed, packed_bias = row_operands.pack_rows_fp32(isa, weight, bias).values()
     listing, product = gate.band_gate(isa, n), dense.gated_rows_fp32(isa, n, k, 2)
     rows, count = run(isa, listing, predicted, band, *list_outputs(n))
     output = Output((n,), "float32")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules import dense, row_pairs
+from schedules import dense, row_operands, row_pairs
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.test_dense import data, gates, open_rows, padded_bytes
 
@@ -29,7 +29,7 @@ def check(isa, n, k, h, threads, gates, seed=0):
         outputs = Output((n,), "float32"), Output((n,), "float32")
         found = call(pairs, *inputs, packed, rows, count, halves[0][2], halves[1][2], *outputs, threads=threads)
         for kernel, (weight, bias, closed, q, affine), values in zip(single, halves, found, strict=True):
-            alone = dense.pack_rows_int8(isa, weight, bias)["weight"]
+            alone = row_operands.pack_rows_int8(isa, weight, bias)["weight"]
             (wanted,) = call(kernel, q, affine, alone, rows, count, closed, Output((n,), "float32"), threads=threads)
             np.testing.assert_array_equal(values, wanted)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tvm_dual.convolutions import blocks_builder
-from tvm_dual import site_times
+from tvm_dual import forms, site_times
 from tvm_dual.errors import PlanError
 from tvm_dual.forms import forms_beside, little_alone
 from tvm_dual.model import Model
@@ -31,9 +31,9 @@ def model(builder) -> Model:
 
 def test_it_is_tried_where_half_of_the_input_is_zero(model):
     first, second = model.sites["conv2d0"], model.sites["conv2d1"]
-    assert BOTH in site_times._gated_forms(second, ("dense", ""), 0.5)
-    assert BOTH not in site_times._gated_forms(second, ("dense", ""), 0.4)
-    assert BOTH not in site_times._gated_forms(first, ("dense", ""), 0.9), "what it reads may be negative"
+    assert BOTH in forms.gated_forms(second, ("dense", ""), 0.5)
+    assert BOTH not in forms.gated_forms(second, ("dense", ""), 0.4)
+    assert BOTH not in forms.gated_forms(first, ("dense", ""), 0.9), "what it reads may be negative"
     assert BOTH in forms_beside(second, ("rows", "columns"), ("dense", ""))
     assert little_alone(BOTH) == ("little", "columns")
 
@@ -49,7 +49,7 @@ def test_it_is_taken_if_it_is_faster_with_half_of_the_tiles_open(model, monkeypa
         return {name: [times[form][part] for form, part in found] for name, found in entries.items()}
 
     monkeypatch.setattr(site_times, "in_turns", in_turns)
-    monkeypatch.setattr(site_times, "MANY_ZEROS", 0.0)
+    monkeypatch.setattr(forms, "MANY_ZEROS", 0.0)
     found = site_times._time_gated(model, {"conv2d2": (16, 32)}, {"conv2d2": ("columns", "")}, {}, told)["conv2d2"]
     assert found["gated"] == wanted
     assert found["opened"] == dict.fromkeys((16, 32), times[wanted][1])

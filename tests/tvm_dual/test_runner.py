@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tvm_dual.buffers import Recycled
 from tvm_dual.builder import build
 from tvm_dual.options import AdvancedOptions
-from tvm_dual.runner import Recycled
 
 SIZE, CHANNELS = 48, 8
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from schedules.cpu import ISAS
 from schedules.families import Workload
 from tvm_dual.builder import TUNED, Builder
-from tvm_dual.compiler import checked_target
 from tvm_dual.errors import PlanError
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
+from tvm_dual.targets import checked_target
 from tvm_dual.tuning.benches import Benches
 from tvm_dual.tuning.fleet import Tracker, fleet
 from tvm_dual.tuning.lookup import LOGS

@@ -13,8 +13,8 @@ from tvm import rpc
 import schedules
 from schedules.cpu import ISAS, cpu_flags, cpu_name
 from tvm_dual.container import atomic_write
+from tvm_dual.dataclass_values import from_dict
 from tvm_dual.errors import DataError, LibraryError, PlanError
-from tvm_dual.plan import from_dict
 from tvm_dual.versions import FFI_VERSION, TVM_VERSION
 
 FILE = "manifest.json"

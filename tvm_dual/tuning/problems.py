@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schedules import columns, dense, little, matmul, nonzeros, row_pairs
+from schedules import columns, little, matmul, nonzeros, row_operands, row_pairs
 from schedules.families import Workload
 from schedules.quantize import quantize_rows, round_up
 from tvm_dual.tuning.conv_problems import conv_problem
@@ -48,9 +48,9 @@ def _lists(rng: np.random.Generator, copies: int, n: int, density: float, every:
 
 def _gate_operands(opened: list[np.ndarray], n: int) -> list[np.ndarray]:
     """Return the stacked operands ``rows`` and ``count`` of gated kernels."""
-    rows = np.zeros((len(opened), dense.list_length(n)), "int32")
+    rows = np.zeros((len(opened), row_operands.list_length(n)), "int32")
     for row, listed in zip(rows, opened, strict=True):
-        row[: len(listed)], row[len(listed) : len(listed) + dense.SIDE_BY_SIDE] = listed, listed[-1]
+        row[: len(listed)], row[len(listed) : len(listed) + row_operands.SIDE_BY_SIDE] = listed, listed[-1]
     return [stacked(rows), stacked([np.array([len(listed)], "int32") for listed in opened])]
 
 
@@ -66,7 +66,7 @@ def _rows(workload: Workload, usage: Usage, rng: np.random.Generator) -> Problem
     n, k, every = workload.shape
     level, int8 = workload.level, workload.family == "rows_int8"
     weight, bias, closed = normal(rng, n, k), normal(rng, n), normal(rng, n)
-    packed = (dense.pack_rows_int8 if int8 else dense.pack_rows_fp32)(level, weight, bias)
+    packed = (row_operands.pack_rows_int8 if int8 else row_operands.pack_rows_fp32)(level, weight, bias)
     copies = copies_of(packed["weight"].nbytes, usage.density)
     opened = _lists(rng, copies, n, usage.density, bool(every))
     if int8:

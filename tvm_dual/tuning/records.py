@@ -16,8 +16,8 @@ from pathlib import Path
 
 from schedules.families import FAMILIES, Workload
 from schedules.knobs import Knobs
+from tvm_dual.dataclass_values import from_dict
 from tvm_dual.errors import DataError, PlanError
-from tvm_dual.plan import from_dict
 
 FILE = "records.jsonl"
 #: What went wrong, for people.

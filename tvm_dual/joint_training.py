@@ -1,0 +1,124 @@
+"""Joint fine-tuning: little modules of several layers trained together, inside of the whole model.
+
+Layer by layer (`tvm_dual.finetuning`) each little module learns what its own layer gives, from what the exact model
+reads there. In the whole model it reads what other little modules give, and most of what a layer is off by does not
+reach the outputs. So here the model is run with all little modules in place, and what is followed down is the error of
+its outputs on the calibration data, labels not needed (the outputs of the exact model are the targets: Hinton et al.,
+2015; of squared error: Ba and Caruana, 2014). The big module's layers that are left are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from tvm import IRModule
+
+from schedules.cpu import available_cores
+from tvm_dual.calibration import InputStream
+from tvm_dual.finetuning import follow_gradient
+from tvm_dual.fitting import SiteFit
+from tvm_dual.sites import Site
+from tvm_dual.torch_model import TorchModel, convolved
+
+#: Calls of a step at most, and multiply-adds of them that the exact model would take.
+CALLS, OPERATIONS = 64, 8e9
+#: Calls that are run at once where nothing is trained.
+AT_ONCE = 16
+#: Adam's step size, as a share of the root mean square of what it changes.
+RELATIVE_RATE = 0.01
+
+
+def train_together(
+    module: IRModule,
+    sites: Mapping[str, Site],
+    fits: Mapping[str, SiteFit],
+    streams: tuple[InputStream, ...],
+    steps: int,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> dict[str, SiteFit]:
+    """Train the little modules of convolutions that stand alone in a model.
+
+    Parameters
+    ----------
+    module : IRModule
+        The marked model; `tvm_dual.torch_model.translatable`.
+    sites : mapping of str to Site
+    fits : mapping of str to SiteFit
+        Little modules of float32 to start from, of projections, by site.
+    streams : tuple of InputStream
+        Inputs to train on.
+    steps : int
+        Steps of gradient descent.
+    progress : callable, optional
+        Called with ``(steps done, steps)``.
+    seed : int
+        Of the choice of calls.
+
+    Returns
+    -------
+    dict of SiteFit
+        By the sites in `fits`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(available_cores())
+    try:
+        model, random = TorchModel(torch, module), np.random.default_rng(seed)
+        by_input = zip(*(stream.arrays for stream in streams), strict=True)
+        inputs = [torch.from_numpy(np.concatenate(arrays)) for arrays in by_input]
+        wanted, calls = _exact(torch, model, inputs), len(inputs[0])
+        scale = [1 / (y - y.mean(0)).square().mean().clamp_min(1e-30) for y in wanted]
+        littles = {name: _Little(torch, model, name, fit) for name, fit in fits.items()}
+        batch = max(1, min(CALLS, calls, int(OPERATIONS / operations_per_call(sites))))
+
+        def loss():
+            some = torch.from_numpy(random.choice(calls, batch, replace=False))
+            found = model.run([x[some] for x in inputs], littles)
+            return sum((s * (y - w[some]).square()).mean() for y, w, s in zip(found, wanted, scale, strict=True))
+
+        parameters = [parameter for little in littles.values() for parameter in little.parameters]
+        follow_gradient(torch, parameters, loss, steps, progress or (lambda done, total: None), RELATIVE_RATE)
+        return {name: littles[name].fit() for name in fits}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def operations_per_call(sites: Mapping[str, Site]) -> float:
+    """Return the multiply-adds of a call of the exact model."""
+    return sum(site.weight_count * (site.rows_per_call or 1) for site in sites.values())
+
+
+def _exact(torch, model: TorchModel, inputs: list) -> list:
+    """Return the exact model's outputs, ``(calls, ...)``."""
+    with torch.no_grad():
+        parts = [model.run(some) for some in zip(*(x.split(AT_ONCE) for x in inputs), strict=True)]
+        return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+
+
+class _Little:
+    """A convolution's little module; called with an image it gives the sums."""
+
+    def __init__(self, torch, model: TorchModel, name: str, fit: SiteFit) -> None:
+        little = fit.little.module
+        self._torch, self._fit, self._conv = torch, fit, model.conv(name)
+        self._center = torch.from_numpy(little.center)
+        self.parameters = [
+            torch.tensor(a, requires_grad=True) for a in (*little.projections, little.weight, little.bias)
+        ]
+
+    def __call__(self, images):
+        projection, rows, bias = self.parameters
+        kernels = projection.reshape(len(projection), *self._conv.weight.shape[1:])
+        few = convolved(self._torch, self._conv, images, kernels) - self._center
+        return self._torch.nn.functional.linear(few, rows, bias)
+
+    def fit(self) -> SiteFit:
+        """Return the little module as it is now."""
+        projection, rows, bias = (parameter.detach().numpy() for parameter in self.parameters)
+        little = self._fit.little
+        module = replace(little.module, projections=(projection,), weight=rows, bias=bias)
+        return replace(self._fit, little=replace(little, module=module), tuned=True)
