@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tvm_dual import allocation, planner
+from tvm_dual import planner, step_search
 from tvm_dual.builder import Builder
 from tvm_dual.options import AdvancedOptions
 
@@ -141,5 +141,5 @@ def gates_pay(monkeypatch) -> None:
 
     monkeypatch.setattr("tvm_dual.site_times.in_turns", in_turns)
     # Nor is a layer, or the whole plan, dropped for exact forms that are faster here.
-    monkeypatch.setattr(allocation, "LOOKED_AT", 0)
+    monkeypatch.setattr(step_search, "LOOKED_AT", 0)
     monkeypatch.setattr(planner, "WORTH", float("inf"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual import planner
-from tvm_dual.allocation import LOOKED_AT, allocates, worthwhile
+from tvm_dual.allocation import allocates
 from tvm_dual.builder import Builder
 from tvm_dual.closed_loss import closed_loss
 from tvm_dual.errors import BudgetError
@@ -21,6 +21,7 @@ from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
 from tvm_dual.quality import make_quality
 from tvm_dual.site_choices import Choice, Step, merged, sizes_of, steps
+from tvm_dual.step_search import LOOKED_AT, worthwhile
 from tvm_dual.variants import Fits
 
 EXACT = Choice(0, OPEN, 0.0, 10.0)

@@ -10,7 +10,7 @@ import torch
 
 from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
-from tvm_dual import allocation, joint_training, variants
+from tvm_dual import joint_training, step_search, variants
 from tvm_dual.finetuning import finetune
 from tvm_dual.forms import trains_alone
 from tvm_dual.gates import FAR
@@ -115,7 +115,7 @@ def test_operations_are_all_multiplications_of_a_call(builder):
 @pytest.mark.usefixtures("gates_pay")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_plans_are_made_with_it_and_repeat_it(builder, monkeypatch, precision):
-    monkeypatch.setattr(allocation, "LOOKED_AT", 0)
+    monkeypatch.setattr(step_search, "LOOKED_AT", 0)
     library = builder.build(precision, options=replace(OPTIONS, search_steps=1), max_drop=0.25)
     plan, found = library.report.plan, library.report.plan.finetuning
     assert found is not None and found.together is not None and found.kept_together
