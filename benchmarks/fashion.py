@@ -46,7 +46,7 @@ class Size:
 
 FULL = Size(
     Turns(10, 60),
-    calibration=2000,
+    calibration=4000,
     judging=HELD_BACK,
     images=10_000,
     options=replace(DUAL, finetune_steps=300, search_steps=4),

@@ -132,12 +132,11 @@ class FineTuning:
     steps : int
         Of gradient descent.
     closed_form, tuned : Trial
-        Both at one bound of the damage rule. The trained ones are kept if their quality is higher.
+        Both at one bound of the damage rule, or at the bounds of one list of steps (`tvm_dual.step_search`). The
+        trained ones are kept if their quality is higher, or if they go further within the budget.
     closed_form_in_budget, tuned_in_budget : Trial or None
         Both at the bound that the quality budget leaves each of them, by the rule that the plan follows. None
         where nothing was kept, or where no bound met the budget.
-    together : Trial or None
-        The better of the first two once more, those that stand alone trained together; None if there were none.
     """
 
     steps: int
@@ -145,18 +144,11 @@ class FineTuning:
     tuned: Trial
     closed_form_in_budget: Trial | None = None
     tuned_in_budget: Trial | None = None
-    together: Trial | None = None
-
-    @property
-    def kept_together(self) -> bool:
-        """Whether the little modules that were trained together are used."""
-        alone = max(self.closed_form.quality, self.tuned.quality)
-        return self.together is not None and self.together.quality > alone
 
     @property
     def kept(self) -> bool:
-        """Whether the little modules that were trained layer by layer are used."""
-        return self.tuned.quality > self.closed_form.quality
+        """Whether the trained little modules are used."""
+        return self.tuned.quality > self.closed_form.quality or self.tuned_in_budget is not None
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,9 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
     low = {"on_bytes": planned_bytes(plan), "on_bf16": planned_bf16(plan), "on_floats": planned_floats(plan)}
     model = in_order(replace(model, options=options, **low).sized(sizes), planned_orders(plan))
     fits, forms = Fits(model), {name: (site.input, site.hidden) for name, site in planned.items()}
-    if trained is not None and trained.kept:
+    if trained is not None:
         by_site = {name: limits.get(name, FAR) for name in planned}
         fits.finetune(forms, by_site if trained.tuned.limits else trained.tuned.limit, progress)
-    if trained is not None and trained.kept_together:
-        fits.train_together(forms, progress)
     rule = rules.pop()
     fits.refit(forms, rule, {name: limits.get(name, FAR) for name, site in planned.items() if site.refit})
     variant = fits.variant(forms, rule)

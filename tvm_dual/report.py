@@ -109,11 +109,6 @@ def _finetuning_lines(found: FineTuning | None) -> list[str]:
         f"fine-tuning, {found.steps} steps: {'used' if found.kept else 'not used'}; at one bound quality "
         f"{tuned.quality:.4g} ({tuned.density:.1%} open), closed form {closed.quality:.4g} ({closed.density:.1%} open)"
     ]
-    if found.together is not None:
-        lines.append(
-            f"trained together: {'used' if found.kept_together else 'not used'}; at the same bounds quality "
-            f"{found.together.quality:.4g}"
-        )
     if found.tuned_in_budget is not None:
         closed, tuned = (
             f"{trial.density:.1%} open, {trial.microseconds:.0f} us" if trial else "no bound meets it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tvm_dual.forms import Forms, little_alone, trains_alone
+from tvm_dual.forms import Forms, little_alone
 from tvm_dual.gates import FAR
 from tvm_dual.measure import median_microseconds
 from tvm_dual.model import Model
@@ -34,8 +34,8 @@ class Judged:
         self.trials: list[Trial] = []
         #: What the budget allowed, by the layers' last steps.
         self.held: dict[tuple, tuple[Variant, Trial, Fits]] = {}
-        #: Whether little modules are trained, layer by layer and then together.
-        self.tuned = self.together = False
+        #: Whether little modules are trained.
+        self.tuned = False
 
     @property
     def finetune_steps(self) -> int:
@@ -47,9 +47,13 @@ class Judged:
         """How many single steps are tried in the end."""
         return self._model.options.search_steps
 
+    def accepts(self, trial: Trial) -> bool:
+        """Whether the quality budget allows what became of the model."""
+        return self._quality.accepts(trial.quality)
+
     def holds(self, taken: list[Step]) -> bool:
         """Whether the quality budget allows these steps together."""
-        return self._quality.accepts(self.judge(taken).quality)
+        return self.accepts(self.judge(taken))
 
     def is_worthwhile(self, taken: list[Step], fewer: list[Step]) -> bool:
         """Whether the steps `taken`, which hold, make the model faster than `fewer` of them, or these do not hold."""
@@ -59,14 +63,6 @@ class Judged:
         other.set_limit({name: choice.limit for name, choice in state_of(fewer)})
         time, time_of_fewer = median_microseconds([variant.library, other.library], self._model.longest)
         return time < time_of_fewer or not self.holds(fewer)
-
-    def trains_together(self, taken: list[Step]) -> bool:
-        """Whether any of these steps leaves a little module alone that can be trained together with others."""
-        sites, last = self._model.sites, dict(state_of(taken))
-        return any(
-            choice.limit == FAR and trains_alone(sites[name], little_alone(choice.form))
-            for name, choice in last.items()
-        )
 
     def saving(self, name: str, choice: Choice) -> float:
         """Return what a layer's form saves by itself, in microseconds or multiply-adds."""
@@ -86,13 +82,11 @@ class Judged:
         fits, limits = Fits(sized), {name: choice.limit for name, choice in state.items()}
         if self.tuned:
             fits.finetune(forms, limits, self._progress)
-        if self.together:
-            fits.train_together(forms, self._progress)
         fits.refit(forms, self._rule, limits)
         variant = fits.variant(forms, self._rule)
         trial = try_limit(sized, self._quality, variant, limits)
         self.trials.append(trial)
-        if self._quality.accepts(trial.quality):
+        if self.accepts(trial):
             self.held[state_of(taken)] = (variant, trial, fits)
         return trial
 
@@ -126,24 +120,21 @@ def within_budget(taken: list[Step], path: list[Step], judged: Judged) -> list[S
 
 
 def tuned(taken: list[Step], path: list[Step], judged: Judged) -> tuple[list[Step], FineTuning]:
-    """Go on with trained little modules if they judge better; return the steps that the budget allows."""
-    state, before = state_of(taken), judged.held[state_of(taken)]
+    """Go on with trained little modules, if these judge better or go further; return the steps that the budget allows.
+
+    How they judge at few steps is mostly chance: what is lost there is next to nothing, trained or not.
+    """
+    before, further = judged.held[state_of(taken)], taken
     judged.tuned = True
-    found = FineTuning(judged.finetune_steps, before[1], judged.judge(taken))
-    if found.kept:
-        before = judged.held[state]
-    judged.held[state], judged.tuned = before, found.kept
-    judged.together = True
-    if judged.trains_together(taken):
-        found = replace(found, together=judged.judge(taken))
-    if not found.kept_together:
-        judged.held[state], judged.together = before, False
-    if not found.kept and not found.kept_together:
+    trained = judged.judge(taken)
+    if judged.accepts(trained):
+        further = within_budget(taken, [step for step in path if step not in taken], judged)
+    found = FineTuning(judged.finetune_steps, before[1], trained)
+    if further == taken and not found.kept:
+        judged.held[state_of(taken)], judged.tuned = before, False
         return taken, found
-    taken = within_budget(taken, [step for step in path if step not in taken], judged)
-    return taken, replace(
-        found, closed_form_in_budget=found.closed_form, tuned_in_budget=judged.held[state_of(taken)][1]
-    )
+    in_budget = judged.held[state_of(further)][1]
+    return further, replace(found, closed_form_in_budget=found.closed_form, tuned_in_budget=in_budget)
 
 
 def worthwhile(taken: list[Step], judged: Judged) -> list[Step]:

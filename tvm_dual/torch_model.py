@@ -99,6 +99,9 @@ def translatable(module: IRModule) -> bool:
 def _operators(module: IRModule) -> Iterator[str]:
     """Yield the names of all operators, of composite functions those within; of what is none, its own name."""
     for function in module.functions.values():
+        if not isinstance(function, relax.Function):
+            yield type(function).__name__
+            continue
         for block in function.body.blocks:
             for binding in block.bindings:
                 value = binding.value

@@ -67,8 +67,7 @@ class Fits:
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return a site's little module.
 
-        After `refit` it is fitted again; after `finetune` and `train_together` it is the trained one if there is one,
-        else the closed form.
+        After `refit` it is fitted again; after `finetune` it is the trained one if there is one, else the closed form.
         """
         for found in (self._together, self._refits):
             if (name, forms) in found:
@@ -92,46 +91,49 @@ class Fits:
                 self._refits[name, form] = refit_closed(site, fit, observed, isa, rule, limit, gate)
 
     def finetune(self, forms: Forms, limit: Limits, progress: Callable[[str, int, int], None]) -> bool:
-        """Train little modules around the bound `limit`, or one by site, each once; say if there are any."""
+        """Train little modules around the bound `limit`, or one by site, each once; say if there are any.
+
+        Those of convolutions that stand alone are trained together, each set of them once.
+        """
         model, steps = self._model, self._model.options.finetune_steps
-        for name, form in forms.items():
-            site, observed = model.sites[name], model.observations[name]
-            if not steps or not trains(form) or not can_finetune(site, observed):
-                continue
-            if (key := self._tuned(name, form)) not in model.known:
+        trained = {
+            name: form
+            for name, form in forms.items()
+            if steps and trains(form) and can_finetune(model.sites[name], model.observations[name])
+        }
+        together = {name: form for name, form in trained.items() if trains_alone(model.sites[name], form)}
+        if together and not translatable(model.compiler.module):
+            together = {}
+        for name, form in trained.items():
+            key = self._tuned(name, form)
+            if name not in together and key not in model.known:
+                site, observed = model.sites[name], model.observations[name]
                 report = partial(progress, f"fine-tuning {name}")
                 limits = limit[name] if isinstance(limit, Mapping) else limit
                 limits = limits * gate_factors(site.kind, model.options.gate_factors)
-                isa, gate = ISAS[model.compiler.isa], "singles" if "singles" in form else "rows"
-                closed = self._of_floats(name, form)
-                tuned = finetune(site, closed, observed, limits, steps, report, isa=isa, gate=gate)
-                model.known.update({(*key, "floats"): tuned, key: self._as_stored(name, form, tuned)})
-            self._uses_tuned = True
+                start, isa = self._of_floats(name, form), ISAS[model.compiler.isa]
+                tuned = finetune(site, start, observed, limits, steps, report, isa=isa, gate=gate_of(form))
+                model.known[key] = self._as_stored(name, form, tuned)
+        if together:
+            self._train_together(together, progress)
+        self._uses_tuned = self._uses_tuned or bool(trained)
         return self._uses_tuned
 
-    def train_together(self, forms: Forms, progress: Callable[[str, int, int], None]) -> bool:
-        """Train the little modules of convolutions that stand alone, each set of them once; say if there are any.
-
-        They start from what `finetune` made of them, if it did.
-        """
-        model, steps = self._model, self._model.options.finetune_steps
-        alone = {name: form for name, form in forms.items() if trains_alone(model.sites[name], form)}
-        if not steps or not alone or not translatable(model.compiler.module):
-            return False
-        key = ("together", self._uses_tuned, *(self._tuned(name, form) for name, form in alone.items()))
+    def _train_together(self, forms: Forms, progress: Callable[[str, int, int], None]) -> None:
+        model = self._model
+        key = ("together", *(self._tuned(name, form) for name, form in forms.items()))
         if key not in model.known:
-            start = {name: self._of_floats(name, form) for name, form in alone.items()}
-            report = partial(progress, f"fine-tuning {len(alone)} layers together")
-            trained = train_together(model.compiler.module, model.sites, start, model.data.streams, steps, report)
-            model.known[key] = {name: self._as_stored(name, alone[name], fit) for name, fit in trained.items()}
-        self._together = {(name, alone[name]): fit for name, fit in model.known[key].items()}
-        return True
+            start = {name: self._of_floats(name, form) for name, form in forms.items()}
+            report = partial(progress, f"fine-tuning {len(forms)} layers together")
+            given = model.compiler.module, model.sites, start, model.data.streams, model.options.finetune_steps
+            trained = train_together(*given, report)
+            model.known[key] = {name: self._as_stored(name, forms[name], fit) for name, fit in trained.items()}
+        self._together = {(name, forms[name]): fit for name, fit in model.known[key].items()}
 
     def _of_floats(self, name: str, forms: tuple[str, str]) -> SiteFit:
-        """Return the floats that a little module is made of: trained ones, or the closed form."""
+        """Return the closed form in floats, of which one on bytes is made."""
         *floats, _ = self._key(name, forms)
-        closed = self._closed((*floats, None))
-        return self._model.known.get((*self._tuned(name, forms), "floats"), closed) if self._uses_tuned else closed
+        return self._closed((*floats, None))
 
     def _as_stored(self, name: str, forms: tuple[str, str], tuned: SiteFit) -> SiteFit:
         """Return a trained little module at the precision of a form."""
@@ -141,7 +143,7 @@ class Fits:
 
     def forget_tuned(self) -> None:
         """Go back to the closed forms."""
-        self._uses_tuned = False
+        self._uses_tuned, self._together = False, {}
 
     def _key(self, name: str, forms: tuple[str, str]) -> tuple:
         """Everything that the closed form of a site's little module depends on."""
