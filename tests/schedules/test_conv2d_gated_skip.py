@@ -18,6 +18,12 @@ from tests.schedules.conv2d_reference import SHAPES, added, after, convolutions,
 from tests.schedules.test_conv2d_skip import listed
 
 
+@pytest.fixture
+def isa(float_isa):
+    """Return a level of each vector length: these kernels are all of floats."""
+    return float_isa
+
+
 def check(isa, conv: Conv2d, threads: int, reads: bool = False, shares=(0.0, 0.4, 1.0), zeros=(0.0, 0.8, 1.0)):
     conv = replace(conv, outputs=max(conv.outputs, isa.lanes))
     rng = np.random.default_rng(1)
