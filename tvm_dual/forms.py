@@ -29,11 +29,6 @@ def trains(form: tuple[str, str]) -> bool:
     return bool(APPROXIMATE & set(form)) and form[1] not in (*COPIES, COARSE)
 
 
-def trains_alone(site: Site, form: tuple[str, str]) -> bool:
-    """Whether a form is a convolution's little module alone that can be trained."""
-    return site.conv is not None and "little" in form and trains(form)
-
-
 def exact_form(site: Site, skip: bool) -> tuple[str, str]:
     """Return the form that computes every row; with `skip`, of the columns of nonzero inputs alone."""
     return ("columns" if skip else "dense", "dense" if site.hidden else "")

@@ -2,23 +2,24 @@
 
 Layer by layer (`tvm_dual.finetuning`) each little module learns what its own layer gives, from what the exact model
 reads there. In the whole model it reads what other little modules give, and most of what a layer is off by does not
-reach the outputs. So here the model is run with all little modules in place, and what is followed down is the error of
-its outputs on the calibration data, labels not needed (the outputs of the exact model are the targets: Hinton et al.,
-2015; of squared error: Ba and Caruana, 2014). The big module's layers that are left are frozen.
+reach the outputs. So here the model is run with all little modules in place, behind their gates, and what is followed
+down is the error of its outputs on the calibration data, labels not needed (the outputs of the exact model are the
+targets: Hinton et al., 2015; of squared error: Ba and Caruana, 2014). The big modules are frozen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import IRModule
 
 from schedules.cpu import available_cores
 from tvm_dual.calibration import InputStream
-from tvm_dual.finetuning import follow_gradient
+from tvm_dual.finetuning import LIMITS, follow_gradient
 from tvm_dual.fitting import SiteFit
+from tvm_dual.gates import EFFORTS, FAR, thresholds
 from tvm_dual.sites import Site
 from tvm_dual.torch_model import TorchModel, convolved
 
@@ -30,24 +31,43 @@ AT_ONCE = 16
 RELATIVE_RATE = 0.01
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A convolution's little module before training, and its gate.
+
+    Attributes
+    ----------
+    fit : SiteFit
+        Of float32 and of a projection.
+    limit : float
+        Bound of the damage rule; `tvm_dual.gates.FAR` without a gate.
+    panels : list of slice or None
+        Channels that are gated together; None where each output has a gate of its own.
+    """
+
+    fit: SiteFit
+    limit: float = FAR
+    panels: list[slice] | None = None
+
+
 def train_together(
     module: IRModule,
     sites: Mapping[str, Site],
-    fits: Mapping[str, SiteFit],
+    starts: Mapping[str, Start],
     streams: tuple[InputStream, ...],
     steps: int,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> dict[str, SiteFit]:
-    """Train the little modules of convolutions that stand alone in a model.
+    """Train the little modules of a model's convolutions.
 
     Parameters
     ----------
     module : IRModule
         The marked model; `tvm_dual.torch_model.translatable`.
     sites : mapping of str to Site
-    fits : mapping of str to SiteFit
-        Little modules of float32 to start from, of projections, by site.
+    starts : mapping of str to Start
+        By site.
     streams : tuple of InputStream
         Inputs to train on.
     steps : int
@@ -60,7 +80,7 @@ def train_together(
     Returns
     -------
     dict of SiteFit
-        By the sites in `fits`.
+        By the sites in `starts`.
     """
     import torch
 
@@ -72,17 +92,19 @@ def train_together(
         inputs = [torch.from_numpy(np.concatenate(arrays)) for arrays in by_input]
         wanted, calls = _exact(torch, model, inputs), len(inputs[0])
         scale = [1 / (y - y.mean(0)).square().mean().clamp_min(1e-30) for y in wanted]
-        littles = {name: _Little(torch, model, name, fit) for name, fit in fits.items()}
+        littles = {name: _Little(torch, model, sites[name], start) for name, start in starts.items()}
         batch = max(1, min(CALLS, calls, int(OPERATIONS / operations_per_call(sites))))
 
         def loss():
-            some = torch.from_numpy(random.choice(calls, batch, replace=False))
+            some, times = torch.from_numpy(random.choice(calls, batch, replace=False)), random.choice(LIMITS)
+            for little in littles.values():
+                little.gate_at(times)
             found = model.run([x[some] for x in inputs], littles)
             return sum((s * (y - w[some]).square()).mean() for y, w, s in zip(found, wanted, scale, strict=True))
 
         parameters = [parameter for little in littles.values() for parameter in little.parameters]
         follow_gradient(torch, parameters, loss, steps, progress or (lambda done, total: None), RELATIVE_RATE)
-        return {name: littles[name].fit() for name in fits}
+        return {name: littles[name].fit() for name in starts}
     finally:
         torch.set_num_threads(threads)
 
@@ -100,25 +122,49 @@ def _exact(torch, model: TorchModel, inputs: list) -> list:
 
 
 class _Little:
-    """A convolution's little module; called with an image it gives the sums."""
+    """A convolution's little module behind its gate; called as `tvm_dual.torch_model.Sums`."""
 
-    def __init__(self, torch, model: TorchModel, name: str, fit: SiteFit) -> None:
-        little = fit.little.module
-        self._torch, self._fit, self._conv = torch, fit, model.conv(name)
-        self._center = torch.from_numpy(little.center)
-        self.parameters = [
-            torch.tensor(a, requires_grad=True) for a in (*little.projections, little.weight, little.bias)
-        ]
+    def __init__(self, torch, model: TorchModel, site: Site, start: Start) -> None:
+        little = start.fit.little.module
+        self._torch, self._site, self._start, self._conv = torch, site, start, model.conv(site.name)
+        self._center, self._limits = torch.from_numpy(little.center), None
+        arrays = (*little.projections, little.weight, little.bias)
+        self.parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
+        self._members = None
+        if start.panels is not None:
+            members = np.zeros((len(start.panels), len(site.weight)), "float32")
+            for of_panel, panel in zip(members, start.panels, strict=True):
+                of_panel[panel] = 1
+            self._members = torch.from_numpy(members)
 
-    def __call__(self, images):
+    def gate_at(self, times: float) -> None:
+        """Gate at a multiple of the bound from now on."""
+        fit, limit = self._start.fit, self._start.limit
+        if limit != FAR:
+            gate = "singles" if self._members is None else "rows"
+            table = thresholds(self._site, "damage", limit * times, fit.spread, fit.weights, gate=gate)
+            self._limits = self._torch.from_numpy(table[EFFORTS.index(1.0)].astype("float32"))
+
+    def __call__(self, images, added, exact):
         projection, rows, bias = self.parameters
         kernels = projection.reshape(len(projection), *self._conv.weight.shape[1:])
         few = convolved(self._torch, self._conv, images, kernels) - self._center
-        return self._torch.nn.functional.linear(few, rows, bias)
+        rough = self._torch.nn.functional.linear(few, rows, bias)
+        rough = rough if added is None else rough + added
+        return rough if self._limits is None else self._torch.where(self.opened(rough.detach()), exact(), rough)
+
+    def opened(self, sums):
+        """Return which channels are open, as `tvm_dual.tile_gates.open_channels` says."""
+        line, offset, most = self._limits
+        harms = (most * (line * sums + offset).clamp(0, 1)).square()
+        if self._members is None:
+            return harms > 1
+        of_panels = (self._torch.nn.functional.linear(harms, self._members) > 1).float()
+        return self._torch.nn.functional.linear(of_panels, self._members.T) > 0
 
     def fit(self) -> SiteFit:
         """Return the little module as it is now."""
         projection, rows, bias = (parameter.detach().numpy() for parameter in self.parameters)
-        little = self._fit.little
+        little = self._start.fit.little
         module = replace(little.module, projections=(projection,), weight=rows, bias=bias)
-        return replace(self._fit, little=replace(little, module=module), tuned=True)
+        return replace(self._start.fit, little=replace(little, module=module), tuned=True)

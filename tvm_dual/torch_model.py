@@ -12,8 +12,9 @@ from tvm.ir import GenericConst
 from relay_passes.conv2d_site import COMPOSITE, Conv2dSite, read_conv2d
 from relay_passes.mark_sites import layer_activation
 
-#: From the images that a convolution reads, (1, height, width, channels), to its sums, bias included, of that layout.
-Sums = Callable[["torch.Tensor"], "torch.Tensor"]  # noqa: F821
+#: What stands in place of a convolution's sums: from the image (1, height, width, channels) that it reads, the one that
+#: is added, if any, and a function that gives the exact sums, bias and added image included.
+Sums = Callable[["torch.Tensor", "torch.Tensor | None", Callable[[], "torch.Tensor"]], "torch.Tensor"]  # noqa: F821
 
 
 class TorchModel:
@@ -72,9 +73,13 @@ class TorchModel:
             self._convs[name] = read_conv2d(function, call, layer_activation(function))
         site, torch = self._convs[name], self._torch
         x = self._value(site.x, values, sums)
-        y = sums[name](x) if name in sums else convolved(torch, site, x, site.weight) + torch.from_numpy(site.bias)
-        if site.residual is not None:
-            y = y + self._value(site.residual, values, sums)
+        added = None if site.residual is None else self._value(site.residual, values, sums)
+
+        def exact():
+            found = convolved(torch, site, x, site.weight) + torch.from_numpy(site.bias)
+            return found if added is None else found + added
+
+        y = sums[name](x, added, exact) if name in sums else exact()
         if site.conv.activation == "relu6":
             y = y.clamp(0, 6)
         elif site.conv.activation:

@@ -9,15 +9,16 @@ from functools import cached_property, partial
 import numpy as np
 
 from relay_passes.site_plan import COARSE, COPIES, GATED
+from schedules.conv2d_gated import gate_panels
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.closed_fit import gate_table, refit_closed
 from tvm_dual.conv_littles import fit_coarse, fit_copy
 from tvm_dual.finetuning import can_finetune, finetune
 from tvm_dual.fitting import SiteFit, fit_bytes, fit_site
-from tvm_dual.forms import APPROXIMATE, Forms, gate_of, trains, trains_alone
-from tvm_dual.gates import EFFORTS, gate_factors
-from tvm_dual.joint_training import train_together
+from tvm_dual.forms import APPROXIMATE, Forms, gate_of, trains
+from tvm_dual.gates import EFFORTS, FAR, gate_factors
+from tvm_dual.joint_training import Start, train_together
 from tvm_dual.library import DualLibrary
 from tvm_dual.model import Model
 from tvm_dual.plan import Plan
@@ -93,7 +94,7 @@ class Fits:
     def finetune(self, forms: Forms, limit: Limits, progress: Callable[[str, int, int], None]) -> bool:
         """Train little modules around the bound `limit`, or one by site, each once; say if there are any.
 
-        Those of convolutions that stand alone are trained together, each set of them once.
+        Those of convolutions are trained together, each set of them once, in models that run in PyTorch.
         """
         model, steps = self._model, self._model.options.finetune_steps
         trained = {
@@ -101,7 +102,7 @@ class Fits:
             for name, form in forms.items()
             if steps and trains(form) and can_finetune(model.sites[name], model.observations[name])
         }
-        together = {name: form for name, form in trained.items() if trains_alone(model.sites[name], form)}
+        together = {name: form for name, form in trained.items() if model.sites[name].conv}
         if together and not translatable(model.compiler.module):
             together = {}
         for name, form in trained.items():
@@ -115,20 +116,29 @@ class Fits:
                 tuned = finetune(site, start, observed, limits, steps, report, isa=isa, gate=gate_of(form))
                 model.known[key] = self._as_stored(name, form, tuned)
         if together:
-            self._train_together(together, progress)
+            self._train_together(
+                {name: (form, _limit_of(limit, name, form)) for name, form in together.items()}, progress
+            )
         self._uses_tuned = self._uses_tuned or bool(trained)
         return self._uses_tuned
 
-    def _train_together(self, forms: Forms, progress: Callable[[str, int, int], None]) -> None:
-        model = self._model
-        key = ("together", *(self._tuned(name, form) for name, form in forms.items()))
+    def _train_together(
+        self, gated: dict[str, tuple[tuple[str, str], float]], progress: Callable[[str, int, int], None]
+    ) -> None:
+        """Train little modules of convolutions by form and bound."""
+        model, isa = self._model, ISAS[self._model.compiler.isa]
+        key = ("together", *((self._tuned(name, form), form, limit) for name, (form, limit) in gated.items()))
         if key not in model.known:
-            start = {name: self._of_floats(name, form) for name, form in forms.items()}
-            report = partial(progress, f"fine-tuning {len(forms)} layers together")
-            given = model.compiler.module, model.sites, start, model.data.streams, model.options.finetune_steps
+            panels = {
+                n: None if gate_of(f) == "singles" else gate_panels(isa, model.sites[n].conv)
+                for n, (f, _) in gated.items()
+            }
+            starts = {n: Start(self._of_floats(n, f), limit, panels[n]) for n, (f, limit) in gated.items()}
+            report = partial(progress, f"fine-tuning {len(gated)} layers together")
+            given = model.compiler.module, model.sites, starts, model.data.streams, model.options.finetune_steps
             trained = train_together(*given, report)
-            model.known[key] = {name: self._as_stored(name, forms[name], fit) for name, fit in trained.items()}
-        self._together = {(name, forms[name]): fit for name, fit in model.known[key].items()}
+            model.known[key] = {name: self._as_stored(name, gated[name][0], fit) for name, fit in trained.items()}
+        self._together = {(name, gated[name][0]): fit for name, fit in model.known[key].items()}
 
     def _of_floats(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return the closed form in floats, of which one on bytes is made."""
@@ -212,6 +222,13 @@ class Fits:
             plan=plan,
         )
         return Variant(forms, fits, rule, library, model)
+
+
+def _limit_of(limit: Limits, name: str, form: tuple[str, str]) -> float:
+    """Return the bound of a site; little modules alone have none."""
+    if not GATED & set(form):
+        return FAR
+    return limit[name] if isinstance(limit, Mapping) else limit
 
 
 def _tables(model: Model, forms: Forms, fits: dict[str, SiteFit], rule: str, limit: Limits) -> dict[str, np.ndarray]:

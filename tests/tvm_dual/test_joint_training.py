@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from schedules.conv2d_gated import gate_panels
+from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual import joint_training, step_search, variants
-from tvm_dual.forms import trains_alone
-from tvm_dual.gates import FAR
-from tvm_dual.joint_training import operations_per_call, train_together
+from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
+from tvm_dual.joint_training import Start, operations_per_call, train_together
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import FineTuning, Plan, Trial
 from tvm_dual.quality import mean_square, outputs_of
 from tvm_dual.site_choices import Choice, Step
+from tvm_dual.tile_gates import open_channels
+from tvm_dual.torch_model import TorchModel
 from tvm_dual.variants import Fits
 
 ALONE = ("conv2d1", "conv2d2", "conv2d3")
@@ -75,24 +78,60 @@ def test_each_set_of_layers_is_trained_once(builder, monkeypatch):
         again.finetune(forms | {"conv2d1": ("dense", "")}, FAR, lambda *_: None)
 
 
-def test_what_was_trained_stays_when_others_are_fitted_again(builder):
+def test_what_was_trained_is_not_fitted_again(builder):
     model = builder.model("fp32", replace(OPTIONS, finetune_steps=3))
     forms, fits = forms_of(model) | {"conv2d3": ("rows", "dense")}, Fits(model)
-    fits.finetune(forms, FAR, lambda *_: None)
-    gated, trained = fits.fit("conv2d3", forms["conv2d3"]), fits.fit("conv2d1", forms["conv2d1"])
-    fits.refit(forms, "damage", {name: 1e-3 if name == "conv2d3" else FAR for name in ALONE})
-    assert fits.fit("conv2d1", forms["conv2d1"]) is trained and trained.tuned
-    assert (
-        gated.tuned
-        and ("conv2d3", forms["conv2d3"]) in fits._refits
-        and ("conv2d1", forms["conv2d1"]) not in fits._refits
+    limits = {name: 0.1 if name == "conv2d3" else FAR for name in ALONE}
+    fits.finetune(forms, limits, lambda *_: None)
+    trained = [fits.fit(name, forms[name]) for name in ALONE]
+    fits.refit(forms, "damage", limits)
+    assert all(found is fits.fit(name, forms[name]) and found.tuned for name, found in zip(ALONE, trained, strict=True))
+    fits.forget_tuned()
+    fits.refit(forms, "damage", limits)
+    assert not any(fits.fit(name, forms[name]).tuned for name in ALONE)
+
+
+@pytest.mark.parametrize("gate", ["rows", "singles"])
+@pytest.mark.parametrize("name", ["conv2d1", "conv2d3"])
+def test_gates_open_what_the_kernels_open(builder, name, gate):
+    model, isa = builder.model("fp32", OPTIONS), ISAS[builder.isa]
+    site, fit = model.sites[name], Fits(model).fit(name, (gate, "dense"))
+    panels = None if gate == "singles" else gate_panels(isa, site.conv)
+    sums = np.random.default_rng(0).standard_normal((1, 5, 4, 64)).astype("float32")
+
+    def opened(limit: float) -> np.ndarray:
+        table = thresholds(site, "damage", limit, fit.spread, fit.weights, gate=gate)[EFFORTS.index(1.0)]
+        return open_channels(table.astype("float32"), sums.reshape(-1, 64), panels)[0]
+
+    limit = next(found for found in np.geomspace(1e-3, 1e3, 61) if 0.1 < opened(found).mean() < 0.9)
+    run = TorchModel(torch, model.compiler.module)
+    run.run([torch.from_numpy(model.data.streams[0].arrays[0][:1])])
+    little = joint_training._Little(torch, run, site, Start(fit, 2 * limit, panels))
+    little.gate_at(0.5)
+    found = little.opened(torch.from_numpy(sums)).numpy().reshape(-1, 64)
+    assert (found != opened(limit)).mean() < 0.01
+
+
+@pytest.mark.parametrize("limit", [OPEN, FAR])
+def test_open_gates_are_the_exact_layer_and_closed_ones_the_little_module(builder, limit):
+    model, isa = builder.model("fp32", OPTIONS), ISAS[builder.isa]
+    site, fit = model.sites["conv2d3"], Fits(model).fit("conv2d3", ("rows", "dense"))
+    run, x = TorchModel(torch, model.compiler.module), torch.from_numpy(model.data.streams[0].arrays[0][:3])
+    (exact,) = run.run([x])
+    gated, alone = (
+        joint_training._Little(torch, run, site, Start(fit, bound, gate_panels(isa, site.conv)))
+        for bound in (limit, FAR)
     )
+    gated.gate_at(1.0)
+    (found,), (closed,) = run.run([x], {"conv2d3": gated}), run.run([x], {"conv2d3": alone})
+    torch.testing.assert_close(found, exact if limit == OPEN else closed)
+    assert not torch.allclose(exact, closed)
 
 
 def test_training_is_the_same_each_time_and_gives_threads_back(builder):
     model = builder.model("fp32", OPTIONS)
     forms, threads = forms_of(model), torch.get_num_threads()
-    start = {name: Fits(model).fit(name, forms[name]) for name in ALONE}
+    start = {name: Start(Fits(model).fit(name, forms[name])) for name in ALONE}
     given = (model.compiler.module, model.sites, start, model.data.streams, 5)
     one, two = train_together(*given), train_together(*given)
     for name in ALONE:
@@ -100,15 +139,13 @@ def test_training_is_the_same_each_time_and_gives_threads_back(builder):
     assert torch.get_num_threads() == threads
 
 
-def test_nothing_is_trained_without_steps_or_layers_that_stand_alone(builder):
+def test_nothing_is_trained_without_steps_or_little_modules(builder):
     model, quiet = builder.model("fp32", OPTIONS), lambda *_: None
     forms = forms_of(model)
     untrained = replace(model, options=replace(OPTIONS, finetune_steps=0))
     assert not Fits(untrained).finetune(forms, FAR, quiet)
     exact = dict.fromkeys(forms, ("dense", ""))
     assert not Fits(model).finetune(exact, FAR, quiet)
-    assert not trains_alone(model.sites["conv2d1"], ("little", "copy8"))
-    assert not trains_alone(model.sites["dense0"], ("little", ""))
 
 
 def test_operations_are_all_multiplications_of_a_call(builder):

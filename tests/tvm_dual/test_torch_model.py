@@ -75,11 +75,27 @@ def test_sums_of_a_layer_are_replaced_before_what_follows_them():
     model.run([x])
     shape = (1, 10, 7, 16)
     added = torch.full(shape, -1.5, requires_grad=True)
-    (found,) = model.run([x], {names[0]: lambda _: added})
+    (found,) = model.run([x], {names[0]: lambda *_: added})
     # ReLU leaves nothing, so that the second convolution sees what batch normalization makes of zeros.
     normalized = network[2](torch.zeros(1, 16, 10, 7))
     wanted = network[6](network[5](network[4](normalized[:, :, :5, :3])))
     np.testing.assert_allclose(found[0].detach(), wanted.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_exact_sums_and_what_is_added_are_given():
+    network, x = NETWORKS["residual, mean, softmax"], images(2)
+    module, seen = module_of(network), []
+    model = TorchModel(torch, module)
+    wanted = model.run([x])
+
+    def halved(_image, added, exact):
+        seen.append(None if added is None else tuple(added.shape))
+        return exact() if added is None else (exact() - added) / 2 + added / 2
+
+    names = [site.name for site in find_sites(module)]
+    (found,) = model.run([x], dict.fromkeys(names[:3], halved))
+    assert seen.count(None) == 2 and (1, 7, 6, 24) in seen
+    assert not np.allclose(found.detach(), wanted[0].detach())
 
 
 def test_gradients_reach_what_replaces_a_layer():
@@ -87,7 +103,7 @@ def test_gradients_reach_what_replaces_a_layer():
     module, weight = module_of(network), torch.ones((), requires_grad=True)
     model = TorchModel(torch, module)
     model.run([x])
-    (found,) = model.run([x], {"conv2d0": lambda image: image[:, ::2, ::2, :1].expand(-1, -1, -1, 24) * weight})
+    (found,) = model.run([x], {"conv2d0": lambda image, *_: image[:, ::2, ::2, :1].expand(-1, -1, -1, 24) * weight})
     found.square().sum().backward()
     assert weight.grad is not None and weight.grad != 0
 
