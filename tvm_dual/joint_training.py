@@ -24,7 +24,7 @@ from tvm_dual.sites import Site
 from tvm_dual.torch_model import TorchModel, convolved
 
 #: Calls of a step at most, and multiply-adds of them that the exact model would take.
-CALLS, OPERATIONS = 64, 8e9
+CALLS, OPERATIONS = 64, 4e9
 #: Calls that are run at once where nothing is trained.
 AT_ONCE = 16
 #: Adam's step size, as a share of the root mean square of what it changes.
