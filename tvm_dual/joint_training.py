@@ -23,10 +23,8 @@ from tvm_dual.gates import EFFORTS, FAR, thresholds
 from tvm_dual.sites import Site
 from tvm_dual.torch_model import TorchModel, convolved
 
-#: Calls of a step at most, and multiply-adds of them that the exact model would take.
+#: Calls that are run at once at most, and multiply-adds of them that the exact model would take.
 CALLS, OPERATIONS = 64, 4e9
-#: Calls that are run at once where nothing is trained.
-AT_ONCE = 16
 #: Adam's step size, as a share of the root mean square of what it changes.
 RELATIVE_RATE = 0.01
 
@@ -90,10 +88,11 @@ def train_together(
         model, random = TorchModel(torch, module), np.random.default_rng(seed)
         by_input = zip(*(stream.arrays for stream in streams), strict=True)
         inputs = [torch.from_numpy(np.concatenate(arrays)) for arrays in by_input]
-        wanted, calls = _exact(torch, model, inputs), len(inputs[0])
+        calls = len(inputs[0])
+        batch = max(1, min(CALLS, calls, int(OPERATIONS / operations_per_call(sites))))
+        wanted = _exact(torch, model, inputs, batch)
         scale = [1 / (y - y.mean(0)).square().mean().clamp_min(1e-30) for y in wanted]
         littles = {name: _Little(torch, model, sites[name], start) for name, start in starts.items()}
-        batch = max(1, min(CALLS, calls, int(OPERATIONS / operations_per_call(sites))))
 
         def loss():
             some, times = torch.from_numpy(random.choice(calls, batch, replace=False)), random.choice(LIMITS)
@@ -114,10 +113,10 @@ def operations_per_call(sites: Mapping[str, Site]) -> float:
     return sum(site.weight_count * (site.rows_per_call or 1) for site in sites.values())
 
 
-def _exact(torch, model: TorchModel, inputs: list) -> list:
-    """Return the exact model's outputs, ``(calls, ...)``."""
+def _exact(torch, model: TorchModel, inputs: list, batch: int) -> list:
+    """Return the exact model's outputs, ``(calls, ...)``, of so many calls at once."""
     with torch.no_grad():
-        parts = [model.run(some) for some in zip(*(x.split(AT_ONCE) for x in inputs), strict=True)]
+        parts = [model.run(some) for some in zip(*(x.split(batch) for x in inputs), strict=True)]
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
 

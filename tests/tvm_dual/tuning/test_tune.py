@@ -95,7 +95,7 @@ def test_a_target_must_be_known_and_run_where_it_is_measured():
 
 
 def test_a_target_that_does_not_run_here_needs_a_fleet(monkeypatch):
-    monkeypatch.setattr("tvm_dual.compiler.native_isa", lambda: ISAS["avx2"])
+    monkeypatch.setattr("tvm_dual.targets.native_isa", lambda: ISAS["avx2"])
     with pytest.raises(PlanError, match="target 'avx512_vnni' does not run on this CPU"):
         check_tuning("avx512_vnni", 1, 1, "local", None)
     monkeypatch.setattr("tvm_dual.tuning.fleet.Tracker.servers", lambda self: 1)
