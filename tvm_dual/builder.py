@@ -120,16 +120,16 @@ def finetune(
 ) -> DualLibrary:
     """Build as `build` does, with little modules trained under the gate where that judges better.
 
-    What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers and convolutions; the
-    model itself stays as it is. Trained modules are used if they judge better than the closed form that they
-    started from; the report compares the two.
+    What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers, one by one, and of
+    convolutions, together; the model itself stays as it is. Trained modules are used if they judge better than the
+    closed form that they started from, or go further within the budget; the report compares the two.
 
     Parameters
     ----------
     model, calibration, options
         As `build` takes them; the calibration streams should be long, a few thousand calls in all or more.
     steps : int
-        Steps of gradient descent for each layer.
+        Steps of gradient descent for each recurrent layer, and for each set of convolutions.
     **arguments
         What else `build` takes.
 

@@ -58,7 +58,8 @@ class AdvancedOptions:
         bound is searched, and the report says what quality results.
     finetune_steps : int
         Steps of gradient descent on the little modules of gated recurrent sites and convolutions
-        (`tvm_dual.finetuning`); 0 keeps the closed form. The result is used if it judges better. Needs torch.
+        (`tvm_dual.finetuning`, `tvm_dual.joint_training`); 0 keeps the closed form. The result is used if it judges
+        better, or goes further within the budget. Needs torch.
     search_steps : int
         Refinements of the bound after the first bracket, each costing one ``evaluate``.
     minimize : str
