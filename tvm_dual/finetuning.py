@@ -7,7 +7,8 @@ layer hands on, weighted by what the next layers make of each unit; and gradient
 so that errors which would build up in the state are the ones that shrink. The rows are rounded in the
 forward pass as they will be stored, which their gradients pass through. Recurrent sites are trained, since a closed
 form cannot see that its own errors come back as inputs, and convolutions, since it cannot see that the nonlinearity
-hides part of its errors, and the gate another.
+hides part of its errors, and the gate another; of models that run in PyTorch, convolutions are trained together instead
+(`tvm_dual.joint_training`).
 """
 
 from __future__ import annotations
@@ -83,8 +84,7 @@ def finetune(
     try:
         start = _start_tiles if site.conv else _start_cell
         trained, loss = start(torch, site, fit, observed, limits, np.random.default_rng(seed), (isa, gate))
-        told = progress or (lambda done, total: None)
-        follow_gradient(torch, trained.parameters, loss, steps, told, RELATIVE_RATE)
+        follow_gradient(torch, trained.parameters, loss, steps, progress or (lambda done, total: None))
         return replace(fit, little=replace(fit.little, module=trained.module()), tuned=True)
     finally:
         torch.set_num_threads(threads)
@@ -122,16 +122,9 @@ def _scaled_weights(torch, fit: SiteFit):
     return torch.from_numpy(fit.weights / np.sqrt((fit.weights**2).mean()))
 
 
-def follow_gradient(
-    torch,
-    parameters: list,
-    loss: Callable,
-    steps: int,
-    progress: Callable[[int, int], None],
-    relative_rate: float,
-) -> None:
-    """Follow the gradient of `loss`, with step sizes, shares of the root mean square of what changes, that fall."""
-    rates = [relative_rate * float(p.detach().pow(2).mean().sqrt()) for p in parameters]
+def follow_gradient(torch, parameters: list, loss: Callable, steps: int, progress: Callable[[int, int], None]) -> None:
+    """Follow the gradient of `loss`, with step sizes that rise and fall."""
+    rates = [RELATIVE_RATE * float(p.detach().pow(2).mean().sqrt()) for p in parameters]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for step in range(steps):

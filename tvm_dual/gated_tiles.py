@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from relay_passes.products import LittleModule
-from schedules.conv2d_gated import gate_panels
 from schedules.cpu import Isa
 from tvm_dual.fitting import SiteFit
-from tvm_dual.gates import EFFORTS, thresholds
 from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
-from tvm_dual.tile_gates import open_channels
+from tvm_dual.torch_gates import ConvGate
+from tvm_dual.torch_model import activated
 
 
 class GatedTiles:
@@ -27,14 +26,13 @@ class GatedTiles:
 
     def __init__(self, torch, site: Site, fit: SiteFit, observed: Observations, isa: Isa, gate: str = "rows") -> None:
         """Take the weights of `site`, what it read, and its closed form to start from; `gate` as in `closed_loss`."""
-        self._torch, self._site, self._fit, self._little = torch, site, fit, fit.little.module
+        self._torch, self._activation, self._little = torch, site.activation, fit.little.module
         (x,) = observed.inputs
         added = np.zeros((len(x), 1), "float32") if observed.residual is None else observed.residual
         self._x, self._added = torch.from_numpy(x), torch.from_numpy(added)
         self._exact = torch.from_numpy(x @ site.weight.T + site.bias + added)
         self._center = torch.from_numpy(self._little.center)
-        self._gate = gate
-        self._panels = None if gate == "singles" else gate_panels(isa, site.conv)
+        self._gate = ConvGate(torch, site, fit, isa, gate)
         arrays = (*self._little.projections, self._little.weight, self._little.bias)
         self.parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
 
@@ -66,16 +64,8 @@ class GatedTiles:
         projection, rows, bias = self.parameters
         exact, added = self._exact[pixels], self._added[pixels]
         rough = linear(linear(self._x[pixels], projection) - self._center, rows, bias) + added
-        opened = self._open(rough.detach(), limit)
+        opened = self._gate.opened(rough.detach(), limit)
         return self._after(torch.where(opened, exact, rough)) - self._after(exact)
 
-    def _open(self, sums, limit: float):
-        site, fit = self._site, self._fit
-        table = thresholds(site, "damage", limit, fit.spread, fit.weights, gate=self._gate)[EFFORTS.index(1.0)]
-        return self._torch.from_numpy(open_channels(table, sums.numpy(), self._panels)[0])
-
     def _after(self, sums):
-        torch, kind = self._torch, self._site.activation
-        if kind == "relu6":
-            return sums.clamp(0, 6)
-        return sums if kind is None else getattr(torch, kind)(sums)
+        return activated(self._torch, self._activation, sums)

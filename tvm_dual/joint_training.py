@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import IRModule
 
-from schedules.cpu import available_cores
+from schedules.cpu import Isa, available_cores
 from tvm_dual.calibration import InputStream
+from tvm_dual.cost import all_operations
 from tvm_dual.finetuning import LIMITS, follow_gradient
 from tvm_dual.fitting import SiteFit
-from tvm_dual.gates import EFFORTS, FAR, thresholds
+from tvm_dual.gates import FAR
 from tvm_dual.sites import Site
+from tvm_dual.torch_gates import ConvGate
 from tvm_dual.torch_model import TorchModel, convolved
 
 #: Calls that are run at once at most, and multiply-adds of them that the exact model would take.
 CALLS, OPERATIONS = 64, 4e9
-#: Adam's step size, as a share of the root mean square of what it changes.
-RELATIVE_RATE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +39,13 @@ class Start:
         Of float32 and of a projection.
     limit : float
         Bound of the damage rule; `tvm_dual.gates.FAR` without a gate.
-    panels : list of slice or None
-        Channels that are gated together; None where each output has a gate of its own.
+    gate : str
+        ``rows`` for gates of tiles, ``singles`` for those of outputs.
     """
 
     fit: SiteFit
     limit: float = FAR
-    panels: list[slice] | None = None
+    gate: str = "rows"
 
 
 def train_together(
@@ -53,6 +53,7 @@ def train_together(
     sites: Mapping[str, Site],
     starts: Mapping[str, Start],
     streams: tuple[InputStream, ...],
+    isa: Isa,
     steps: int,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
@@ -68,6 +69,8 @@ def train_together(
         By site.
     streams : tuple of InputStream
         Inputs to train on.
+    isa : Isa
+        Level that gates are generated for.
     steps : int
         Steps of gradient descent.
     progress : callable, optional
@@ -89,28 +92,23 @@ def train_together(
         by_input = zip(*(stream.arrays for stream in streams), strict=True)
         inputs = [torch.from_numpy(np.concatenate(arrays)) for arrays in by_input]
         calls = len(inputs[0])
-        batch = max(1, min(CALLS, calls, int(OPERATIONS / operations_per_call(sites))))
+        batch = max(1, min(CALLS, calls, int(OPERATIONS / sum(map(all_operations, sites.values())))))
         wanted = _exact(torch, model, inputs, batch)
         scale = [1 / (y - y.mean(0)).square().mean().clamp_min(1e-30) for y in wanted]
-        littles = {name: _Little(torch, model, sites[name], start) for name, start in starts.items()}
+        littles = {name: _Little(torch, model, sites[name], start, isa) for name, start in starts.items()}
 
         def loss():
             some, times = torch.from_numpy(random.choice(calls, batch, replace=False)), random.choice(LIMITS)
             for little in littles.values():
-                little.gate_at(times)
+                little.times = times
             found = model.run([x[some] for x in inputs], littles)
             return sum((s * (y - w[some]).square()).mean() for y, w, s in zip(found, wanted, scale, strict=True))
 
         parameters = [parameter for little in littles.values() for parameter in little.parameters]
-        follow_gradient(torch, parameters, loss, steps, progress or (lambda done, total: None), RELATIVE_RATE)
+        follow_gradient(torch, parameters, loss, steps, progress or (lambda done, total: None))
         return {name: littles[name].fit() for name in starts}
     finally:
         torch.set_num_threads(threads)
-
-
-def operations_per_call(sites: Mapping[str, Site]) -> float:
-    """Return the multiply-adds of a call of the exact model."""
-    return sum(site.weight_count * (site.rows_per_call or 1) for site in sites.values())
 
 
 def _exact(torch, model: TorchModel, inputs: list, batch: int) -> list:
@@ -121,45 +119,33 @@ def _exact(torch, model: TorchModel, inputs: list, batch: int) -> list:
 
 
 class _Little:
-    """A convolution's little module behind its gate; called as `tvm_dual.torch_model.Sums`."""
+    """A convolution's little module behind its gate; called as `tvm_dual.torch_model.Sums`.
 
-    def __init__(self, torch, model: TorchModel, site: Site, start: Start) -> None:
+    Attributes
+    ----------
+    parameters : list of torch.Tensor
+        Projection, rows, bias.
+    times : float
+        What the bound is multiplied by.
+    """
+
+    def __init__(self, torch, model: TorchModel, site: Site, start: Start, isa: Isa) -> None:
         little = start.fit.little.module
-        self._torch, self._site, self._start, self._conv = torch, site, start, model.conv(site.name)
-        self._center, self._limits = torch.from_numpy(little.center), None
+        self._torch, self._start, self._conv = torch, start, model.convs[site.name]
+        self._center, self.times = torch.from_numpy(little.center), 1.0
         arrays = (*little.projections, little.weight, little.bias)
         self.parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
-        self._members = None
-        if start.panels is not None:
-            members = np.zeros((len(start.panels), len(site.weight)), "float32")
-            for of_panel, panel in zip(members, start.panels, strict=True):
-                of_panel[panel] = 1
-            self._members = torch.from_numpy(members)
-
-    def gate_at(self, times: float) -> None:
-        """Gate at a multiple of the bound from now on."""
-        fit, limit = self._start.fit, self._start.limit
-        if limit != FAR:
-            gate = "singles" if self._members is None else "rows"
-            table = thresholds(self._site, "damage", limit * times, fit.spread, fit.weights, gate=gate)
-            self._limits = self._torch.from_numpy(table[EFFORTS.index(1.0)].astype("float32"))
+        self._gate = None if start.limit == FAR else ConvGate(torch, site, start.fit, isa, start.gate)
 
     def __call__(self, images, added, exact):
-        projection, rows, bias = self.parameters
+        torch, (projection, rows, bias) = self._torch, self.parameters
         kernels = projection.reshape(len(projection), *self._conv.weight.shape[1:])
-        few = convolved(self._torch, self._conv, images, kernels) - self._center
-        rough = self._torch.nn.functional.linear(few, rows, bias)
+        few = convolved(torch, self._conv, images, kernels) - self._center
+        rough = torch.nn.functional.linear(few, rows, bias)
         rough = rough if added is None else rough + added
-        return rough if self._limits is None else self._torch.where(self.opened(rough.detach()), exact(), rough)
-
-    def opened(self, sums):
-        """Return which channels are open, as `tvm_dual.tile_gates.open_channels` says."""
-        line, offset, most = self._limits
-        harms = (most * (line * sums + offset).clamp(0, 1)).square()
-        if self._members is None:
-            return harms > 1
-        of_panels = (self._torch.nn.functional.linear(harms, self._members) > 1).float()
-        return self._torch.nn.functional.linear(of_panels, self._members.T) > 0
+        if self._gate is None:
+            return rough
+        return torch.where(self._gate.opened(rough.detach(), self._start.limit * self.times), exact(), rough)
 
     def fit(self) -> SiteFit:
         """Return the little module as it is now."""

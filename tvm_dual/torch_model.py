@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import tvm
@@ -20,16 +21,23 @@ Sums = Callable[["torch.Tensor", "torch.Tensor | None", Callable[[], "torch.Tens
 class TorchModel:
     """The layers and operators of ``main``, one after the other; weights are constants.
 
-    Parameters
+    Attributes
     ----------
-    torch : module
-    module : IRModule
-        Sites marked; of fixed shapes and without states, so that calls can be stacked (`torch.vmap`).
+    convs : dict of Conv2dSite
+        Convolutions, by site.
     """
 
     def __init__(self, torch, module: IRModule) -> None:
-        self._torch, self._module = torch, module
-        self._convs: dict[str, Conv2dSite] = {}
+        """Take a module of marked sites, fixed shapes and no states: calls are stacked (`torch.vmap`)."""
+        self._torch, self._module, self.convs = torch, module, {}
+        self._constants: dict = {}
+        for block in module["main"].body.blocks:
+            for binding in block.bindings:
+                call = binding.value
+                function = module[call.op] if isinstance(getattr(call, "op", None), tvm.ir.GlobalVar) else None
+                if function is not None and function.attrs["Composite"] == COMPOSITE:
+                    site = read_conv2d(function, call, layer_activation(function))
+                    self.convs[str(function.attrs["dual.site"])] = site
 
     def run(self, inputs: Sequence, sums: Mapping[str, Sums] | None = None) -> list:
         """Return the outputs, float32 (calls, *output shape), of inputs (calls, *input shape).
@@ -51,7 +59,10 @@ class TorchModel:
 
     def _value(self, value, values: dict, sums: Mapping[str, Sums]):
         if isinstance(value, GenericConst):
-            return self._torch.from_numpy(value.value.numpy())
+            # TVM copies what it gives as an array.
+            if value not in self._constants:
+                self._constants[value] = self._torch.from_numpy(value.value.numpy())
+            return self._constants[value]
         if isinstance(value, relax.Tuple):
             return [self._value(field, values, sums) for field in value.fields]
         if isinstance(value, relax.TupleGetItem):
@@ -63,15 +74,12 @@ class TorchModel:
             return OPERATORS[value.op.name](self._torch, value, *arguments)
         function = self._module[value.op]
         if function.attrs["Composite"] == COMPOSITE:
-            return self._conv2d(value, function, values, sums)
+            return self._conv2d(str(function.attrs["dual.site"]), values, sums)
         arguments = (self._value(argument, values, sums) for argument in value.args)
         return self._body(function, dict(zip(function.params, arguments, strict=True)), sums)
 
-    def _conv2d(self, call: relax.Call, function: relax.Function, values: dict, sums: Mapping[str, Sums]):
-        name = str(function.attrs["dual.site"])
-        if name not in self._convs:
-            self._convs[name] = read_conv2d(function, call, layer_activation(function))
-        site, torch = self._convs[name], self._torch
+    def _conv2d(self, name: str, values: dict, sums: Mapping[str, Sums]):
+        site, torch = self.convs[name], self._torch
         x = self._value(site.x, values, sums)
         added = None if site.residual is None else self._value(site.residual, values, sums)
 
@@ -80,17 +88,10 @@ class TorchModel:
             return found if added is None else found + added
 
         y = sums[name](x, added, exact) if name in sums else exact()
-        if site.conv.activation == "relu6":
-            y = y.clamp(0, 6)
-        elif site.conv.activation:
-            y = getattr(torch, site.conv.activation)(y)
+        y = activated(torch, site.conv.activation, y)
         if site.pool is not None:
             y = _channels_last(torch.nn.functional.max_pool2d, y, site.pool.window, site.pool.strides)
         return y
-
-    def conv(self, name: str) -> Conv2dSite:
-        """Return a convolution that has been run."""
-        return self._convs[name]
 
 
 def translatable(module: IRModule) -> bool:
@@ -127,16 +128,24 @@ def _is_plain(call: relax.Call) -> bool:
     return (top, left) == (bottom, right) and set(_extents(attributes.dilation)) == {1} and not attributes.ceil_mode
 
 
+def activated(torch, kind: str | None, sums):
+    """Return what a layer's nonlinearity makes of its sums."""
+    if kind == "relu6":
+        return sums.clamp(0, 6)
+    return sums if kind is None else getattr(torch, kind)(sums)
+
+
 def convolved(torch, site: Conv2dSite, x, weight):
     """Return products with ``weight: (outputs, kernel rows, kernel columns, inputs)`` in the geometry of a site."""
     conv, weight = site.conv, torch.as_tensor(weight).permute(0, 3, 1, 2)
-    top, left, bottom, right = conv.padding
+    return _channels_last(partial(_conv2d, torch, weight, conv.padding, conv.strides, conv.dilation), x)
 
-    def product(images):
-        padded = torch.nn.functional.pad(images, (left, right, top, bottom))
-        return torch.nn.functional.conv2d(padded, weight, stride=conv.strides, dilation=conv.dilation)
 
-    return _channels_last(product, x)
+def _conv2d(torch, weight, padding: Sequence[int], strides, dilation, images, groups: int = 1):
+    """Return a convolution of images channels first, padded by top, left, bottom and right."""
+    top, left, bottom, right = padding
+    padded = torch.nn.functional.pad(images, (left, right, top, bottom))
+    return torch.nn.functional.conv2d(padded, weight, stride=strides, dilation=dilation, groups=groups)
 
 
 def _channels_last(function: Callable, images, *arguments):
@@ -159,15 +168,9 @@ def _reduced(name: str) -> Callable:
 def _grouped(torch, call, x, weight):
     """Convolutions that are no sites, in groups for one."""
     attributes = call.attrs
-    top, left, bottom, right = _extents(attributes.padding)
-    options = {"stride": _extents(attributes.strides), "dilation": _extents(attributes.dilation)}
-
-    def product(images):
-        padded = torch.nn.functional.pad(images, (left, right, top, bottom))
-        return torch.nn.functional.conv2d(padded, weight, groups=int(attributes.groups), **options)
-
-    if attributes.kernel_layout == "OHWI":
-        weight = weight.permute(0, 3, 1, 2)
+    windows = (_extents(getattr(attributes, name)) for name in ("padding", "strides", "dilation"))
+    weight = weight.permute(0, 3, 1, 2) if attributes.kernel_layout == "OHWI" else weight
+    product = partial(_conv2d, torch, weight, *windows, groups=int(attributes.groups))
     return _channels_last(product, x) if attributes.data_layout == "NHWC" else product(x)
 
 

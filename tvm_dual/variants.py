@@ -9,7 +9,6 @@ from functools import cached_property, partial
 import numpy as np
 
 from relay_passes.site_plan import COARSE, COPIES, GATED
-from schedules.conv2d_gated import gate_panels
 from schedules.cpu import ISAS
 from schedules.quantize import round_up
 from tvm_dual.closed_fit import gate_table, refit_closed
@@ -116,29 +115,21 @@ class Fits:
                 tuned = finetune(site, start, observed, limits, steps, report, isa=isa, gate=gate_of(form))
                 model.known[key] = self._as_stored(name, form, tuned)
         if together:
-            self._train_together(
-                {name: (form, _limit_of(limit, name, form)) for name, form in together.items()}, progress
-            )
+            self._train_together(together, limit, progress)
         self._uses_tuned = self._uses_tuned or bool(trained)
         return self._uses_tuned
 
-    def _train_together(
-        self, gated: dict[str, tuple[tuple[str, str], float]], progress: Callable[[str, int, int], None]
-    ) -> None:
-        """Train little modules of convolutions by form and bound."""
-        model, isa = self._model, ISAS[self._model.compiler.isa]
-        key = ("together", *((self._tuned(name, form), form, limit) for name, (form, limit) in gated.items()))
+    def _train_together(self, forms: Forms, limit: Limits, progress: Callable[[str, int, int], None]) -> None:
+        model, limits = self._model, {name: _limit_of(limit, name, form) for name, form in forms.items()}
+        key = ("together", *((self._tuned(name, form), form, limits[name]) for name, form in forms.items()))
         if key not in model.known:
-            panels = {
-                n: None if gate_of(f) == "singles" else gate_panels(isa, model.sites[n].conv)
-                for n, (f, _) in gated.items()
-            }
-            starts = {n: Start(self._of_floats(n, f), limit, panels[n]) for n, (f, limit) in gated.items()}
-            report = partial(progress, f"fine-tuning {len(gated)} layers together")
-            given = model.compiler.module, model.sites, starts, model.data.streams, model.options.finetune_steps
-            trained = train_together(*given, report)
-            model.known[key] = {name: self._as_stored(name, gated[name][0], fit) for name, fit in trained.items()}
-        self._together = {(name, gated[name][0]): fit for name, fit in model.known[key].items()}
+            starts = {n: Start(self._of_floats(n, form), limits[n], gate_of(form)) for n, form in forms.items()}
+            report = partial(progress, f"fine-tuning {len(forms)} layers together")
+            isa, steps = ISAS[model.compiler.isa], model.options.finetune_steps
+            given = model.compiler.module, model.sites, starts, model.data.streams, isa
+            trained = train_together(*given, steps, report)
+            model.known[key] = {name: self._as_stored(name, forms[name], fit) for name, fit in trained.items()}
+        self._together = {(name, forms[name]): fit for name, fit in model.known[key].items()}
 
     def _of_floats(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return the closed form in floats, of which one on bytes is made."""

@@ -13,12 +13,13 @@ from schedules.cpu import ISAS
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual import joint_training, step_search, variants
 from tvm_dual.gates import EFFORTS, FAR, OPEN, thresholds
-from tvm_dual.joint_training import Start, operations_per_call, train_together
+from tvm_dual.joint_training import Start, train_together
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import FineTuning, Plan, Trial
 from tvm_dual.quality import mean_square, outputs_of
 from tvm_dual.site_choices import Choice, Step
 from tvm_dual.tile_gates import open_channels
+from tvm_dual.torch_gates import ConvGate
 from tvm_dual.torch_model import TorchModel
 from tvm_dual.variants import Fits
 
@@ -104,12 +105,8 @@ def test_gates_open_what_the_kernels_open(builder, name, gate):
         return open_channels(table.astype("float32"), sums.reshape(-1, 64), panels)[0]
 
     limit = next(found for found in np.geomspace(1e-3, 1e3, 61) if 0.1 < opened(found).mean() < 0.9)
-    run = TorchModel(torch, model.compiler.module)
-    run.run([torch.from_numpy(model.data.streams[0].arrays[0][:1])])
-    little = joint_training._Little(torch, run, site, Start(fit, 2 * limit, panels))
-    little.gate_at(0.5)
-    found = little.opened(torch.from_numpy(sums)).numpy().reshape(-1, 64)
-    assert (found != opened(limit)).mean() < 0.01
+    found = ConvGate(torch, site, fit, isa, gate).opened(torch.from_numpy(sums), limit)
+    assert (found.numpy().reshape(-1, 64) != opened(limit)).mean() < 0.01
 
 
 @pytest.mark.parametrize("limit", [OPEN, FAR])
@@ -118,11 +115,7 @@ def test_open_gates_are_the_exact_layer_and_closed_ones_the_little_module(builde
     site, fit = model.sites["conv2d3"], Fits(model).fit("conv2d3", ("rows", "dense"))
     run, x = TorchModel(torch, model.compiler.module), torch.from_numpy(model.data.streams[0].arrays[0][:3])
     (exact,) = run.run([x])
-    gated, alone = (
-        joint_training._Little(torch, run, site, Start(fit, bound, gate_panels(isa, site.conv)))
-        for bound in (limit, FAR)
-    )
-    gated.gate_at(1.0)
+    gated, alone = (joint_training._Little(torch, run, site, Start(fit, bound), isa) for bound in (limit, FAR))
     (found,), (closed,) = run.run([x], {"conv2d3": gated}), run.run([x], {"conv2d3": alone})
     torch.testing.assert_close(found, exact if limit == OPEN else closed)
     assert not torch.allclose(exact, closed)
@@ -132,7 +125,7 @@ def test_training_is_the_same_each_time_and_gives_threads_back(builder):
     model = builder.model("fp32", OPTIONS)
     forms, threads = forms_of(model), torch.get_num_threads()
     start = {name: Start(Fits(model).fit(name, forms[name])) for name in ALONE}
-    given = (model.compiler.module, model.sites, start, model.data.streams, 5)
+    given = (model.compiler.module, model.sites, start, model.data.streams, ISAS[builder.isa], 5)
     one, two = train_together(*given), train_together(*given)
     for name in ALONE:
         np.testing.assert_array_equal(one[name].little.module.weight, two[name].little.module.weight)
@@ -146,12 +139,6 @@ def test_nothing_is_trained_without_steps_or_little_modules(builder):
     assert not Fits(untrained).finetune(forms, FAR, quiet)
     exact = dict.fromkeys(forms, ("dense", ""))
     assert not Fits(model).finetune(exact, FAR, quiet)
-
-
-def test_operations_are_all_multiplications_of_a_call(builder):
-    sites = builder.model("fp32").sites
-    images = 12 * 11 * 9 * (3 * 32 + 32 * 64 + 64 * 64 + 64 * 64)
-    assert operations_per_call(sites) == images + 64 * 10
 
 
 @pytest.mark.usefixtures("gates_pay")

@@ -72,7 +72,6 @@ def test_sums_of_a_layer_are_replaced_before_what_follows_them():
     module = module_of(network)
     names = [site.name for site in find_sites(module)]
     model = TorchModel(torch, module)
-    model.run([x])
     shape = (1, 10, 7, 16)
     added = torch.full(shape, -1.5, requires_grad=True)
     (found,) = model.run([x], {names[0]: lambda *_: added})
@@ -102,7 +101,6 @@ def test_gradients_reach_what_replaces_a_layer():
     network, x = NETWORKS["residual, mean, softmax"], images(2)
     module, weight = module_of(network), torch.ones((), requires_grad=True)
     model = TorchModel(torch, module)
-    model.run([x])
     (found,) = model.run([x], {"conv2d0": lambda image, *_: image[:, ::2, ::2, :1].expand(-1, -1, -1, 24) * weight})
     found.square().sum().backward()
     assert weight.grad is not None and weight.grad != 0
