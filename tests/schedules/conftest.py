@@ -155,21 +155,6 @@ def isa(request) -> cpu.Isa:
     return level
 
 
-@pytest.fixture(
-    scope="session", params=dict.fromkeys(level.vector_bytes for level in cpu.ISAS.values()), ids="{} bytes".format
-)
-def float_isa(request) -> cpu.Isa:
-    """Return the highest level of each vector length that this machine runs.
-
-    Kernels of floats are the same at all of them (`tests/schedules/test_float_levels.py`), and take long to compile.
-    """
-    levels = [level for level in cpu.ISAS.values() if level.vector_bytes == request.param]
-    runnable = [level for level in levels if not cpu.missing_flags(level)]
-    if not runnable:
-        pytest.skip(f"{levels[-1].name}: this CPU lacks {', '.join(cpu.missing_flags(levels[-1]))}")
-    return runnable[0]
-
-
 @pytest.fixture(scope="session", params=[1, 2], ids=["1thread", "2threads"])
 def threads(request) -> int:
     """Return a number of threads that a kernel is generated for and runs with."""

@@ -11,12 +11,6 @@ from schedules.lstm import lstm_pointwise
 from tests.schedules.conftest import RUNNABLE, Output, join, run
 
 
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 def sigmoid(x):
     return 1 / (1 + np.exp(-x.astype("float64")))
 

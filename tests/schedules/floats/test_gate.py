@@ -21,13 +21,6 @@ from tests.schedules.conftest import (
     run,
 )
 
-
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 SIZES = [1, 19, 600]
 
 

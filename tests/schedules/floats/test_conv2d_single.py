@@ -18,12 +18,6 @@ from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, after, convolutions, operands, reference
 
 
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 def check(isa, conv: Conv2d, tile: SingleTile, threads: int, shares=(0.0, 0.4, 1.0)):
     x, weight, bias, residual = operands(conv)
     kernel = compile_kernel(isa, conv2d_single(isa, conv, tile, threads), threads)

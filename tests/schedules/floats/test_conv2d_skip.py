@@ -21,12 +21,6 @@ from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
 
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 def check(isa, conv: Conv2d, tile: SkipTile, threads: int, shares=(0.0, 0.8, 1.0)):
     kernel = compile_kernel(isa, conv2d_skip(isa, conv, tile, threads), threads)
     for zeros in shares:

@@ -18,12 +18,6 @@ from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, convolutions, operands, reference
 
 
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 def check(isa, conv: Conv2d, tile: ConvTile, threads: int):
     x, weight, bias, residual = operands(conv)
     kernel = compile_kernel(isa, conv2d(isa, conv, tile, threads), threads)

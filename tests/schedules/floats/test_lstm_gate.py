@@ -19,13 +19,6 @@ from tests.schedules.conftest import (
     run,
 )
 
-
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 RULES = ["damage", "activation"]
 
 

@@ -15,13 +15,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import input_lists
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, after, convolutions, operands, reference
-from tests.schedules.test_conv2d_skip import listed
-
-
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
+from tests.schedules.floats.test_conv2d_skip import listed
 
 
 def check(isa, conv: Conv2d, threads: int, reads: bool = False, shares=(0.0, 0.4, 1.0), zeros=(0.0, 0.8, 1.0)):

@@ -21,12 +21,6 @@ from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, added, after, convolutions, operands, reference
 
 
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 def check(isa, conv: Conv2d, tile: ConvTile, threads: int, shares=(0.0, 0.4, 1.0)):
     conv = replace(conv, outputs=max(conv.outputs, isa.lanes))
     x, weight, bias, residual = operands(conv)

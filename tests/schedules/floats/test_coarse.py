@@ -12,13 +12,6 @@ from schedules.conv2d_shape import Conv2d
 from tests.schedules.conftest import Output, call, compile_kernel
 from tests.schedules.conv2d_reference import added, after, operands, reference
 
-
-@pytest.fixture
-def isa(float_isa):
-    """Return a level of each vector length: these kernels are all of floats."""
-    return float_isa
-
-
 #: Even; odd and padded unevenly; strides that leave rows unread, channels that are no multiple of a vector.
 SHAPES = [
     Conv2d(1, 8, 6, 5, 32, (3, 3), padding=(1, 1, 1, 1), activation="relu"),
