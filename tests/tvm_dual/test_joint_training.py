@@ -131,6 +131,13 @@ def test_training_is_the_same_each_time_and_gives_threads_back(builder):
         np.testing.assert_array_equal(one[name].little.module.weight, two[name].little.module.weight)
     assert torch.get_num_threads() == threads
 
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_together(*given, interrupted)
+    assert torch.get_num_threads() == threads
+
 
 def test_nothing_is_trained_without_steps_or_little_modules(builder):
     model, quiet = builder.model("fp32", OPTIONS), lambda *_: None
