@@ -14,8 +14,8 @@ from tvm_dual.options import AdvancedOptions
 
 #: Options of the command that name what the suite reads.
 FILES = ("checkpoint",)
-#: Accuracy in percent that the plan may lose on images that were held back from training.
-MAX_DROP = 0.2
+#: Accuracy in percent that the plan may lose on images that were held back from training, and on their mirror images.
+MAX_DROP = 0.3
 #: The same of a plan for few operations: nearly all of what is allowed in the end.
 COUNTED_DROP = 0.4
 #: Percentage points of accuracy that an engine of the same quality may be off by.
@@ -80,7 +80,7 @@ def run(
             f"--checkpoint: {checkpoint or 'not given'}; accepted: the ONNX file that examples/fashion/train.py wrote"
         )
     train, test = read_fashion("train"), read_fashion("t10k")
-    judging = Fashion(train.images[-size.judging :], train.labels[-size.judging :])
+    judging = with_mirrored(Fashion(train.images[-size.judging :], train.labels[-size.judging :]))
     labels = test.labels[: size.images]
     network = Network(
         Path(checkpoint).stem,
@@ -96,6 +96,14 @@ def run(
         counted=counted,
     )
     return run_networks([network], threads, size.turns, progress)
+
+
+def with_mirrored(data: Fashion) -> Fashion:
+    """Return images and their mirror images, which networks are trained on as well.
+
+    Which images a plan loses is chance: of 5,000 that 0.2 points are ten. Twice as many tell more.
+    """
+    return Fashion(np.concatenate([data.images, data.images[..., ::-1]]), np.tile(data.labels, 2))
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:

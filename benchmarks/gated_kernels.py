@@ -57,10 +57,10 @@ def kernels_of(layer: Layer, precision: str) -> tuple[Callable, Callable, Callab
     as_numbers = (lambda v: v.astype("uint8")) if precision == "int8" else (lambda v: to_bf16(v.astype("float32")))
     tiles = default_byte_tile(isa, byte), default_byte_tile(isa, thin)
     packed = [
-        pack_conv2d_int8(byte, tiles[0], weight, bias, LEVELS, result),
-        pack_conv2d_int8(thin, tiles[1], weight[:k], bias[:k], LEVELS, result),
-        pack_conv2d_int8(spread, spread_tile(isa, byte, k), rows, np.zeros_like(bias), Affine(1.0), result),
-        pack_conv2d_int8(byte, open_tile(isa, byte), weight, bias, LEVELS, result),
+        pack_conv2d_int8(isa, byte, tiles[0], weight, bias, LEVELS, result),
+        pack_conv2d_int8(isa, thin, tiles[1], weight[:k], bias[:k], LEVELS, result),
+        pack_conv2d_int8(isa, spread, spread_tile(isa, byte, k), rows, np.zeros_like(bias), Affine(1.0), result),
+        pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, LEVELS, result),
     ]
     dense_operands, few_operands, rows, big = ([_tensor(part) for part in each] for each in packed)
     dense = _compiled(kernel(conv2d_int8, isa, byte, tiles[0], 1))

@@ -83,7 +83,7 @@ def convolved_bytes(
     """Emit the convolution into a step and return its result; names of its operands begin with `prefix`."""
     byte = images.of(conv)
     tile = default_byte_tile(isa, byte)
-    packed = pack_conv2d_int8(byte, tile, weight, bias, images.source, images.result, images.residual)
+    packed = pack_conv2d_int8(isa, byte, tile, weight, bias, images.source, images.result, images.residual)
     names = ("weight", "scale", "bias", "affine")
     operands = [step.operand(f"{prefix}{name}", value) for name, value in zip(names, packed, strict=True)]
     if residual is None:

@@ -44,7 +44,7 @@ def gated_bytes(
     levels = LEVELS if images.precision == "int8" else None
     few = ByteConv(replace(conv, outputs=k, activation=None, residual=False), byte.source, numbers, "float32", numbers)
     tile, filters = default_byte_tile(isa, few), projection.reshape(k, *conv.kernel, conv.inputs)
-    packed = pack_conv2d_int8(few, tile, filters, -little.center, images.source, levels)
+    packed = pack_conv2d_int8(isa, few, tile, filters, -little.center, images.source, levels)
     nothing = step.operand("few_no_residual", np.zeros(1, "float32"))
     z = step.call(
         f"few_conv2d_{name}",
@@ -55,8 +55,8 @@ def gated_bytes(
     )
     spread, rows = spread_conv(byte, k), little.weight.reshape(-1, 1, 1, k)
     after = (levels or images.source, images.result, images.residual)
-    thin = pack_conv2d_int8(spread, spread_tile(isa, byte, k), rows, little.bias, *after)
-    big = pack_conv2d_int8(byte, open_tile(isa, byte), weight, bias, images.source, images.result, images.residual)
+    thin = pack_conv2d_int8(isa, spread, spread_tile(isa, byte, k), rows, little.bias, *after)
+    big = pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, images.source, images.result, images.residual)
     if residual is None:
         residual = step.operand("no_residual", np.zeros(1, byte.residual))
     operands = (*_operands(step, "little", thin), limits, *_operands(step, "big", big), residual)

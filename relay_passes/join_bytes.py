@@ -19,15 +19,15 @@ from relay_passes.pass_bytes import Images
 from relay_passes.site_plan import planned_bias, read_form
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
-from schedules.byte_chain import ByteChain, can_chain, can_pool
+from schedules.byte_chain import ByteChain, can_chain, can_pool, chain_room
 from schedules.chain_operands import pack_chain
 from schedules.conv2d_chain import conv2d_chain
 from schedules.conv2d_lines import SIZES
 from schedules.registry import kernel
 
 CHAIN = "dual.conv2d_chain"
-#: Bytes of an image that does not stay in a second level of 2 MB beside what else its reader needs.
-LARGE = 640 << 10
+#: Share of the second level that an image may take if it is to stay there beside what else its reader needs.
+LARGE = 5 / 16
 
 
 @tvm.transform.module_pass(opt_level=0, name="JoinBytes")
@@ -90,7 +90,11 @@ def _joinable(first: _Link, second: _Link, module: IRModule) -> bool:
     same = same and not any(form.gated for form in forms)
     kinds = same and first.site.pool is None and (pool is None or can_pool(pool))
     between = first.site.conv.output_size * SIZES[first.images.result_type]
-    return kinds and between >= LARGE and all(can_chain(s.site.conv) for s in (first, second))
+    return (
+        kinds
+        and between >= LARGE * forms[0].level().second_level
+        and all(can_chain(s.site.conv) for s in (first, second))
+    )
 
 
 def _site(module: IRModule, target, call: relax.Call) -> Conv2dSite:
@@ -137,7 +141,7 @@ def rewrite_chain(module: IRModule, function: relax.Function, call: relax.Call) 
     images = [read_images(each) for each in functions]
     form = read_form(functions[0])
     convs = tuple(image.of(site.conv) for site, image in zip(sites, images, strict=True))
-    chain = ByteChain(convs, sites[-1].pool)
+    chain = ByteChain(convs, sites[-1].pool, chain_room(form.level()))
     biases = [
         planned_bias(each, 0, site.weight.reshape(len(site.weight), -1), site.bias)
         for each, site in zip(functions, sites, strict=True)

@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from schedules.conv2d_byte_tile import ByteTile, byte_cycles, byte_tiles
+from schedules.conv2d_byte_tile import LANES, ByteTile, byte_cycles, byte_tiles
 from schedules.conv2d_lines import SIZES, ByteConv
-from schedules.conv2d_vnni import LANES
 from schedules.cpu import Isa
 from schedules.pool import MaxPool2d
 from schedules.quantize import round_up
 
-#: Bytes of all buffers: they and the weights have to stay in a second level of 2 MB.
-CHAIN_BYTES = 1 << 20
+#: Share of the second level that all buffers may take: they and the weights have to stay there.
+_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,13 @@ class ByteChain:
         Of one image, with strides and dilation of 1 and outputs as large as the input; nothing is added to any.
     pool : MaxPool2d or None
         What follows the last one; its windows do not overlap.
+    room : int
+        Bytes that all buffers may take.
     """
 
     convs: tuple[ByteConv, ...]
-    pool: MaxPool2d | None = None
+    pool: MaxPool2d | None
+    room: int
 
     @property
     def first(self) -> ByteConv:
@@ -78,7 +80,7 @@ class ByteChain:
         row = self.pitch * (sum(wide) + self.last.conv.outputs * SIZES[self.last.result])
         # What a band lacks that has none above it is made up for by the next.
         least = sum(byte.conv.kernel[0] - 1 for byte in self.convs)
-        most = max(least, (CHAIN_BYTES - kept) // row, self.every)
+        most = max(least, (self.room - kept) // row, self.every)
         every = conv.height - self.offsets[-1]
         return round_up(-(-every // -(-every // most)), self.every)
 
@@ -96,6 +98,11 @@ class ByteChain:
             pixels = min(best.pixels, length)
             found.append(replace(best, pixels=pixels, tiles=min(best.tiles, -(-length // pixels)), rows=self.rows))
         return tuple(found)
+
+
+def chain_room(isa: Isa) -> int:
+    """Return how many bytes all buffers of a chain may take."""
+    return int(isa.second_level * _SHARE)
 
 
 def can_chain(conv, batch: int = 1) -> bool:

@@ -40,7 +40,7 @@ def pack_chain(
     for byte, tile, weight, bias, source, target in zip(
         chain.convs, chain.tiles(isa), weights, biases, affines, targets, strict=True
     ):
-        packed, *parts = pack_conv2d_int8(byte, tile, weight, bias, source, target)
+        packed, *parts = pack_conv2d_int8(isa, byte, tile, weight, bias, source, target)
         rows.append(packed.reshape(-1, 16, STEP))
         floats += parts
     return np.concatenate(rows), np.concatenate(floats)

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 from schedules.bf16_vectors import BF16
 from schedules.conv2d_bytes import ByteBands
-from schedules.conv2d_lines import SIZES, ByteConv, image_lines
+from schedules.conv2d_lines import SIZES, STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.cpu import Isa
 
 #: Outputs of a vector.
 LANES = 16
-#: Bytes that a band may read and write: with panels of weights it has to stay in a second level of 2 MB, since each
+#: Share of the second level that a band may read and write: with panels of weights it has to stay there, since each
 #: panel of outputs reads all of it again, and writes a part of each cache line.
-BAND_BYTES = 640 << 10
+_BAND_SHARE = 5 / 16
 #: Tiles of pixels and vectors of outputs that eight tile registers hold, sums included.
 _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
-#: Of 32 registers those that hold sums.
-_SUMS = 24
+#: By the bytes of a register: vectors of sums, of 32 registers 24, of 16 at AVX2 twelve, two for each; and vectors of
+#: outputs of a register tile. At AVX2 tiles of two and three vectors take 1.3 to 1.9 times as long as of one or four.
+_SUMS, _VECTORS = {64: 24, 32: 6}, {64: (1, 2, 3, 4), 32: (1, 4)}
+#: Bytes of weights of a panel that the first level holds, and what share of a register comes from the second a cycle.
+_FIRST_LEVEL, _FAR = 32 << 10, 0.8
 #: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
 _WEIGHT_LINE, _PIXEL_LINE = 1.5, 0.5
 #: Cycles of a product of tiles of no pixels: each three of these take another one.
@@ -27,6 +30,9 @@ _PRODUCT = 10.5
 #: Cycles of a block beside its products, of a pixel whose place in the output is looked for, and of a line that is
 #: copied once more.
 _BLOCK, _LOOK, _COPY = 100, 2, 4
+#: Cycles of four products in each lane of a register without VNNI: two multiplications and an addition, of which
+#: two a cycle are done of 64 bytes, and of 32 bytes two multiplications beside an addition.
+_PAIRS = {64: 1.5, 32: 1.0}
 #: Cycles of what follows a vector of sums, by the type of the result.
 _FINISH = {"uint8": 4, BF16: 2.5, "float32": 4}
 
@@ -65,36 +71,37 @@ def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:
 def byte_tiles(isa: Isa, byte: ByteConv) -> list[ByteTile]:
     """Return the tiles that are worth a thought; of bf16 there are none without AMX."""
     matrix = [True] * isa.amx + [False] * (byte.numbers != BF16)
-    return [tile for each in matrix for tile in _choices(byte, each)]
+    return [tile for each in matrix for tile in _choices(isa, byte, each)]
 
 
 def byte_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
     """Return how many cycles a convolution is expected to take."""
-    return (_amx_cycles if isa.amx and tile.matrix else _vnni_cycles)(byte, tile)
+    return _amx_cycles(byte, tile) if isa.amx and tile.matrix else _dot4_cycles(isa, byte, tile)
 
 
-def band_rows(byte: ByteConv, form: str) -> int:
+def band_rows(isa: Isa, byte: ByteConv, form: str) -> int:
     """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
     conv, size = byte.conv, SIZES[byte.numbers]
     row = conv.padded_width * conv.inputs * size
     read, written = conv.strides[0] * row, conv.out_width * conv.outputs * SIZES[byte.result]
     if form == "spread":
         read += image_lines(byte, 1, form).pixel * conv.out_width * size
-    most = (BAND_BYTES - (conv.reach[0] - conv.strides[0]) * row) // (read + written)
+    room = int(isa.second_level * _BAND_SHARE)
+    most = (room - (conv.reach[0] - conv.strides[0]) * row) // (read + written)
     return -(-conv.out_height // -(-conv.out_height // max(1, min(most, conv.out_height))))
 
 
-def _choices(byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
+def _choices(isa: Isa, byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
     conv = byte.conv
     forms = ["rows", "spread"] + ["whole"] * (conv.strides == (1, 1))
     # A panel that is not full overlaps the one before it.
     most = max(1, conv.outputs // LANES)
-    blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in (1, 2, 3, 4)]
+    blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in _VECTORS[isa.vector_bytes]]
     for form in forms:
-        rows = band_rows(byte, form)
+        rows = band_rows(isa, byte, form)
         lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
-            tallest = 16 if matrix else _SUMS // vectors
+            tallest = 16 if matrix else _SUMS[isa.vector_bytes] // vectors
             pixels = -(-lines.length // -(-lines.length // tallest))
             if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
                 yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
@@ -114,10 +121,13 @@ def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
     return ByteBands(byte, tile.rows, tile.form).count * (panels * blocks * block + _copied(byte, tile))
 
 
-def _vnni_cycles(byte: ByteConv, tile: ByteTile) -> float:
-    """Two products a cycle, hardly as many loads; a product is done after five."""
-    lines = image_lines(byte, tile.rows, tile.form)
-    group = max(tile.pixels * tile.vectors / 2, (tile.pixels + tile.vectors) / 1.6, 5)
+def _dot4_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
+    """With VNNI two products a cycle, hardly as many loads, and a product is done after five; else see `_PAIRS`."""
+    lines, registers = image_lines(byte, tile.rows, tile.form), LANES // isa.lanes * tile.vectors
+    product, latency = (0.5, 5) if isa.vnni else (_PAIRS[isa.vector_bytes], 1)
+    near = lines.steps * tile.vectors * LANES * STEP <= _FIRST_LEVEL
+    far = 0 if near else tile.vectors * STEP / (_FAR * isa.vector_bytes)
+    group = max(tile.pixels * registers * product, (tile.pixels + registers) / 1.6, far, latency)
     groups = sum(-(-length // 4) for _, length in lines.runs)
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
     blocks = lines.count * -(-lines.length // tile.pixels)

@@ -18,12 +18,13 @@ from tvm.script import tirx as T
 from schedules.bf16_vectors import BF16, narrowing
 from schedules.byte_chain import ByteChain
 from schedules.chain_operands import Part
-from schedules.conv2d_amx import amx_panels, configure, release
+from schedules.conv2d_amx import configure, release
+from schedules.conv2d_byte_panels import byte_panels
+from schedules.conv2d_byte_tile import LANES
 from schedules.conv2d_bytes import AFFINE, ZERO, copy_rows
 from schedules.conv2d_finish import finish_sums
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_panels import panel_count
-from schedules.conv2d_vnni import LANES, vnni_panels
 from schedules.cpu import Isa
 from schedules.inlining import inline
 from schedules.intrinsics import span, vector_lanes
@@ -54,9 +55,7 @@ def conv2d_chain(isa: Isa, chain: ByteChain, threads: int):
     sizes.append(rows * pitch * convs[-1].outputs)
     types = [*(byte.numbers for byte in chain.convs), chain.last.result]
     computes = [
-        (amx_panels if isa.amx and tile.matrix else vnni_panels)(
-            line, each, tile, finish_sums(replace(byte, conv=each))
-        )
+        byte_panels(isa, line, each, tile, finish_sums(isa, replace(byte, conv=each)))
         for line, each, tile, byte in zip(lines, inner, tiles, chain.convs, strict=True)
     ]
     states = [(configure(isa, tile), release(isa, tile)) for tile in tiles]

@@ -9,6 +9,7 @@ from schedules.byte_vectors import clipped_bytes, packed_bytes
 from schedules.conv2d_byte_tile import LANES
 from schedules.conv2d_bytes import OUT_INVERSE, OUT_ZERO, RESIDUAL
 from schedules.conv2d_lines import ByteConv
+from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
 from schedules.inlining import inline
 
@@ -24,14 +25,14 @@ def is_cut(byte: ByteConv) -> bool:
     return byte.result == "uint8" and byte.conv.activation in CUT
 
 
-def finish_sums(byte: ByteConv, see=None):
+def finish_sums(isa: Isa, byte: ByteConv, see=None):
     """Return ``(operands, y, places, column, sums)``, which writes the sums of some pixels.
 
     `places` are where the outputs from `column` on lie of each pixel, `sums` for each pixel its vectors of 16 sums.
-    Call it while a kernel is parsed. What becomes bytes is packed by fours where a pixel has two vectors or four, what
-    becomes bf16 by twos. ``see(operands, places, column, values)``, if there is one, emits what else is to be made of
-    the values before their nonlinearity: those of `is_cut` are multiplied by the operand ``affine``'s inverse scale of
-    the result, its zero point and a half added to them.
+    Call it while a kernel is parsed. What becomes bytes is packed a register at a time where pixels' vectors fill one,
+    what becomes bf16 by twos. ``see(operands, places, column, values)``, if there is one, emits what else is to be made
+    of the values before their nonlinearity: those of `is_cut` are multiplied by the operand ``affine``'s inverse scale
+    of the result, its zero point and a half added to them.
     """
     conv, to_bytes, to_bf16 = byte.conv, byte.result == "uint8", byte.result == BF16
     outputs, nonlinearity = conv.outputs, NONLINEARITIES[conv.activation]
@@ -74,7 +75,10 @@ def finish_sums(byte: ByteConv, see=None):
             y[at + i] = few[i]
 
     def store(operands, y, places, column, sums):
-        vectors = len(sums[0])
+        vectors, full = len(sums[0]), isa.vector_bytes // LANES
+        together = min(vectors, full)
+        # AVX-512 has an instruction for a single vector.
+        packs = to_bytes and not (full % together or vectors % together) and (together > 1 or isa.lanes < LANES)
         if see is not None:
             rows = zip(places, sums, strict=True)
             at = [[(place + v * LANES, column + v * LANES, part) for v, part in enumerate(row)] for place, row in rows]
@@ -88,11 +92,11 @@ def finish_sums(byte: ByteConv, see=None):
             for place, row in zip(places, sums, strict=True)
             for v, part in enumerate(row)
         ]
-        while to_bytes and vectors in (2, 4) and len(parts) >= 4:
-            four, parts = parts[:4], parts[4:]
-            packed = packed_bytes([values for _, values in four], 4 // vectors)
-            for (at, _), level in zip(four[::vectors], packed, strict=True):
-                T.buffer_store(y, level, [T.ramp(at, 1, vectors * LANES)])
+        while packs and len(parts) >= full:
+            few, parts = parts[:full], parts[full:]
+            packed = packed_bytes(isa, [values for _, values in few], full // together)
+            for (at, _), level in zip(few[::together], packed, strict=True):
+                T.buffer_store(y, level, [T.ramp(at, 1, together * LANES)])
         while to_bf16 and vectors % 2 == 0 and parts:
             (at, first), (_, second), *parts = parts
             T.buffer_store(y, narrowed_pair(first, second), [T.ramp(at, 1, 2 * LANES)])

@@ -11,7 +11,8 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.bf16_vectors import BF16, narrowing
-from schedules.conv2d_amx import amx_panels, configure, release
+from schedules.conv2d_amx import configure, release
+from schedules.conv2d_byte_panels import byte_panels
 from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles
 from schedules.conv2d_bytes import AFFINE, ByteBands
 from schedules.conv2d_finish import finish_sums
@@ -22,7 +23,6 @@ from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_open_amx import buffer_size, open_amx
 from schedules.conv2d_panels import share_bands
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
 from schedules.inlining import inline
 from schedules.open_lists import COUNTS, OpenLists
@@ -39,7 +39,7 @@ def spread_conv(byte: ByteConv, few: int) -> ByteConv:
 
 def open_tile(isa: Isa, byte: ByteConv) -> ByteTile:
     """Return how the big module of a gated convolution is divided; its weights are packed for that."""
-    return ByteTile(16, 2, _vectors(isa, byte.conv), band_rows(byte, "rows"), "rows")
+    return ByteTile(16, 2, _vectors(isa, byte.conv), band_rows(isa, byte, "rows"), "rows")
 
 
 def spread_tile(isa: Isa, byte: ByteConv, few: int) -> ByteTile:
@@ -182,8 +182,8 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
 def _predict(isa: Isa, spread: ByteConv, tile: ByteTile, lines: Lines, bands: ByteBands, panels: int, threads: int):
     """Return the macro ``(z, scratch, operands, y, task)`` that writes what closed tiles hold, and which are open."""
     by_bands = share_bands(bands.count, panels, threads)
-    store = finish_sums(spread, opening(spread, tile.vectors * LANES))
-    over = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, spread.conv, tile, store)
+    store = finish_sums(isa, spread, opening(spread, tile.vectors * LANES))
+    over = byte_panels(isa, lines, spread.conv, tile, store)
 
     @inline
     def over_panels(image, origin, context, to):
@@ -208,7 +208,7 @@ def _predict(isa: Isa, spread: ByteConv, tile: ByteTile, lines: Lines, bands: By
 def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: ByteBands, lists: OpenLists, threads: int):
     """Return the macro ``(x, scratch, operands, y, opened, buffers, taps, task)`` that computes the open tiles."""
     by_bands, ring, most = share_bands(bands.count, lists.most, threads), buffer_size(lines, tile), lists.most
-    store = finish_sums(byte)
+    store = finish_sums(isa, byte)
     pairs, singles = (open_amx(lines, byte.conv, tile, tiles, store) for tiles in (2, 1))
     prepare, listing = lists.prepare(lines), lists.listing(isa)
 

@@ -10,7 +10,7 @@ multiplication and one addition a channel: with ``x = s (q - z)`` and ``w = s_w 
 and a result of bytes has its own scale multiplied into both. Activations and weights of bf16 have no scales; their
 products are added up in float32, by AMX alone.
 
-The packing is that of AMX tiles, which `vpdpbusd` reads as well: for each panel of outputs and 64 bytes of taps, 16
+The packing is that of AMX tiles, which register tiles read as well: for each panel of outputs and 64 bytes of taps, 16
 rows of 16 outputs times 4 taps, or 2 of bf16, for each vector.
 """
 
@@ -22,13 +22,13 @@ import numpy as np
 from tvm.script import tirx as T
 
 from schedules.bf16_vectors import BF16, narrowing, to_bf16
-from schedules.conv2d_amx import amx_panels, configure, release
+from schedules.conv2d_amx import configure, release
+from schedules.conv2d_byte_panels import byte_panels
 from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_bytes import AFFINE, INVERSE, OUT_INVERSE, OUT_ZERO, RESIDUAL, ZERO, ByteBands
 from schedules.conv2d_finish import CUT, finish_sums
 from schedules.conv2d_lines import STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count, panel_starts, share_bands
-from schedules.conv2d_vnni import vnni_panels
 from schedules.cpu import Isa
 from schedules.inlining import inline
 from schedules.quantize import quantize_rows
@@ -43,6 +43,7 @@ class Affine:
 
 
 def pack_conv2d_int8(
+    isa: Isa,
     byte: ByteConv,
     tile: ByteTile,
     weight: np.ndarray,
@@ -55,6 +56,8 @@ def pack_conv2d_int8(
 
     Parameters
     ----------
+    isa : Isa
+        Bytes of weights have as many bits as its products are exact with.
     byte : ByteConv
     tile : ByteTile
     weight : ndarray, float32, (outputs, kernel rows, kernel columns, inputs)
@@ -70,7 +73,7 @@ def pack_conv2d_int8(
         packed = _laid_out(byte, tile, to_bf16(weight))
     else:
         affine[[INVERSE, ZERO]] = 1 / source.scale, source.zero + 0.5
-        rows = quantize_rows(weight.reshape(conv.outputs, -1))
+        rows = quantize_rows(weight.reshape(conv.outputs, -1), isa.weight_bits)
         packed = _laid_out(byte, tile, rows.values)
         scale = rows.scale.astype("float64") * source.scale
         offset = bias - scale * source.zero * rows.values.astype("int64").sum(axis=1)
@@ -111,7 +114,7 @@ def conv2d_int8(isa: Isa, byte: ByteConv, tile: ByteTile, threads: int):
     lines, bands = image_lines(byte, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     panels, columns = panel_count(conv.outputs, size), max(conv.outputs, size)
     by_bands = share_bands(bands.count, panels, threads)
-    compute = (amx_panels if isa.amx and tile.matrix else vnni_panels)(lines, conv, tile, finish_sums(byte))
+    compute = byte_panels(isa, lines, conv, tile, finish_sums(isa, byte))
 
     @inline
     def over_panels(image, origin, context, to):

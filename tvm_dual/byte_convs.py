@@ -59,7 +59,7 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
 
     found = None
     halves = replace(model, on_bf16=frozenset(convs)) if isa.amx and model.precision in ("int8", "bf16") else model
-    if model.precision == "int8" and isa.vnni:
+    if model.precision == "int8":
         seen = {name: model.observations[name].inputs[0] for name in convs}
         scales = ({name: byte_scale(values, shares) for name, values in seen.items()} for shares in RANGES)
         tried = [(judged(trial), trial) for trial in (replace(model, on_bytes=each) for each in scales)]
@@ -108,26 +108,21 @@ def fewest_back(
 
 
 def check_level(plan: Plan, isa: Isa) -> None:
-    """Refuse a plan whose convolutions are on bytes or bf16 for a level that has no products of these.
+    """Refuse a plan whose convolutions are on bf16, or gated on bytes, for a level that has no kernels of these.
 
     Raises
     ------
     PlanError
         Naming the first of them.
     """
-    copies = [site for site in plan.sites if site.little == "copy"]
-    for precision, has, what in (("int8", isa.vnni, "8-bit dot products"), ("bf16", isa.amx, "bf16 matrix tiles")):
-        sites = [*_planned(plan, precision), *(copies if precision == "int8" else [])]
-        if not has and sites:
+    if isa.amx:
+        return
+    halves, gated = _planned(plan, "bf16"), [site for site in _planned(plan, "int8") if site.input == "rows"]
+    for sites, what in ((halves, "computed in bf16"), (gated, "gated on int8")):
+        if sites:
             raise PlanError(
-                f"plan: site {sites[0].name} is computed in {precision}, and {isa.name} has no {what}; accepted: a "
-                f"plan made for {isa.name}, or a target that has them ({plan.isa})"
-            )
-        gated = [site for site in _planned(plan, precision) if site.input == "rows"]
-        if gated and not isa.amx:
-            raise PlanError(
-                f"plan: site {gated[0].name} is gated on {precision}, and {isa.name} has no matrix tiles; accepted: a "
-                f"plan made for {isa.name}, or a target that has them ({plan.isa})"
+                f"plan: site {sites[0].name} is {what}, and {isa.name} has no matrix tiles; accepted: a plan made for "
+                f"{isa.name}, or a target that has them ({plan.isa})"
             )
 
 
@@ -156,14 +151,15 @@ def bytes_reason(model: Model, site: Site, zeros: float) -> str:
     isa, int8 = ISAS[model.compiler.isa], model.precision == "int8"
     below = "at 8 bits quality is below the budget"
     if site.name in model.on_bytes:
-        return "8-bit " + ("matrix tiles (AMX)" if isa.amx else "dot products (VNNI)")
+        return "8-bit " + (
+            "matrix tiles (AMX)" if isa.amx else "dot products (VNNI)" if isa.vnni else "products in pairs"
+        )
     if site.name in model.on_bf16:
         return "bf16 matrix tiles (AMX)" + f": {below}" * int8
     if site.name in model.options.keep_dense:
         return "fp32: kept by option"
-    if not (isa.vnni if int8 else isa.amx):
-        lacks = "8-bit dot products for images" if int8 else "bf16 matrix tiles (AMX)"
-        return f"fp32: {isa.name} has no {lacks}; {zeros:.0%} of the inputs are zero"
+    if not (int8 or isa.amx):
+        return f"fp32: {isa.name} has no bf16 matrix tiles (AMX); {zeros:.0%} of the inputs are zero"
     if model.options.mode not in ("dual", "dense"):
         return f"fp32: mode {model.options.mode}; {zeros:.0%} of the inputs are zero"
     if isa.amx:

@@ -49,8 +49,8 @@ def byte_sums(module: LittleModule, x: np.ndarray, source: Affine) -> np.ndarray
     source : Affine
     """
     (projection,) = module.projections
-    few = stood_for(stood_for(x, source) @ stored_rows(projection, 8).T - module.center, LEVELS)
-    return few @ stored_rows(module.weight, 8).T + module.bias
+    few = stood_for(stood_for(x, source) @ projection.T - module.center, LEVELS)
+    return few @ module.weight.T + module.bias
 
 
 def bytes_little(
@@ -59,10 +59,11 @@ def bytes_little(
     targets: np.ndarray,
     importance: np.ndarray,
     source: Affine,
+    weight_bits: int,
     *,
     refit: bool = True,
 ) -> FittedLittle:
-    """Return a float32 little module of a convolution as one of bytes.
+    """Return a float32 little module of a convolution as one of bytes, its weights what these bytes stand for.
 
     Parameters
     ----------
@@ -75,12 +76,15 @@ def bytes_little(
         How much an error of each row matters.
     source : Affine
         Of the bytes that stand for `x`.
+    weight_bits : int
+        `schedules.cpu.Isa.weight_bits`.
     refit : bool
         Whether the rows are fitted anew, or those of `fitted` are kept, as training left them.
     """
     (projection,) = fitted.module.projections
     seen = stood_for(x, source)
-    projected = seen @ stored_rows(projection, 8).T
+    projection = stored_rows(projection, weight_bits)
+    projected = seen @ projection.T
     low, high = projected.min(axis=0), projected.max(axis=0)
     center = ((low + high) / 2).astype("float32")
     reach = np.maximum(_reach(projected - center), 1e-30)
@@ -94,6 +98,7 @@ def bytes_little(
         if refit:
             few = stood_for(projected / scale - module.center, LEVELS)
             module = replace(module, weight=ridge(few, targets))
+        module = replace(module, weight=stored_rows(module.weight, weight_bits))
         errors = targets - byte_sums(module, x, source)
         module = replace(module, bias=(module.bias + errors.mean(axis=0)).astype("float32")) if refit else module
         spread = errors.std(axis=0).astype("float32")

@@ -16,7 +16,9 @@ from tvm_dual.observations import Observations
 from tvm_dual.sites import Site
 
 
-def fit_copy(site: Site, observed: Observations, sites: dict[str, Site], bits: int, source: Affine) -> SiteFit:
+def fit_copy(
+    site: Site, observed: Observations, sites: dict[str, Site], bits: int, source: Affine, weight_bits: int
+) -> SiteFit:
     """Return a convolution's copy, in the units that its gate works with.
 
     Parameters
@@ -29,10 +31,12 @@ def fit_copy(site: Site, observed: Observations, sites: dict[str, Site], bits: i
         Of the copy's weights.
     source : Affine
         Of the bytes that it reads.
+    weight_bits : int
+        As `tvm_dual.copied_little.copied_little` takes it.
     """
     (x,) = observed.inputs
     targets = x @ site.weight.T + site.bias
-    little = copied_little(x, site.weight, targets, bits, source)
+    little = copied_little(x, site.weight, targets, bits, source, weight_bits)
     return SiteFit(little, little.spread, unit_weights(site, sites), kind="copy", source=source)
 
 

@@ -16,9 +16,6 @@ from tvm_dual.byte_little import stood_for
 from tvm_dual.byte_scale import SHARES, byte_scale
 from tvm_dual.little import FittedLittle
 
-#: What copies multiply is stored as bytes, whatever its bits.
-STORED_BITS = 8
-
 
 def copy_levels(values: np.ndarray) -> Affine:
     """Return the scale and zero point of a copy's input, which hold all of `values`, float32.
@@ -29,7 +26,9 @@ def copy_levels(values: np.ndarray) -> Affine:
     return byte_scale(values, SHARES[:1])
 
 
-def copied_little(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bits: int, source: Affine) -> FittedLittle:
+def copied_little(
+    x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bits: int, source: Affine, weight_bits: int
+) -> FittedLittle:
     """Return a copy of a convolution.
 
     Parameters
@@ -43,10 +42,13 @@ def copied_little(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bits: 
         Of the weights, a scale for each row: 8, or 4.
     source : Affine
         Of the bytes that stand for `x`.
+    weight_bits : int
+        Of the bytes that hold weights, whatever `bits` they have: `schedules.cpu.Isa.weight_bits`.
     """
     rows = weight
-    if bits < STORED_BITS:
+    if bits < weight_bits:
         rows = stored_rows(clip_rows(weight, bits, (x**2).mean(axis=0)), bits)
+    rows = stored_rows(rows, weight_bits)
     module = LittleModule((), np.zeros(1, "float32"), rows, np.zeros(len(rows), "float32"), bits)
     errors = targets - copied_sums(module, x, source)
     bias = errors.mean(axis=0).astype("float32")
@@ -63,4 +65,4 @@ def copied_sums(module: LittleModule, x: np.ndarray, source: Affine) -> np.ndarr
     x : ndarray, float32, (samples, n_inputs)
     source : Affine
     """
-    return stood_for(x, source) @ stored_rows(module.weight, STORED_BITS).T + module.bias
+    return stood_for(x, source) @ module.weight.T + module.bias

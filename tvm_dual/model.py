@@ -120,11 +120,11 @@ class Model:
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """Return the kinds of little modules that are tried on a site under a gate."""
-        site, isa = self.sites[name], ISAS[self.compiler.isa]
+        site = self.sites[name]
         if site.conv is None or not self.gates(name) or self.is_low(name):
             return ("projection",)
-        may = {"projection": True, **dict.fromkeys(COPIES, isa.vnni), COARSE: can_be_coarse(site.conv)}
-        return tuple(kind for kind in self.options.little_kinds if may[kind])
+        may_not = set() if can_be_coarse(site.conv) else {COARSE}
+        return tuple(kind for kind in self.options.little_kinds if kind not in may_not)
 
     def littles_on_bytes(self, name: str) -> bool:
         """Whether a site may be behind its little module alone, on bytes."""

@@ -64,6 +64,10 @@ class Fits:
             for name, seen in self._model.observations.items()
         }
 
+    @property
+    def _weight_bits(self) -> int:
+        return ISAS[self._model.compiler.isa].weight_bits
+
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return a site's little module.
 
@@ -140,7 +144,7 @@ class Fits:
         """Return a trained little module at the precision of a form."""
         source = self._key(name, forms)[-1]
         site, observed = self._model.sites[name], self._model.observations[name]
-        return tuned if source is None else fit_bytes(site, tuned, observed, source)
+        return tuned if source is None else fit_bytes(site, tuned, observed, source, self._weight_bits)
 
     def forget_tuned(self) -> None:
         """Go back to the closed forms."""
@@ -176,11 +180,11 @@ class Fits:
             layer = model.sites[name], model.observations[name], model.sites
             options = {"both": both, "dimensions": size, "projection": projection, "bits": bits, "source": source}
             if projection in COPIES:
-                model.known[key] = fit_copy(*layer, bits, self._model.copy_levels(name))
+                model.known[key] = fit_copy(*layer, bits, self._model.copy_levels(name), self._weight_bits)
             elif projection == COARSE:
                 model.known[key] = fit_coarse(*layer, size)
             else:
-                model.known[key] = fit_site(*layer, **options)
+                model.known[key] = fit_site(*layer, **options, weight_bits=self._weight_bits)
         return model.known[key]
 
     def variant(

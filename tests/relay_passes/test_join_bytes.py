@@ -17,6 +17,8 @@ from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS, missing_flags
 from tests.relay_passes.conftest import bound, normal, run_module
 
+LEVEL2 = ISAS["avx512_vnni"].second_level
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -62,7 +64,7 @@ def chained(module) -> list[str]:
 
 
 def test_a_chain_ends_with_its_pooling(model, monkeypatch):
-    monkeypatch.setattr(join_bytes, "LARGE", 10 * 6 * 32)
+    monkeypatch.setattr(join_bytes, "LARGE", 10 * 6 * 32 / LEVEL2)
     joined = JoinBytes()(planned(model))
     assert chained(joined) == ["conv2d0", "conv2d1"]
     calls = [b.value for block in joined["main"].body.blocks for b in block.bindings]
@@ -80,7 +82,7 @@ def test_a_chain_ends_with_its_pooling(model, monkeypatch):
     ids=["small image", "floats", "threads"],
 )
 def test_what_stays_apart(model, monkeypatch, large, precisions, threads):
-    monkeypatch.setattr(join_bytes, "LARGE", large)
+    monkeypatch.setattr(join_bytes, "LARGE", large / LEVEL2)
     module = planned(model, precisions, threads)
     assert chained(JoinBytes()(module)) == []
 
@@ -91,7 +93,7 @@ def test_a_chain_gives_the_same(model, monkeypatch):
         pytest.skip("this CPU lacks avx512_vnni")
     x = np.random.default_rng(5).standard_normal((1, 10, 6, 3)).astype("float32")
     apart = run_module(RewriteConv2d()(planned(model)), isa, x)
-    monkeypatch.setattr(join_bytes, "LARGE", 1)
+    monkeypatch.setattr(join_bytes, "LARGE", 1 / LEVEL2)
     module = JoinBytes()(planned(model))
     assert chained(module)
     together = run_module(RewriteConv2d()(module), isa, x)

@@ -70,6 +70,6 @@ def test_a_gated_site_is_few_channels_and_one_kernel(model, precision, kind):
 
 
 def test_gated_sites_are_no_parts_of_chains(model, monkeypatch):
-    monkeypatch.setattr(join_bytes, "LARGE", 1)
+    monkeypatch.setattr(join_bytes, "LARGE", 1e-7)
     module = planned(model, "int8")
     assert JoinBytes()(module).same_as(module)

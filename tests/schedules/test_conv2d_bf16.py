@@ -44,7 +44,7 @@ def check(conv: Conv2d, types: tuple[str, str, str], threads: int, tile: ByteTil
     result = None
     if types[1] == "uint8":
         result = Affine(0.025, 0) if conv.activation in ("relu", "relu6", "sigmoid") else Affine(0.04, 128)
-    packed = pack_conv2d_int8(byte, tile, weight, bias, SOURCE, result, RESIDUAL if types[2] == "uint8" else None)
+    packed = pack_conv2d_int8(AMX, byte, tile, weight, bias, SOURCE, result, RESIDUAL if types[2] == "uint8" else None)
     if numbers == BF16:
         x, weight = of_bf16(to_bf16(x)), of_bf16(to_bf16(weight))
     else:
@@ -106,7 +106,7 @@ def test_what_steps_read_beyond_the_image_counts_nothing():
     conv = Conv2d(1, 3, 3, 20, 16, (3, 3), padding=(1, 1, 1, 1))
     byte = ByteConv(replace(conv, height=9), numbers=BF16)
     tile = ByteTile(3, 1, 1, 9, "rows")
-    packed = pack_conv2d_int8(byte, tile, *operands(byte.conv)[1:3])
+    packed = pack_conv2d_int8(AMX, byte, tile, *operands(byte.conv)[1:3])
     before = compile_kernel(AMX, conv2d_int8(AMX, byte, tile, 1))
     nothing = np.full(byte.conv.input_size, np.nan, "float32")
     for form in ("rows", "whole", "spread"):
@@ -126,7 +126,7 @@ def test_rounding_is_to_nearest_ties_to_even():
     conv = Conv2d(1, 1, 6, 1, 32, (1, 1))
     byte = ByteConv(conv, "float32", BF16, numbers=BF16)
     tile = default_byte_tile(AMX, byte)
-    packed = pack_conv2d_int8(byte, tile, np.ones((32, 1, 1, 1), "float32"), np.zeros(32, "float32"))
+    packed = pack_conv2d_int8(AMX, byte, tile, np.ones((32, 1, 1, 1), "float32"), np.zeros(32, "float32"))
     kernel = compile_kernel(AMX, conv2d_int8(AMX, byte, tile, 1))
     (y,) = call(kernel, ties, *packed, np.zeros(1, "float32"), Output((conv.output_size,), BF16))
     np.testing.assert_array_equal(of_bf16(y.reshape(6, 32)), of_bf16(to_bf16(ties))[:, None].repeat(32, 1))

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from schedules import byte_chain
 from schedules.bf16_vectors import BF16, of_bf16, to_bf16
 from schedules.byte_chain import ByteChain, can_chain
 from schedules.chain_operands import pack_chain
@@ -50,13 +49,13 @@ CASES = {
 }
 
 
-def case(name: str) -> ByteChain:
+def case(name: str, room: int = 1 << 20) -> ByteChain:
     layers, window, source, result = CASES[name]
     convs = [convolution(*layer) for layer in layers]
     sources, results = [source, *["uint8"] * (len(convs) - 1)], ["uint8"] * (len(convs) - 1) + [result]
     pool = window and MaxPool2d(1, convs[-1].height, convs[-1].width, convs[-1].outputs, window, window)
     kinds = zip(convs, sources, results, sources, strict=True)
-    return ByteChain(tuple(ByteConv(*each) for each in kinds), pool)
+    return ByteChain(tuple(ByteConv(*each) for each in kinds), pool, room)
 
 
 #: The same, each convolution on bytes or on bf16.
@@ -68,8 +67,8 @@ MIXED = {
 }
 
 
-def mixed(name: str) -> ByteChain:
-    chain, (numbers, result) = case(name), MIXED[name]
+def mixed(name: str, room: int) -> ByteChain:
+    chain, (numbers, result) = case(name, room), MIXED[name]
     first = "float32" if chain.first.source == "float32" else numbers[0]
     kinds = zip(chain.convs, (first, *numbers[1:]), (*numbers[1:], result), numbers, strict=True)
     return replace(
@@ -82,7 +81,7 @@ def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) 
         chain.convs, weights, biases, affines, [*affines[1:], result], strict=True
     ):
         tile = default_byte_tile(isa, byte)
-        packed = pack_conv2d_int8(byte, tile, weight, bias, source, target)
+        packed = pack_conv2d_int8(isa, byte, tile, weight, bias, source, target)
         kernel = compile_kernel(isa, conv2d_int8(isa, byte, tile, 1))
         (x,) = call(kernel, x, *packed, np.zeros(1, byte.residual), Output((byte.conv.output_size,), byte.result))
     if chain.pool:
@@ -93,23 +92,21 @@ def one_by_one(isa: Isa, chain: ByteChain, x, weights, biases, affines, result) 
 
 @pytest.mark.parametrize("room", [1, 20_000, 1 << 20], ids=["least", "some", "whole"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, threads, monkeypatch):
-    monkeypatch.setattr(byte_chain, "CHAIN_BYTES", room)
-    check(byte_level, case(name), room, threads)
+def test_a_chain_gives_what_its_convolutions_give(byte_level, name, room, threads):
+    check(byte_level, case(name, room), threads)
 
 
 @pytest.mark.parametrize("room", [1, 20_000], ids=["least", "some"])
 @pytest.mark.parametrize("name", MIXED)
-def test_a_chain_of_bytes_and_bf16_gives_what_its_convolutions_give(name, room, threads, monkeypatch):
+def test_a_chain_of_bytes_and_bf16_gives_what_its_convolutions_give(name, room, threads):
     if missing_flags(ISAS["amx"]):
         pytest.skip("this CPU lacks AMX")
-    monkeypatch.setattr(byte_chain, "CHAIN_BYTES", room)
-    check(ISAS["amx"], mixed(name), room, threads)
+    check(ISAS["amx"], mixed(name, room), threads)
 
 
-def check(isa: Isa, chain: ByteChain, room: int, threads: int):
+def check(isa: Isa, chain: ByteChain, threads: int):
     assert all(can_chain(byte.conv) for byte in chain.convs)
-    assert chain.bands > 1 if room == 1 else chain.bands == 1 or room < 1 << 20
+    assert chain.bands > 1 if chain.room == 1 else chain.bands == 1 or chain.room < 1 << 20
     rng = np.random.default_rng(0)
     convs = [byte.conv for byte in chain.convs]
     weights = [rng.standard_normal((c.outputs, *c.kernel, c.inputs)) / np.sqrt(c.taps) for c in convs]

@@ -63,8 +63,8 @@ def check(conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some"
     if types[1] == "uint8":
         result = Affine(0.025, 0) if conv.activation in ("relu", "relu6", "sigmoid") else Affine(0.04, 128)
     added, none = (RESIDUAL if types[2] == "uint8" else None), given_residual.reshape(-1)[: conv.residual_size]
-    thin = pack_conv2d_int8(spread, spread_tile(AMX, byte, few), rows, rows_bias, LEVELS, result, added)
-    big = pack_conv2d_int8(byte, open_tile(AMX, byte), weight, bias, SOURCE, result, added)
+    thin = pack_conv2d_int8(AMX, spread, spread_tile(AMX, byte, few), rows, rows_bias, LEVELS, result, added)
+    big = pack_conv2d_int8(AMX, byte, open_tile(AMX, byte), weight, bias, SOURCE, result, added)
     if numbers == BF16:
         x, weight, rows = (of_bf16(to_bf16(values)) for values in (x, weight, rows))
     else:
@@ -79,7 +79,7 @@ def check(conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some"
     tile = default_byte_tile(AMX, byte)
     dense = compile_kernel(AMX, conv2d_int8(AMX, byte, tile, 1))
     packed = pack_conv2d_int8(
-        byte, tile, bias=bias, weight=operands(conv)[1], source=SOURCE, result=result, residual=added
+        AMX, byte, tile, bias=bias, weight=operands(conv)[1], source=SOURCE, result=result, residual=added
     )
     out = Output((conv.output_size,), types[1])
     (whole,) = call(dense, given_x.reshape(-1), *packed, none, out)

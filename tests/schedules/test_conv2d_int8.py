@@ -15,11 +15,9 @@ from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, Isa, missing_flags
 from schedules.quantize import quantize_rows
-from tests.schedules.conftest import Output, call, compile_kernel
+from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, convolutions, operands, reference
 
-LEVELS = [level for level in ISAS.values() if level.vnni]
-RUNNABLE = [level for level in LEVELS if not missing_flags(level)]
 TYPES = [("float32", "float32"), ("uint8", "uint8"), ("float32", "uint8"), ("uint8", "float32")]
 SOURCE, RESIDUAL = Affine(0.03, 120), Affine(0.02, 131)
 
@@ -44,13 +42,13 @@ def check(isa: Isa, conv: Conv2d, types: tuple[str, str], threads: int, tile: By
     if types[0] == "uint8":
         given_x, given_residual = q, to_levels(given_residual, RESIDUAL)
         residual = to_values(to_levels(residual, RESIDUAL), RESIDUAL)
-    rows = quantize_rows(weight.reshape(len(weight), -1)).dequantized()
+    rows = quantize_rows(weight.reshape(len(weight), -1), isa.weight_bits).dequantized()
     wanted = reference(conv, to_values(q, SOURCE), rows.reshape(weight.shape), bias, residual)
     result = None
     if types[1] == "uint8":
         result = Affine(0.025, 0) if conv.activation in ("relu", "relu6", "sigmoid") else Affine(0.04, 128)
     affines = (SOURCE, result, RESIDUAL if types[0] == "uint8" else None)
-    packed = pack_conv2d_int8(byte, tile, weight, bias, *affines)
+    packed = pack_conv2d_int8(isa, byte, tile, weight, bias, *affines)
     kernel = compile_kernel(isa, conv2d_int8(isa, byte, tile, threads), threads)
     out = Output((conv.output_size,), types[1])
     (y,) = call(kernel, given_x.reshape(-1), *packed, given_residual, out, threads=threads)
@@ -111,25 +109,23 @@ def test_bytes_that_need_no_copy(byte_level, conv, threads):
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(conv=convolutions(), types=st.sampled_from(TYPES), threads=st.integers(1, 2), data=st.data())
 def test_convolutions_of_bytes_match_numpy_at_any_shape(conv, types, threads, data):
-    if not RUNNABLE:
-        pytest.skip("this CPU lacks avx512_vnni")
     check(data.draw(st.sampled_from(RUNNABLE)), conv, types, threads)
 
 
-@pytest.mark.parametrize("isa", LEVELS, ids=lambda level: level.name)
+@pytest.mark.parametrize("isa", ISAS.values(), ids=lambda level: level.name)
 def test_every_level_compiles(isa):
     byte = ByteConv(SHAPES[0])
     compile_kernel(isa, conv2d_int8(isa, byte, default_byte_tile(isa, byte), 1))
 
 
-def test_the_extremes_of_bytes_add_up_exactly(byte_level):
+def test_the_extremes_of_bytes_add_up_exactly(isa):
     conv = Conv2d(1, 4, 5, 200, 32, (3, 3), padding=(1, 1, 1, 1))
     byte = ByteConv(conv, "uint8", "float32", "uint8")
-    tile = default_byte_tile(byte_level, byte)
+    tile = default_byte_tile(isa, byte)
     weight = np.where(np.arange(32)[:, None, None, None] % 2, 1.0, -1.0) * np.ones((32, 3, 3, 200), "float32")
-    packed = pack_conv2d_int8(byte, tile, weight.astype("float32"), np.zeros(32, "float32"), Affine(1.0))
+    packed = pack_conv2d_int8(isa, byte, tile, weight.astype("float32"), np.zeros(32, "float32"), Affine(1.0))
     x = np.full(conv.input_size, 255, "uint8")
-    kernel = compile_kernel(byte_level, conv2d_int8(byte_level, byte, tile, 1))
+    kernel = compile_kernel(isa, conv2d_int8(isa, byte, tile, 1))
     (y,) = call(kernel, x, *packed, np.zeros(1, "uint8"), Output((conv.output_size,), "float32"))
     inside = y.reshape(4, 5, 32)[1:3, 1:4]
     np.testing.assert_allclose(inside, np.broadcast_to(255.0 * 1800 * weight[:, 0, 0, 0], inside.shape), rtol=1e-6)
