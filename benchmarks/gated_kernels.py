@@ -23,10 +23,11 @@ from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_c
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import ISAS, aligned_empty, missing_flags
+from schedules.cpu import ISAS, Isa, aligned_empty
 from schedules.quantize import round_up
 from schedules.registry import kernel
 from tvm_dual.errors import SetupError
+from tvm_dual.targets import checked_target
 
 #: Shares of open tiles.
 DENSITIES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -36,12 +37,12 @@ CALLS, ROUNDS = 10, 30
 LEVELS, TOP = Affine(0.02), 255
 
 
-def kernels_of(layer: Layer, precision: str) -> tuple[Callable, Callable, Callable, Callable]:
+def kernels_of(layer: Layer, precision: str, isa: Isa) -> tuple[Callable, Callable, Callable, Callable]:
     """Return ``(dense, few, gated, set_density)`` of a layer: three calls without arguments, and what opens tiles.
 
     `few` is the convolution to few channels in front of the gated kernel.
     """
-    isa, rng, numbers = ISAS["amx"], np.random.default_rng(0), {"int8": "uint8", "bf16": BF16}[precision]
+    rng, numbers = np.random.default_rng(0), {"int8": "uint8", "bf16": BF16}[precision]
     size, stride, pad = (layer.size,) * 2, (layer.stride,) * 2, (layer.kernel // 2,) * 4
     conv = Conv2d(1, *size, layer.inputs, layer.outputs, (layer.kernel,) * 2, stride, pad, activation="relu")
     byte, k = ByteConv(conv, numbers, numbers, numbers, numbers), round_up(int(SHARE * layer.outputs), 16)
@@ -63,9 +64,9 @@ def kernels_of(layer: Layer, precision: str) -> tuple[Callable, Callable, Callab
         pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, LEVELS, result),
     ]
     dense_operands, few_operands, rows, big = ([_tensor(part) for part in each] for each in packed)
-    dense = _compiled(kernel(conv2d_int8, isa, byte, tiles[0], 1))
-    few = _compiled(kernel(conv2d_int8, isa, thin, tiles[1], 1))
-    gated = _compiled(kernel(gated_conv2d_bytes, isa, byte, k, 1))
+    dense = _compiled(isa, kernel(conv2d_int8, isa, byte, tiles[0], 1))
+    few = _compiled(isa, kernel(conv2d_int8, isa, thin, tiles[1], 1))
+    gated = _compiled(isa, kernel(gated_conv2d_bytes, isa, byte, k, 1))
     images, nothing = [_tensor(as_numbers(image)) for image in (x, seen)], _tensor(np.zeros(1, numbers))
     y, z = (_tensor(np.zeros(each.output_size, numbers)) for each in (conv, thin.conv))
     limits, count = aligned_empty((3, layer.outputs), "float32"), _tensor(np.zeros(1, "int32"))
@@ -105,9 +106,9 @@ def _tensor(values: np.ndarray):
     return tvm.runtime.from_dlpack(memory)
 
 
-def _compiled(function) -> Callable:
+def _compiled(isa: Isa, function) -> Callable:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return compiled(module, ISAS["amx"])["main"]
+    return compiled(module, isa)["main"]
 
 
 def least(call: Callable) -> float:
@@ -126,11 +127,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gated_kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--precision", nargs="+", default=["int8", "bf16"], choices=["int8", "bf16"])
     parser.add_argument("--layers", nargs="+", type=int, default=range(len(LAYERS)), help="their numbers, from 0 on")
+    parser.add_argument("--target", default="native", help="a level that this CPU runs")
     arguments = parser.parse_args()
-    if missing := missing_flags(ISAS["amx"]):
-        raise SetupError(f"gated kernels: this CPU lacks {', '.join(missing)}; run where matrix tiles (AMX) exist")
+    isa = ISAS[checked_target(arguments.target, 1)]
+    if "bf16" in arguments.precision and not isa.amx:
+        raise SetupError(f"gated kernels: {isa.name} has no bf16; accepted: --precision int8")
     every = {
-        (layer, precision): kernels_of(layer, precision)
+        (layer, precision): kernels_of(layer, precision, isa)
         for precision in arguments.precision
         for layer in (LAYERS[number] for number in arguments.layers)
     }

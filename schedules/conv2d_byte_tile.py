@@ -20,7 +20,7 @@ _BAND_SHARE = 5 / 16
 _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
 #: By the bytes of a register: vectors of sums, of 32 registers 24, of 16 at AVX2 twelve, two for each; and vectors of
 #: outputs of a register tile. At AVX2 tiles of two and three vectors take 1.3 to 1.9 times as long as of one or four.
-_SUMS, _VECTORS = {64: 24, 32: 6}, {64: (1, 2, 3, 4), 32: (1, 4)}
+SUMS, _VECTORS = {64: 24, 32: 6}, {64: (1, 2, 3, 4), 32: (1, 4)}
 #: Bytes of weights of a panel that the first level holds, and what share of a register comes from the second a cycle.
 _FIRST_LEVEL, _FAR = 32 << 10, 0.8
 #: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
@@ -101,7 +101,7 @@ def _choices(isa: Isa, byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
         rows = band_rows(isa, byte, form)
         lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
-            tallest = 16 if matrix else _SUMS[isa.vector_bytes] // vectors
+            tallest = 16 if matrix else SUMS[isa.vector_bytes] // vectors
             pixels = -(-lines.length // -(-lines.length // tallest))
             if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
                 yield ByteTile(pixels, tiles, vectors, rows, form, matrix)

@@ -1,6 +1,7 @@
 """Register tiles of bytes: four bytes of a pixel are broadcast, and meet the weights of a vector of outputs.
 
-A vector is 16 outputs at every level, since weights are packed that way: two registers at AVX2.
+A vector is 16 outputs at every level, since weights are packed that way: two registers at AVX2. A value of the input is
+only ever broadcast, so the pixels of a tile may lie anywhere.
 """
 
 from __future__ import annotations
@@ -17,68 +18,93 @@ from schedules.intrinsics import dot4
 LANES, GROUP = 16, 4
 
 
+class Dot4Tile:
+    """What a register tile consists of; call its methods while a kernel is parsed."""
+
+    def __init__(self, isa: Isa, lines: Lines, tile) -> None:
+        """Take `tile`'s pixels and vectors of outputs."""
+        self._isa, self._lines, self._pixels = isa, lines, tile.pixels
+        #: Registers of a vector, and of a pixel's sums.
+        self._parts = LANES // isa.lanes
+        self._registers = tile.vectors * self._parts
+
+    def cleared(self) -> list:
+        """Allocate sums of zero: for each pixel its registers, each a buffer of its own (`schedules.conv2d_tile`)."""
+        lanes = self._isa.lanes
+        total = [T.alloc_buffer((lanes,), "int32") for _ in range(self._pixels * self._registers)]
+        for sums in total:
+            T.buffer_store(sums, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
+        return total
+
+    def add_up(self):
+        """Return the macro ``(total, image, weight, panel, place)`` that adds all products of a panel.
+
+        ``place(p)``, of 64 bits, is where what the p-th pixel sees begins in `image`.
+        """
+        lines, (downs, times, steps) = self._lines, self._lines.loops
+        down_by, across_by = lines.strides
+        groups, multiply = -(-lines.runs[0][1] // GROUP), self._multiply
+
+        @inline
+        def added(total, image, weight, panel, place):
+            for down in T.serial(downs):
+                for across in T.serial(times):
+                    for step in T.serial(steps):
+                        at: T.let = (down * times + across) * steps + step
+                        skip: T.let = T.Cast("int64", down * down_by + across * across_by + step * STEP)
+                        for g in T.serial(T.min(STEP // GROUP, groups - step * (STEP // GROUP))):
+                            multiply(total, image, place, skip + T.Cast("int64", g * GROUP), weight, panel, at, g)
+
+        return added
+
+    def sums(self, total) -> list[list]:
+        """Return for each pixel its vectors of 16 sums."""
+        starts = [range(p * self._registers, (p + 1) * self._registers, self._parts) for p in range(self._pixels)]
+        return [[self._vector(total, first) for first in row] for row in starts]
+
+    def _multiply(self, total, image, place, skip, weight, panel, step, g):
+        isa, lanes, size = self._isa, self._isa.lanes, self._isa.vector_bytes
+        at = [(r // self._parts, r % self._parts * size) for r in range(self._registers)]
+        each = [weight[panel, step, v, g, T.ramp(first, 1, size)] for v, first in at]
+        for p in range(self._pixels):
+            value = T.reinterpret(image[T.ramp(place(p) + skip, T.int64(1), GROUP)], dtype="int32")
+            levels = T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
+            for r in range(self._registers):
+                sums = total[p * self._registers + r]
+                added = dot4(isa, sums[T.ramp(0, 1, lanes)], levels, each[r])
+                T.buffer_store(sums, added, [T.ramp(0, 1, lanes)])
+
+    def _vector(self, total, first: int):
+        found = [sums[T.ramp(0, 1, self._isa.lanes)] for sums in total[first : first + self._parts]]
+        return found[0] if self._parts == 1 else T.Shuffle(found, list(range(LANES)))
+
+
 def dot4_panels(isa: Isa, lines: Lines, conv: Conv2d, tile, store):
     """Return the macro ``(image, origin, operands, y, to, first, last)`` for a band and some panels.
 
     See `schedules.conv2d_amx.amx_panels`; here a tile is of registers.
     """
-    width, lanes, size = tile.vectors * LANES, isa.lanes, isa.vector_bytes
-    pixels, registers, per_line = tile.pixels, width // lanes, -(-lines.length // tile.pixels)
-    downs, times, steps = lines.loops
-    down_by, across_by = lines.strides
-    groups = -(-lines.runs[0][1] // GROUP)
-    #: Registers of a vector.
-    parts = LANES // lanes
+    width, pixels, per_line = tile.vectors * LANES, tile.pixels, -(-lines.length // tile.pixels)
+    products = Dot4Tile(isa, lines, tile)
+    add_up = products.add_up()
 
-    def four(image, at):
-        value = T.reinterpret(image[T.ramp(at, 1, GROUP)], dtype="int32")
-        return T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
-
-    def cleared():
-        # See `schedules.conv2d_tile`: only such buffers lie in registers.
-        total = [T.alloc_buffer((lanes,), "int32") for _ in range(pixels * registers)]
-        for sums in total:
-            T.buffer_store(sums, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
-        return total
-
-    def multiply(total, image, at, weight, panel, step, g):
-        each = [weight[panel, step, r // parts, g, T.ramp(r % parts * size, 1, size)] for r in range(registers)]
-        for p in range(pixels):
-            levels = four(image, at + p * lines.pixel)
-            for r in range(registers):
-                sums = total[p * registers + r]
-                added = dot4(isa, sums[T.ramp(0, 1, lanes)], levels, each[r])
-                T.buffer_store(sums, added, [T.ramp(0, 1, lanes)])
-
-    @inline
-    def add_up(total, image, weight, panel, base):
-        for down in T.serial(downs):
-            for across in T.serial(times):
-                for step in T.serial(steps):
-                    at: T.let = (down * times + across) * steps + step
-                    skip: T.let = base + down * down_by + across * across_by + step * STEP
-                    for g in T.serial(T.min(STEP // GROUP, groups - step * (STEP // GROUP))):
-                        multiply(total, image, skip + g * GROUP, weight, panel, at, g)
-
-    def vector(total, first):
-        """Return a vector of sums, of the registers from `first` on."""
-        found = [sums[T.ramp(0, 1, lanes)] for sums in total[first : first + parts]]
-        return found[0] if parts == 1 else T.Shuffle(found, list(range(LANES)))
+    def neighbours(start):
+        return lambda p: start + T.int64(p * lines.pixel)
 
     def finish(operands, y, to, channel, total, pixel):
         places = [(to + lines.place(pixel + p, conv.out_width)) * conv.outputs + channel for p in range(pixels)]
-        starts = [range(p * registers, (p + 1) * registers, parts) for p in range(pixels)]
-        store(operands, y, places, channel, [[vector(total, first) for first in row] for row in starts])
+        store(operands, y, places, channel, products.sums(total))
 
     @inline
     def compute(image, origin, operands, y, to, first, last):
         for panel in T.serial(first, last):
             channel: T.let = panel_column(panel, conv.outputs, width)
             for number in T.serial(lines.count * per_line):
-                total = cleared()
+                total = products.cleared()
                 line: T.let = number // per_line
                 column: T.let = T.min(number % per_line * pixels, lines.length - pixels)
-                add_up(total, image, operands[0], panel, origin + line * lines.line + column * lines.pixel)
+                start: T.let = T.Cast("int64", origin + line * lines.line + column * lines.pixel)
+                add_up(total, image, operands[0], panel, neighbours(start))
                 finish(operands, y, to, channel, total, line * lines.across + column)
 
     return compute

@@ -11,9 +11,9 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.bf16_vectors import BF16, narrowing
-from schedules.conv2d_amx import configure, release
+from schedules.conv2d_amx import ROWS, configure, release
 from schedules.conv2d_byte_panels import byte_panels
-from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles
+from schedules.conv2d_byte_tile import LANES, SUMS, ByteTile, band_rows, byte_cycles, byte_tiles
 from schedules.conv2d_bytes import AFFINE, ByteBands
 from schedules.conv2d_finish import finish_sums
 from schedules.conv2d_gate import count_open
@@ -21,6 +21,7 @@ from schedules.conv2d_gate_sums import opening, scaled_limits
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_open_amx import buffer_size, open_amx
+from schedules.conv2d_open_dot4 import open_dot4
 from schedules.conv2d_panels import share_bands
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
@@ -37,9 +38,16 @@ def spread_conv(byte: ByteConv, few: int) -> ByteConv:
     return ByteConv(one, byte.numbers, byte.result, byte.residual, byte.numbers)
 
 
+def can_gate_bytes(isa: Isa, conv: Conv2d) -> bool:
+    """Say whether the gate's tiles are whole vectors of outputs, as weights are packed; at AVX2 few layers' are not."""
+    return panel_size(isa, conv.outputs, default_gated_tile(isa, conv).vectors) % LANES == 0
+
+
 def open_tile(isa: Isa, byte: ByteConv) -> ByteTile:
     """Return how the big module of a gated convolution is divided; its weights are packed for that."""
-    return ByteTile(16, 2, _vectors(isa, byte.conv), band_rows(isa, byte, "rows"), "rows")
+    vectors, rows = _vectors(isa, byte.conv), band_rows(isa, byte, "rows")
+    pixels, tiles = (ROWS, 2) if isa.amx else (SUMS[isa.vector_bytes] // vectors, 1)
+    return ByteTile(pixels, tiles, vectors, rows, "rows", isa.amx)
 
 
 def spread_tile(isa: Isa, byte: ByteConv, few: int) -> ByteTile:
@@ -67,7 +75,10 @@ def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
     panels, pixels = gate_size(isa, conv, default_gated_tile(isa, conv))
     lines, bands = image_lines(byte, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     thin_lines, thin_bands = image_lines(spread, thin.rows, thin.form), ByteBands(spread, thin.rows, thin.form)
-    lists = OpenLists(panels, tile.rows * conv.out_width, conv.out_width, threads)
+    block = tile.tiles * tile.pixels
+    lists = OpenLists(
+        panels, tile.rows * conv.out_width, conv.out_width, threads, block, tile.pixels if tile.tiles > 1 else 0
+    )
     ring, room = buffer_size(lines, tile), lists.sizes
     predict = _predict(isa, spread, thin, thin_lines, thin_bands, panels, threads)
     compute = _compute(isa, byte, tile, lines, bands, lists, threads)
@@ -209,7 +220,9 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
     """Return the macro ``(x, scratch, operands, y, opened, buffers, taps, task)`` that computes the open tiles."""
     by_bands, ring, most = share_bands(bands.count, lists.most, threads), buffer_size(lines, tile), lists.most
     store = finish_sums(isa, byte)
-    pairs, singles = (open_amx(lines, byte.conv, tile, tiles, store) for tiles in (2, 1))
+    kinds = [open_dot4(isa, lines, byte.conv, tile, store)]
+    if tile.matrix:
+        kinds = [open_amx(lines, byte.conv, tile, tiles, store) for tiles in (2, 1)]
     prepare, listing = lists.prepare(lines), lists.listing(isa)
 
     def share(buffers, task, kind, part, parts):
@@ -218,7 +231,7 @@ def _compute(isa: Isa, byte: ByteConv, tile: ByteTile, lines: Lines, bands: Byte
         return start + T.floordiv(count * part, parts), start + T.floordiv(count * (part + 1), parts)
 
     def blocks_of(image, origin, operands, y, to, buffers, taps, task, part, parts):
-        for kind, blocks in enumerate((pairs, singles)):
+        for kind, blocks in enumerate(kinds):
             blocks(image, origin, operands, y, to, buffers, taps, task * ring, *share(buffers, task, kind, part, parts))
 
     @inline

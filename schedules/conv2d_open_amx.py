@@ -28,8 +28,8 @@ def together(lines: Lines) -> int:
 
 
 def buffer_size(lines: Lines, tile: ByteTile) -> int:
-    """Return the values of both halves of a task's buffer."""
-    return 2 * together(lines) * tile.tiles * ROWS * lines.step
+    """Return the values of both halves of a task's buffer; one, which nobody reads, of a tile of registers."""
+    return 2 * together(lines) * tile.tiles * ROWS * lines.step if tile.matrix else 1
 
 
 def open_amx(lines: Lines, conv: Conv2d, tile: ByteTile, tiles: int, store):

@@ -9,37 +9,47 @@ from tvm.script import tirx as T
 from schedules.conv2d_lines import Lines
 from schedules.cpu import Isa
 from schedules.inlining import inline
-from schedules.intrinsics import compress, count_true
+from schedules.intrinsics import count_true, kept_first
 
-#: Pixels of a listed block, and of one where no more are left.
-PAIR, SINGLE = 32, 16
-LANES = 16
-#: Numbers that a task keeps: blocks of 32, and of 16; where the list ends, and where the panel's begins.
+#: Numbers that a task keeps: blocks, and small ones; where the list ends, and where the panel's begins.
 COUNTS = 4
+#: Entries that a vector writes at most.
+_WIDEST = 16
 
 
 @dataclass(frozen=True)
 class OpenLists:
     """Lists of a band of `pixels` output pixels for `panels` panels, of which each of `threads` tasks has its own.
 
-    Blocks of 32 pixels come first, those of 16 behind them, each in the order of panels. Of the last blocks of
+    Blocks of `block` pixels come first, those of `small` behind them, each in the order of panels. Of the last block of
     a panel, places without a pixel name its last one's.
+
+    Attributes
+    ----------
+    panels, pixels : int
+    width : int
+        Columns of the output.
+    threads : int
+    block, small : int
+        Pixels of a listed block, and of one where no more are left; 0 if all blocks are alike.
     """
 
     panels: int
     pixels: int
     width: int
     threads: int
+    block: int
+    small: int = 0
 
     @property
     def room(self) -> int:
         """Entries of a task's list; what vectors write behind it included."""
-        return self.panels * -(-self.pixels // PAIR) * PAIR + PAIR + LANES
+        return self.most * self.block + self.block + _WIDEST
 
     @property
     def most(self) -> int:
         """Blocks of either kind, at most."""
-        return self.panels * -(-self.pixels // PAIR)
+        return self.panels * -(-self.pixels // self.block)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -67,10 +77,17 @@ class OpenLists:
 
         ``opened: u8[panels, pixels of all bands]``.
         """
-        chunks, pixels, most = self.pixels // LANES, self.pixels, self.most
+        lanes, pixels, most, block = isa.lanes, self.pixels, self.most, self.block
+        chunks, least = pixels // lanes, self.small or block
 
         def is_open(opened, panel, at):
-            return opened[panel, T.ramp(at, 1, LANES)] != T.broadcast(T.uint8(0), LANES)
+            return opened[panel, T.ramp(at, 1, lanes)] != T.broadcast(T.uint8(0), lanes)
+
+        def fill(values, end):
+            """Name the last value on to the end of a block."""
+            for vector in range(-(-block // lanes)):
+                last = T.broadcast(values[end - 1], lanes)
+                T.buffer_store(values, last, [T.ramp(end + vector * lanes, 1, lanes)])
 
         @inline
         def add(buffers, task, kind, panel, begin, real):
@@ -92,27 +109,27 @@ class OpenLists:
             for panel in T.serial(self.panels):
                 found[first] = found[end]
                 for c in T.serial(chunks):
-                    own: T.let = task * pixels + c * LANES
-                    places[T.ramp(found[end], 1, LANES)] = compress(
-                        isa, "int32", T.ramp(c * LANES, 1, LANES), is_open(opened, panel, to + c * LANES)
+                    own: T.let = task * pixels + c * lanes
+                    places[T.ramp(found[end], 1, lanes)] = kept_first(
+                        isa, "int32", T.ramp(c * lanes, 1, lanes), is_open(opened, panel, to + c * lanes)
                     )
-                    bases[T.ramp(found[end], 1, LANES)] = compress(
-                        isa, "int32", base_of[T.ramp(own, 1, LANES)], is_open(opened, panel, to + c * LANES)
+                    bases[T.ramp(found[end], 1, lanes)] = kept_first(
+                        isa, "int32", base_of[T.ramp(own, 1, lanes)], is_open(opened, panel, to + c * lanes)
                     )
-                    found[end] = found[end] + count_true(isa, is_open(opened, panel, to + c * LANES))
-                for p in T.serial(chunks * LANES, pixels):
+                    found[end] = found[end] + count_true(isa, is_open(opened, panel, to + c * lanes))
+                for p in T.serial(chunks * lanes, pixels):
                     places[found[end]] = p
                     bases[found[end]] = base_of[task * pixels + p]
                     found[end] = found[end] + T.Cast("int32", opened[panel, to + p])
                 count: T.let = found[end] - found[first]
                 if count > 0:
-                    for half in T.unroll(PAIR // LANES):
-                        places[T.ramp(found[end] + half * LANES, 1, LANES)] = T.broadcast(places[found[end] - 1], LANES)
-                    pairs: T.let = (count + (PAIR - SINGLE - 1)) // PAIR
-                    for block in T.serial(pairs):
-                        add(buffers, task, 0, panel, found[first] + block * PAIR, T.min(PAIR, count - block * PAIR))
-                    if count > pairs * PAIR:
-                        add(buffers, task, 1, panel, found[first] + pairs * PAIR, count - pairs * PAIR)
-                    found[end] = found[first] + (count + (SINGLE - 1)) // SINGLE * SINGLE
+                    fill(places, found[end])
+                    fill(bases, found[end])
+                    blocks: T.let = (count + (block - self.small - 1)) // block
+                    for n in T.serial(blocks):
+                        add(buffers, task, 0, panel, found[first] + n * block, T.min(block, count - n * block))
+                    if count > blocks * block:
+                        add(buffers, task, 1, panel, found[first] + blocks * block, count - blocks * block)
+                    found[end] = found[first] + (count + (least - 1)) // least * least
 
         return list_band

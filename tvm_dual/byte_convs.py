@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from schedules.conv2d_gated_bytes import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, Isa
 from tvm_dual.byte_scale import SHARES, byte_scale
@@ -107,21 +108,24 @@ def fewest_back(
     return back
 
 
-def check_level(plan: Plan, isa: Isa) -> None:
-    """Refuse a plan whose convolutions are on bf16, or gated on bytes, for a level that has no kernels of these.
+def check_level(plan: Plan, isa: Isa, sites: Mapping[str, Site]) -> None:
+    """Refuse a plan of `sites` with convolutions on bf16, or gated on bytes, that a level has no kernels for.
 
     Raises
     ------
     PlanError
         Naming the first of them.
     """
-    if isa.amx:
-        return
-    halves, gated = _planned(plan, "bf16"), [site for site in _planned(plan, "int8") if site.input == "rows"]
-    for sites, what in ((halves, "computed in bf16"), (gated, "gated on int8")):
-        if sites:
+    halves = [] if isa.amx else _planned(plan, "bf16")
+    gated = [site for site in _planned(plan, "int8") if site.input == "rows" and site.name in sites]
+    gated = [site for site in gated if not can_gate_bytes(isa, sites[site.name].conv)]
+    for found, what, lacks in (
+        (halves, "computed in bf16", "matrix tiles"),
+        (gated, "gated on int8", "tiles of whole vectors for it"),
+    ):
+        if found:
             raise PlanError(
-                f"plan: site {sites[0].name} is {what}, and {isa.name} has no matrix tiles; accepted: a plan made for "
+                f"plan: site {found[0].name} is {what}, and {isa.name} has no {lacks}; accepted: a plan made for "
                 f"{isa.name}, or a target that has them ({plan.isa})"
             )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from relay_passes.site_plan import COARSE, COPIES, SiteForm
 from schedules.coarse import can_be_coarse
+from schedules.conv2d_gated_bytes import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
 from tvm_dual.calibration import CalibrationData, InputStream
@@ -113,10 +114,10 @@ class Model:
         return name in self.on_bytes or name in self.on_bf16
 
     def gates(self, name: str) -> bool:
-        """Whether a gate is tried on a site: on bytes or bf16 there are kernels of open pixels for tiles alone."""
-        isa = ISAS[self.compiler.isa]
-        can_gate = self.sites[name].can_gate and name not in self.options.keep_dense
-        return can_gate and (isa.amx or not self.is_low(name))
+        """Whether a gate is tried on a site."""
+        site = self.sites[name]
+        can_gate = site.can_gate and name not in self.options.keep_dense
+        return can_gate and (not self.is_low(name) or can_gate_bytes(ISAS[self.compiler.isa], site.conv))
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """Return the kinds of little modules that are tried on a site under a gate."""

@@ -129,9 +129,9 @@ def apply_plan(model: Model, quality: Quality, plan: Plan, progress) -> DualLibr
         If the plan's sites are not the model's, or need what the instruction set level lacks.
     """
     planned = {site.name: site for site in plan.sites if site.input != "tvm"}
-    check_level(plan, ISAS[model.compiler.isa])
     if {name: site.kind for name, site in model.sites.items()} != {name: site.kind for name, site in planned.items()}:
         raise PlanError(f"plan: sites {sorted(planned)}; the model has {sorted(model.sites)}. Plan this model anew")
+    check_level(plan, ISAS[model.compiler.isa], model.sites)
     for site in planned.values():
         exact, approximate = ("dense", "columns"), ("rows", "little")
         hidden = ("dense", *approximate) if site.hidden else ("",)

@@ -16,15 +16,14 @@ from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_c
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import ISAS, missing_flags
+from schedules.cpu import ISAS, Isa, missing_flags
 from schedules.quantize import quantize_rows
-from tests.schedules.conftest import Output, call, compile_kernel
+from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, after, convolutions, operands, reference
 from tests.schedules.test_conv2d_bf16 import given_as
 from tests.schedules.test_conv2d_int8 import RESIDUAL, SOURCE, to_levels, to_values
 
 AMX = ISAS["amx"]
-pytestmark = pytest.mark.skipif(bool(missing_flags(AMX)), reason="this CPU lacks AMX")
 #: Scale and zero point of the few channels.
 LEVELS = Affine(0.01, 128)
 #: Types of input, result and image to be added.
@@ -48,7 +47,7 @@ def limits_of(outputs: int, kind: str) -> np.ndarray:
     return np.stack([rng.uniform(0.3, 1, outputs), rng.uniform(-0.5, 0.8, outputs), harm])
 
 
-def check(conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some", "all"), few: int = 16):
+def check(isa: Isa, conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some", "all"), few: int = 16):
     conv = replace(conv, outputs=max(conv.outputs, 16))
     byte = ByteConv(conv, *types, numbers)
     spread, outputs, pixels = spread_conv(byte, few), conv.outputs, conv.output_size // conv.outputs
@@ -63,23 +62,23 @@ def check(conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some"
     if types[1] == "uint8":
         result = Affine(0.025, 0) if conv.activation in ("relu", "relu6", "sigmoid") else Affine(0.04, 128)
     added, none = (RESIDUAL if types[2] == "uint8" else None), given_residual.reshape(-1)[: conv.residual_size]
-    thin = pack_conv2d_int8(AMX, spread, spread_tile(AMX, byte, few), rows, rows_bias, LEVELS, result, added)
-    big = pack_conv2d_int8(AMX, byte, open_tile(AMX, byte), weight, bias, SOURCE, result, added)
+    thin = pack_conv2d_int8(isa, spread, spread_tile(isa, byte, few), rows, rows_bias, LEVELS, result, added)
+    big = pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, SOURCE, result, added)
     if numbers == BF16:
         x, weight, rows = (of_bf16(to_bf16(values)) for values in (x, weight, rows))
     else:
         x = to_values(to_levels(x, SOURCE), SOURCE)
-        weight = quantize_rows(weight.reshape(outputs, -1)).dequantized().reshape(weight.shape)
-        rows = quantize_rows(rows.reshape(outputs, -1)).dequantized()
+        weight = quantize_rows(weight.reshape(outputs, -1), isa.weight_bits).dequantized().reshape(weight.shape)
+        rows = quantize_rows(rows.reshape(outputs, -1), isa.weight_bits).dequantized()
     exact = reference(conv, x, weight, bias, residual).reshape(pixels, outputs)
     sums = z @ rows.reshape(outputs, few).T + rows_bias
     seen = sums + (residual.reshape(sums.shape) if conv.residual else 0)
     closed = after(conv, sums, residual)
-    kernel = compile_kernel(AMX, gated_conv2d_bytes(AMX, byte, few, threads), threads)
-    tile = default_byte_tile(AMX, byte)
-    dense = compile_kernel(AMX, conv2d_int8(AMX, byte, tile, 1))
+    kernel = compile_kernel(isa, gated_conv2d_bytes(isa, byte, few, threads), threads)
+    tile = default_byte_tile(isa, byte)
+    dense = compile_kernel(isa, conv2d_int8(isa, byte, tile, 1))
     packed = pack_conv2d_int8(
-        AMX, byte, tile, bias=bias, weight=operands(conv)[1], source=SOURCE, result=result, residual=added
+        isa, byte, tile, bias=bias, weight=operands(conv)[1], source=SOURCE, result=result, residual=added
     )
     out = Output((conv.output_size,), types[1])
     (whole,) = call(dense, given_x.reshape(-1), *packed, none, out)
@@ -89,7 +88,7 @@ def check(conv: Conv2d, types, numbers: str, threads: int, gates=("none", "some"
         y, count = call(kernel, *given, out, Output((1,), "int32"), threads=threads)
         harms = (limits[2] * np.clip(limits[0] * seen + limits[1], 0, 1)) ** 2
         is_open, sure, tiles = np.zeros(seen.shape, bool), np.ones(seen.shape, bool), []
-        for panel in gate_panels(AMX, conv):
+        for panel in gate_panels(isa, conv):
             total = harms[:, panel].sum(axis=1)
             is_open[:, panel] |= (total > 1)[:, None]
             sure[:, panel] &= (np.abs(total - 1) > 1e-4)[:, None]
@@ -117,22 +116,33 @@ def compare(found: np.ndarray, wanted: np.ndarray, kind: str, result: Affine | N
 
 @pytest.mark.parametrize("types", BYTES, ids=str)
 @pytest.mark.parametrize("conv", [*SHAPES, *LARGER], ids=str)
-def test_gated_convolutions_of_bytes_match_numpy(conv, types, threads):
-    check(conv, types, "uint8", threads)
+def test_gated_convolutions_of_bytes_match_numpy(byte_level, conv, types, threads):
+    if BF16 in types and not byte_level.amx:
+        pytest.skip(f"{byte_level.name} has no bf16")
+    check(byte_level, conv, types, "uint8", threads)
 
 
 @pytest.mark.parametrize("types", HALVES, ids=str)
 @pytest.mark.parametrize("conv", [SHAPES[1], *LARGER], ids=str)
+@pytest.mark.skipif(bool(missing_flags(AMX)), reason="this CPU lacks AMX")
 def test_gated_convolutions_of_bf16_match_numpy(conv, types, threads):
-    check(conv, types, BF16, threads)
+    check(AMX, conv, types, BF16, threads)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS.values() if not isa.amx], ids=lambda isa: isa.name)
+def test_every_level_compiles(isa):
+    byte = ByteConv(LARGER[0], "uint8", "uint8", "uint8")
+    compile_kernel(isa, gated_conv2d_bytes(isa, byte, 16, 1))
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
+    isa=st.sampled_from(RUNNABLE),
     conv=convolutions(),
     numbers=st.sampled_from(["uint8", BF16]),
     threads=st.integers(1, 2),
     few=st.sampled_from([16, 80]),
 )
-def test_gated_convolutions_match_numpy_at_any_shape(conv, numbers, threads, few):
-    check(conv, (BYTES if numbers == "uint8" else HALVES)[0], numbers, threads, ["some"], few)
+def test_gated_convolutions_match_numpy_at_any_shape(isa, conv, numbers, threads, few):
+    numbers = numbers if isa.amx else "uint8"
+    check(isa, conv, (BYTES if numbers == "uint8" else HALVES)[0], numbers, threads, ["some"], few)

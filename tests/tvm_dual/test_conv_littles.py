@@ -197,16 +197,6 @@ def test_a_coarse_little_module_in_a_whole_model(builder):
     assert 0 < np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean()) < 0.3
 
 
-def test_plans_with_gates_on_bytes_are_refused_without_matrix_tiles(builder):
-    plan = builder.build("fp32", options=AdvancedOptions(mode="dense")).report.plan
-    sites = tuple(
-        replace(site, input="rows", hidden="dense", precision="int8") if site.name == "conv2d1" else site
-        for site in plan.sites
-    )
-    with pytest.raises(PlanError, match=r"conv2d1 .* avx2 has no matrix tiles"):
-        blocks_builder("avx2").build("fp32", plan=replace(plan, sites=sites))
-
-
 @pytest.mark.parametrize("kinds", [("copies",), (), ("projection", "copy2")])
 def test_unknown_kinds_are_refused(kinds):
     with pytest.raises(PlanError, match="little_kinds"):
