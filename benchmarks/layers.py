@@ -153,10 +153,10 @@ def _measured(layer: Layer, folder: Path, threads: int, size: Size, progress: Pr
     ]
     specs = [_ours(plain, images, options, folder, threads, progress) for options in (dense, *gated)]
     low = ["int8", "bf16"] if our_bf16() else ["int8"]
-    # Open pixels of bytes and of bf16 have kernels for matrix tiles alone.
-    options = (dense, *gated[: len(size.closed)]) if our_bf16() else (dense,)
+    # Of bytes and of bf16 there are gates of tiles alone.
+    options = (dense, *gated[: len(size.closed)])
     specs += [_ours(plain, images, each, folder, threads, progress, p) for p in low for each in options]
-    low_sweeps = [{}, *({"closed": share, "unit": "tile"} for share in size.closed)][: len(options)] * len(low)
+    low_sweeps = [{}, *({"closed": share, "unit": "tile"} for share in size.closed)] * len(low)
     specs += image_peer_specs(str(plain), threads)
     specs += quantized_peer_specs(str(plain), images, folder, threads)
     sweeps = [{}, *({"closed": share, "unit": unit} for unit, share in shares), *low_sweeps]
