@@ -22,7 +22,7 @@ _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
 #: outputs of a register tile. At AVX2 tiles of two and three vectors take 1.3 to 1.9 times as long as of one or four.
 SUMS, _VECTORS = {64: 24, 32: 6}, {64: (1, 2, 3, 4), 32: (1, 4)}
 #: Bytes of weights of a panel that the first level holds, and what share of a register comes from the second a cycle.
-_FIRST_LEVEL, _FAR = 32 << 10, 0.8
+_FIRST_LEVEL, _FAR = 32 << 10, 0.92
 #: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
 _WEIGHT_LINE, _PIXEL_LINE = 1.5, 0.5
 #: Cycles of a product of tiles of no pixels: each three of these take another one.
