@@ -87,6 +87,9 @@ def layers_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
         shape = Conv2d(*extents, kernel, strides, padding * 2).geometry
         for family, density in (("conv2d", 1.0), ("conv2d_skip", 0.25), ("conv2d_gated", 0.2)):
             found[Workload(family, shape, isa, threads)] = Usage(density)
+        # The suite's libraries read and write floats; in a network both are bytes.
+        for images in ((0, 0), (1, 1)):
+            found[Workload("conv2d_int8", (*shape, *images), isa, threads)] = Usage()
     return found
 
 
@@ -119,8 +122,8 @@ def fashion_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
 
 
 def _network_kernels(path: Path, calls: np.ndarray, threads: int, options: AdvancedOptions) -> Kernels:
-    """Return what planning compares for a network without states, in floats."""
-    return model_kernels(path, [calls], streaming=True, precisions=("fp32",), threads=threads, options=options)
+    """Return what planning compares for a network without states."""
+    return model_kernels(path, [calls], streaming=True, threads=threads, options=options)
 
 
 #: By suite: from threads and checkpoints to its kernels.

@@ -10,11 +10,13 @@ from tvm import relax
 from relay_passes.site_plan import read_form
 from relay_passes.step import StepBuilder
 from schedules.bf16_vectors import BF16
-from schedules.conv2d_byte_tile import default_byte_tile
+from schedules.conv2d_byte_tile import ByteTile, byte_tile, default_byte_tile
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
+from schedules.families import byte_shape
+from schedules.history import chosen_knobs
 from schedules.registry import kernel
 
 #: By precision: the type of the numbers that are multiplied.
@@ -68,6 +70,13 @@ def read_images(function: relax.Function) -> ByteImages | None:
     return ByteImages(form.precision, source, result, residual, source_type, result_type, residual_type)
 
 
+def chosen_byte_tile(isa: Isa, byte: ByteConv, threads: int) -> ByteTile:
+    """Return the tile that tuning found for a convolution, or the default; of AMX tiles there are no records."""
+    if isa.amx or byte.numbers == BF16:
+        return default_byte_tile(isa, byte)
+    return byte_tile(chosen_knobs("conv2d_int8", isa, byte_shape(byte), threads))
+
+
 def convolved_bytes(
     step: StepBuilder,
     isa: Isa,
@@ -82,7 +91,7 @@ def convolved_bytes(
 ) -> relax.Var:
     """Emit the convolution into a step and return its result; names of its operands begin with `prefix`."""
     byte = images.of(conv)
-    tile = default_byte_tile(isa, byte)
+    tile = chosen_byte_tile(isa, byte, threads)
     packed = pack_conv2d_int8(isa, byte, tile, weight, bias, images.source, images.result, images.residual)
     names = ("weight", "scale", "bias", "affine")
     operands = [step.operand(f"{prefix}{name}", value) for name, value in zip(names, packed, strict=True)]

@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 from tvm import relax
 
-from relay_passes.conv2d_bytes_stage import NUMBERS, ByteImages
+from relay_passes.conv2d_bytes_stage import NUMBERS, ByteImages, chosen_byte_tile
 from relay_passes.products import LittleModule
 from relay_passes.split_littles import LEVELS
 from relay_passes.step import StepBuilder
-from schedules.conv2d_byte_tile import default_byte_tile
 from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_conv, spread_tile
 from schedules.conv2d_int8 import conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
@@ -43,7 +42,7 @@ def gated_bytes(
     k, numbers = len(projection), NUMBERS[images.precision]
     levels = LEVELS if images.precision == "int8" else None
     few = ByteConv(replace(conv, outputs=k, activation=None, residual=False), byte.source, numbers, "float32", numbers)
-    tile, filters = default_byte_tile(isa, few), projection.reshape(k, *conv.kernel, conv.inputs)
+    tile, filters = chosen_byte_tile(isa, few, threads), projection.reshape(k, *conv.kernel, conv.inputs)
     packed = pack_conv2d_int8(isa, few, tile, filters, -little.center, images.source, levels)
     nothing = step.operand("few_no_residual", np.zeros(1, "float32"))
     z = step.call(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from schedules.bf16_vectors import BF16
 from schedules.conv2d_bytes import ByteBands
-from schedules.conv2d_lines import SIZES, STEP, ByteConv, image_lines
+from schedules.conv2d_lines import FORMS, SIZES, STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count
 from schedules.cpu import Isa
+from schedules.knobs import DotTile
 
 #: Outputs of a vector.
 LANES = 16
@@ -61,6 +62,16 @@ class ByteTile:
     rows: int
     form: str
     matrix: bool = True
+
+
+def dot_tile(tile: ByteTile) -> DotTile:
+    """Return the knobs of a tile of registers."""
+    return DotTile(tile.pixels, tile.vectors, tile.rows, FORMS.index(tile.form))
+
+
+def byte_tile(knobs: DotTile) -> ByteTile:
+    """Return the tile of registers that knobs say."""
+    return ByteTile(knobs.pixels, 1, knobs.vectors, knobs.rows, FORMS[knobs.form], False)
 
 
 def default_byte_tile(isa: Isa, byte: ByteConv) -> ByteTile:

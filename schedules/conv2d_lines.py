@@ -12,6 +12,8 @@ from schedules.quantize import round_up
 
 #: Bytes that a product of tiles adds up at a time.
 STEP = 64
+#: How the pixels of a band are read: `image_lines`.
+FORMS = ("rows", "whole", "spread")
 #: Bytes of a value, by type.
 SIZES = {"uint8": 1, BF16: 2, "float32": 4}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from schedules.conv2d import default_tile
+from schedules.conv2d_byte_tile import LANES, SUMS, default_byte_tile, dot_tile
 from schedules.conv2d_gated import default_gated_tile
+from schedules.conv2d_lines import FORMS, ByteConv, image_lines
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import default_skip_tile
 from schedules.conv2d_walk import across, outputs_at_once
 from schedules.cpu import Isa
-from schedules.knobs import ConvTile, SkipTile
+from schedules.knobs import ConvTile, DotTile, SkipTile
 from schedules.panels import panel_size
 
 #: Sums that hide an addition's latency of four cycles at two a cycle.
@@ -50,6 +52,24 @@ def skip_fits(isa: Isa, tile: SkipTile) -> bool:
     return _FEWEST_SUMS // 2 <= sums <= _registers(isa) - 4
 
 
+def dot_space(isa: Isa, byte: ByteConv) -> dict[str, tuple[int, ...]]:
+    """Return the values of a `DotTile`."""
+    default, most = dot_tile(default_byte_tile(isa, byte)), max(1, byte.conv.outputs // LANES)
+    pixels, vectors = ((4, 6, 8, 12), (1, 2, 3, 4)) if isa.vector_bytes == 64 else ((1, 3, 4, 5, 6), (1, 4))
+    return {
+        "pixels": tuple(sorted({default.pixels, *pixels})),
+        "vectors": tuple(n for n in vectors if n <= most),
+        "rows": _rows(byte.conv, default),
+        "form": tuple(n for n, form in enumerate(FORMS) if form != "whole" or byte.conv.strides == (1, 1)),
+    }
+
+
+def dot_fits(isa: Isa, byte: ByteConv, tile: DotTile) -> bool:
+    """Say whether a tile has half the sums that registers hold at least, no more than these, and pixels for it."""
+    most, sums = SUMS[isa.vector_bytes], tile.pixels * tile.vectors
+    return most // 2 <= sums <= most and tile.pixels <= image_lines(byte, tile.rows, FORMS[tile.form]).length
+
+
 def _registers(isa: Isa) -> int:
     return 32 if isa.vector_bytes == 64 else 16
 
@@ -69,7 +89,7 @@ def _up_to(isa: Isa, conv: Conv2d, vectors: tuple[int, ...], *others: int) -> tu
     return tuple(sorted({panel_size(isa, conv.outputs, n) // isa.lanes for n in (*vectors, *others)}))
 
 
-def _rows(conv: Conv2d, default: ConvTile) -> tuple[int, ...]:
+def _rows(conv: Conv2d, default: ConvTile | DotTile) -> tuple[int, ...]:
     """Return the heights of half as many bands as by default, of as many, twice and four times as many."""
     bands = -(-conv.out_height // default.rows)
     heights = (-(-conv.out_height // count) for count in (max(1, bands // 2), 2 * bands, 4 * bands))

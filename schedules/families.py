@@ -8,9 +8,20 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from schedules import columns, conv2d, conv2d_gated, conv2d_skip, dense, little, matmul, panels, row_pairs
+from schedules import columns, conv2d, conv2d_gated, conv2d_int8, conv2d_skip, dense, little, matmul, panels, row_pairs
+from schedules.conv2d_byte_tile import byte_tile, default_byte_tile, dot_tile
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import GEOMETRY, Conv2d
-from schedules.conv2d_space import gated_fits, gated_space, skip_fits, skip_space, tile_fits, tile_space
+from schedules.conv2d_space import (
+    dot_fits,
+    dot_space,
+    gated_fits,
+    gated_space,
+    skip_fits,
+    skip_space,
+    tile_fits,
+    tile_space,
+)
 from schedules.cpu import ISAS, Isa
 from schedules.knobs import (
     LITTLE,
@@ -18,6 +29,7 @@ from schedules.knobs import (
     ROWS,
     ColumnKnobs,
     ConvTile,
+    DotTile,
     Knobs,
     LittleKnobs,
     PanelKnobs,
@@ -193,6 +205,43 @@ def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Calla
     return Family(GEOMETRY, knobs, of_default, of_space, of_build, of_fits, GEOMETRY, _conv_label)
 
 
+def byte_conv(shape: tuple[int, ...]) -> ByteConv:
+    """Return the convolution of a `conv2d_int8` workload, with nothing behind it."""
+    types = ("uint8" if is_bytes else "float32" for is_bytes in shape[len(GEOMETRY) :])
+    return ByteConv(Conv2d.of_geometry(shape), *types)
+
+
+def byte_shape(byte: ByteConv) -> tuple[int, ...]:
+    """Return the shape of a convolution of bytes as a workload: its geometry, and whether images are bytes."""
+    return (*byte.conv.geometry, int(byte.source == "uint8"), int(byte.result == "uint8"))
+
+
+def _byte_conv() -> Family:
+    """Return the family of convolutions of bytes in registers; of AMX tiles there are no records."""
+
+    def level(workload: Workload) -> Isa:
+        return ISAS[workload.level.records]
+
+    def default(workload: Workload) -> DotTile:
+        return dot_tile(default_byte_tile(level(workload), byte_conv(workload.shape)))
+
+    def build(workload: Workload, chosen: DotTile) -> tirx.PrimFunc:
+        byte = byte_conv(workload.shape)
+        return kernel(conv2d_int8.conv2d_int8, level(workload), byte, byte_tile(chosen), workload.threads)
+
+    def fits(workload: Workload, chosen: DotTile) -> bool:
+        return chosen == default(workload) or dot_fits(level(workload), byte_conv(workload.shape), chosen)
+
+    def label(shape: tuple[int, ...]) -> str:
+        kinds = ("bytes" if is_bytes else "floats" for is_bytes in shape[len(GEOMETRY) :])
+        return f"{_conv_label(shape)}, {' to '.join(kinds)}"
+
+    axes = (*GEOMETRY, "source", "result")
+    return Family(
+        *(axes, DotTile, default, lambda w: dot_space(level(w), byte_conv(w.shape)), build, fits), axes, label
+    )
+
+
 FAMILIES = {
     "rows_int8": _rows(dense.gated_rows_int8, lambda w: dense.default_rows_int8(*w.shape), _AHEAD),
     "rows_fp32": _rows(dense.gated_rows_fp32, lambda w: dense.default_rows_fp32(*w.shape)),
@@ -215,5 +264,6 @@ FAMILIES = {
     "conv2d_gated": _conv(
         conv2d_gated.gated_conv2d, ConvTile, conv2d_gated.default_gated_tile, gated_space, gated_fits
     ),
+    "conv2d_int8": _byte_conv(),
     "conv2d_skip": _conv(conv2d_skip.conv2d_skip, SkipTile, conv2d_skip.default_skip_tile, skip_space, skip_fits),
 }

@@ -101,6 +101,26 @@ class ConvTile:
 
 
 @dataclass(frozen=True)
+class DotTile:
+    """Of convolutions of bytes in registers (`schedules.conv2d_dot4`).
+
+    Attributes
+    ----------
+    pixels, vectors : int
+        Of a register tile; a vector is 16 outputs.
+    rows : int
+        Output rows of a band.
+    form : int
+        How pixels are read, in the order of `schedules.conv2d_lines.FORMS`.
+    """
+
+    pixels: int
+    vectors: int
+    rows: int
+    form: int
+
+
+@dataclass(frozen=True)
 class SkipTile:
     """Of convolutions that skip zeros (`schedules.conv2d_skip`).
 
@@ -139,4 +159,4 @@ class SingleTile:
 #: The defaults.
 ROWS, COLUMNS, LITTLE = RowKnobs(), ColumnKnobs(), LittleKnobs()
 
-Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | SkipTile | SingleTile
+Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | DotTile | SkipTile | SingleTile

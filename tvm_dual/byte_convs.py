@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from schedules.conv2d_gated_bytes import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, Isa
@@ -31,7 +33,7 @@ RANGES = (SHARES, SHARES[:1])
 
 def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Model:
     """Return `model` with the convolutions that a build computes on bytes, and on bf16; one of bf16 has these alone."""
-    convs = [name for name, site in model.sites.items() if site.conv and name not in model.options.keep_dense]
+    convs = _convolutions(model)
     isa, phase = ISAS[model.compiler.isa], "convolutions on bytes"
     if not convs or model.options.mode not in ("dual", "dense"):
         return model
@@ -61,8 +63,7 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
     found = None
     halves = replace(model, on_bf16=frozenset(convs)) if isa.amx and model.precision in ("int8", "bf16") else model
     if model.precision == "int8":
-        seen = {name: model.observations[name].inputs[0] for name in convs}
-        scales = ({name: byte_scale(values, shares) for name, values in seen.items()} for shares in RANGES)
+        scales = (all_bytes(model, shares) for shares in RANGES)
         tried = [(judged(trial), trial) for trial in (replace(model, on_bytes=each) for each in scales)]
         best, whole = max(tried, key=lambda each: each[0])
         found = whole if quality.accepts(best) else without(whole, halves)
@@ -71,6 +72,15 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
         found = halves if quality.accepts(judged(halves)) else without(halves, model)
     progress(phase, total, total)
     return model if found is None else found
+
+
+def all_bytes(model: Model, shares: np.ndarray = SHARES) -> dict[str, Affine]:
+    """Return every convolution that may be on bytes, with the scale that `byte_scale` finds for what it reads."""
+    return {name: byte_scale(model.observations[name].inputs[0], shares) for name in _convolutions(model)}
+
+
+def _convolutions(model: Model) -> list[str]:
+    return [name for name, site in model.sites.items() if site.conv and name not in model.options.keep_dense]
 
 
 def fewest_back(

@@ -30,10 +30,10 @@ Entry = tuple[DualLibrary, dict[str, np.ndarray]]
 def exact_entry(model: Model, name: str, form: tuple[str, str]) -> Entry:
     """Return the layer in an exact form."""
     forms = model.site_forms({name: form})
-    return _compiler(model, forms[name].precision).of_site(name).compile(forms), {}
+    return compiler_of(model, forms[name].precision).of_site(name).compile(forms), {}
 
 
-def _compiler(model: Model, precision: str) -> Compiler:
+def compiler_of(model: Model, precision: str) -> Compiler:
     """Return the compiler of a layer: on bytes it reads and writes what it does beside others on bytes."""
     if precision != "int8" or not model.on_bytes:
         return model.compiler
@@ -43,13 +43,13 @@ def _compiler(model: Model, precision: str) -> Compiler:
 def bytes_entry(model: Model, name: str, size: int) -> Entry:
     """Return the layer behind its little module alone, on bytes."""
     forms, fit = model.site_forms({name: LITTLE_BYTES}), Fits(model.sized({name: size})).fit(name, LITTLE_BYTES)
-    compiler = _compiler(model, forms[name].precision).of_site(name)
+    compiler = compiler_of(model, forms[name].precision).of_site(name)
     return compiler.compile(forms, {name: fit.little}, {name: fit.spread}), {}
 
 
 def gated_bytes_entries(model: Model, name: str, size: int) -> list[Entry]:
     """Return the layer on bytes with every tile closed, and with all of them open."""
-    return _at_ends(model, _compiler(model, "int8").of_site(name), name, GATED_BYTES, size)
+    return _at_ends(model, compiler_of(model, "int8").of_site(name), name, GATED_BYTES, size)
 
 
 def gated_entries(model: Model, name: str, form: tuple[str, str], size: int) -> list[Entry]:

@@ -36,8 +36,8 @@ def test_checkpoints_must_be_there():
 
 def test_single_layers_come_in_every_form():
     found = suite_kernels.layers_kernels(1, ())
-    assert {w.family for w in found} == {"conv2d", "conv2d_skip", "conv2d_gated"}
-    assert all(usage.density < 1 for w, usage in found.items() if w.family != "conv2d")
+    assert {w.family for w in found} == {"conv2d", "conv2d_int8", "conv2d_skip", "conv2d_gated"}
+    assert all(usage.density < 1 for w, usage in found.items() if w.family not in ("conv2d", "conv2d_int8"))
 
 
 def test_the_command_tunes_for_each_level_and_reports(monkeypatch, tmp_path, capsys):

@@ -31,9 +31,10 @@ class Blocks(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def blocks_builder(target: str = "native", decay: float = 0.7) -> Builder:
-    """Return the network for a level, calibrated on images of which a half is dark."""
+def blocks_builder(target: str = "native", decay: float = 0.7, **options) -> Builder:
+    """Return the network for a level, calibrated on images of which a half is dark; `options` are `Builder`'s."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).standard_normal((40, 3, 12, 11)).astype("float32")
     images[:, :, 6:] *= 0.1
-    return Builder(Blocks(decay).eval(), [images], example_inputs=(torch.zeros(1, 3, 12, 11),), target=target)
+    options |= {"example_inputs": (torch.zeros(1, 3, 12, 11),), "target": target}
+    return Builder(Blocks(decay).eval(), [images], **options)

@@ -144,7 +144,9 @@ class Bench:
 
     def _nothing(self) -> list[np.ndarray]:
         """Return results of which nothing is right, so that one that a candidate fails to write is not."""
-        return [stacked(list(np.full_like(result, np.nan))) for result in self._problem.results]
+        results = self._problem.results
+        wrong = (~each if each.dtype.kind in "iu" else np.full_like(each, np.nan) for each in results)
+        return [stacked(list(each)) for each in wrong]
 
     def _wrong(self, knobs: Knobs) -> str:
         """Run a candidate; return how it errs, "" if it is right."""

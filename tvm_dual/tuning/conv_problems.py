@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from schedules.conv2d import pack_conv2d
+from schedules.conv2d_byte_tile import byte_tile
 from schedules.conv2d_gated import default_gated_tile, gate_size
+from schedules.conv2d_int8 import Affine, pack_conv2d_int8
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import pack_conv2d_skip
-from schedules.families import Workload
+from schedules.families import Workload, byte_conv
 from schedules.panels import panel_size
 from tvm_dual.tuning.copies import stacked
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
@@ -45,6 +47,36 @@ def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> 
         ),
         [results],
         ("outputs", "vectors") if skips else ("vectors",),
+    )
+
+
+def byte_conv_problem(workload: Workload, _usage: Usage, rng: np.random.Generator) -> Problem:
+    """Return the problem of a convolution of bytes; all numbers are whole or powers of two, so that results are exact.
+
+    Sums of 32 bits become floats of 24 here and there alike.
+    """
+    byte, isa = byte_conv(workload.shape), workload.level
+    conv, most = byte.conv, 2 ** (isa.weight_bits - 1) - 1
+    weight = rng.integers(-most, most + 1, (conv.outputs, *conv.kernel, conv.inputs)).astype("float32")
+    # The largest of each row sets its scale: one.
+    weight.reshape(conv.outputs, -1)[:, 0] = most
+    copies = copies_of(weight.nbytes // 4 + conv.input_size + conv.output_size)
+    levels = rng.integers(0, 256, (copies, conv.input_size)).astype("uint8")
+    bias, source = np.zeros(conv.outputs, "float32"), Affine(1.0)
+    # Some of the sums are cut off at both ends.
+    result = Affine(2.0 ** round(np.log2(most * np.sqrt(conv.taps))), 128) if byte.result == "uint8" else None
+    sums = np.stack([convolved(conv, image.astype("float32"), weight, bias) for image in levels])
+    if result is not None:
+        sums = np.clip(np.floor(sums / result.scale + 128.5), 0, 255).astype("uint8")
+    images = levels.astype(byte.source)
+    return Problem(
+        copies,
+        1,
+        [stacked(list(images))],
+        [stacked([np.zeros(1, "float32")] * copies)],
+        lambda knobs: list(pack_conv2d_int8(isa, byte, byte_tile(knobs), weight, bias, source, result)),
+        [sums],
+        ("vectors", "form"),
     )
 
 

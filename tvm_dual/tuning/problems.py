@@ -9,7 +9,7 @@ import numpy as np
 from schedules import columns, little, matmul, nonzeros, row_operands, row_pairs
 from schedules.families import Workload
 from schedules.quantize import quantize_rows, round_up
-from tvm_dual.tuning.conv_problems import conv_problem
+from tvm_dual.tuning.conv_problems import byte_conv_problem, conv_problem
 from tvm_dual.tuning.copies import stacked
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
 
@@ -190,5 +190,6 @@ _MAKERS = {
     "matmul_fp32": _matmul,
     "conv2d": conv_problem,
     "conv2d_gated": conv_problem,
+    "conv2d_int8": byte_conv_problem,
     "conv2d_skip": conv_problem,
 }

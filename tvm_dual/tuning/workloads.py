@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from schedules.families import Workload
-from tvm_dual.forms import APPROXIMATE, Forms, exact_form, gated_form
+from tvm_dual.byte_convs import all_bytes, planned_bytes
+from tvm_dual.compiler import Compiler
+from tvm_dual.forms import APPROXIMATE, BYTE_FORMS, Forms, exact_form, gated_form
 from tvm_dual.measure import open_share
 from tvm_dual.model import Model
 from tvm_dual.plan import Plan
 from tvm_dual.search import provisional_limit
+from tvm_dual.site_entries import compiler_of
 from tvm_dual.tuning.problem import Usage
 from tvm_dual.variants import Fits
 
@@ -32,14 +35,16 @@ def model_workloads(
 
     A kernel that several layers have in common has the mean of their densities.
     """
-    fits = Fits(model)
+    if model.precision == "int8":
+        model = replace(model, on_bytes=planned_bytes(plan) if plan else all_bytes(model))
+    fits, low = Fits(model), compiler_of(model, "int8")
     choices = _plan_forms(model, plan) if plan else _all_forms(model)
     opened = {site.name: site.density for site in plan.sites} if plan else _provisional_shares(model, fits, choices[-1])
     found: dict[Workload, list[Usage]] = {}
     for i, forms in enumerate(choices):
         for name, form in forms.items():
             progress("kernels of the model", i, len(choices))
-            for workload in _site_workloads(model, fits, name, form):
+            for workload in _site_workloads(model, low, fits, name, form):
                 found.setdefault(workload, []).append(_usage(model, name, workload, opened.get(name, 1.0)))
     progress("kernels of the model", len(choices), len(choices))
     return {
@@ -66,11 +71,7 @@ def _all_forms(model: Model) -> list[Forms]:
     sites = model.sites
     dense = {name: exact_form(site, False) for name, site in sites.items()}
     skipping = {name: exact_form(site, True) for name, site in sites.items() if site.nonnegative}
-    gated = {
-        name: gated_form(site, dense[name])
-        for name, site in sites.items()
-        if site.can_gate and name not in model.options.keep_dense
-    }
+    gated = {name: gated_form(site, dense[name]) for name, site in sites.items() if model.gates(name)}
     # A recurrent layer whose inputs are mostly zero skips them, and gates its state alone.
     half = {name: ("columns", "rows") for name in gated if sites[name].hidden and sites[name].nonnegative}
     # A convolution's little module has a projection that may skip zeros, too.
@@ -92,13 +93,14 @@ def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, flo
     return open_share(variant.library, model.data.streams)
 
 
-def _site_workloads(model: Model, fits: Fits, name: str, form: tuple[str, str]) -> list[Workload]:
-    """Return the kernels of one site in one form."""
+def _site_workloads(model: Model, low: Compiler, fits: Fits, name: str, form: tuple[str, str]) -> list[Workload]:
+    """Return the kernels of one site in one form; `low` compiles those on bytes, beside others on bytes."""
     littles, spreads = {}, {}
     if set(form) & APPROXIMATE:
         fit = fits.fit(name, form)
         littles, spreads = {name: fit.little}, {name: fit.spread}
-    return model.compiler.workloads(model.site_forms({name: form}, "damage"), littles, spreads)
+    compiler = low.of_site(name) if name in model.on_bytes and form in BYTE_FORMS else model.compiler
+    return compiler.workloads(model.site_forms({name: form}, "damage"), littles, spreads)
 
 
 def _usage(model: Model, name: str, workload: Workload, opened: float) -> Usage:
