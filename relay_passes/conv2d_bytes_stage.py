@@ -15,7 +15,6 @@ from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
-from schedules.families import byte_shape
 from schedules.history import chosen_knobs
 from schedules.registry import kernel
 
@@ -74,7 +73,7 @@ def chosen_byte_tile(isa: Isa, byte: ByteConv, threads: int) -> ByteTile:
     """Return the tile that tuning found for a convolution, or the default; of AMX tiles there are no records."""
     if isa.amx or byte.numbers == BF16:
         return default_byte_tile(isa, byte)
-    return byte_tile(chosen_knobs("conv2d_int8", isa, byte_shape(byte), threads))
+    return byte_tile(chosen_knobs("conv2d_int8", isa, byte.shape, threads))
 
 
 def convolved_bytes(

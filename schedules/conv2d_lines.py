@@ -40,6 +40,16 @@ class ByteConv:
     residual: str = "float32"
     numbers: str = "uint8"
 
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...]) -> ByteConv:
+        """Return the convolution of bytes of a `shape`, with nothing behind it."""
+        return cls(Conv2d.of_geometry(shape), *("uint8" if is_bytes else "float32" for is_bytes in shape[-2:]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What tuning tells convolutions of bytes apart by: the geometry, and whether input and result are bytes."""
+        return (*self.conv.geometry, int(self.source == "uint8"), int(self.result == "uint8"))
+
     @property
     def step(self) -> int:
         """Values that a product of tiles adds up at a time."""

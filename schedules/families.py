@@ -205,17 +205,6 @@ def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Calla
     return Family(GEOMETRY, knobs, of_default, of_space, of_build, of_fits, GEOMETRY, _conv_label)
 
 
-def byte_conv(shape: tuple[int, ...]) -> ByteConv:
-    """Return the convolution of a `conv2d_int8` workload, with nothing behind it."""
-    types = ("uint8" if is_bytes else "float32" for is_bytes in shape[len(GEOMETRY) :])
-    return ByteConv(Conv2d.of_geometry(shape), *types)
-
-
-def byte_shape(byte: ByteConv) -> tuple[int, ...]:
-    """Return the shape of a convolution of bytes as a workload: its geometry, and whether images are bytes."""
-    return (*byte.conv.geometry, int(byte.source == "uint8"), int(byte.result == "uint8"))
-
-
 def _byte_conv() -> Family:
     """Return the family of convolutions of bytes in registers; of AMX tiles there are no records."""
 
@@ -223,14 +212,14 @@ def _byte_conv() -> Family:
         return ISAS[workload.level.records]
 
     def default(workload: Workload) -> DotTile:
-        return dot_tile(default_byte_tile(level(workload), byte_conv(workload.shape)))
+        return dot_tile(default_byte_tile(level(workload), ByteConv.of_shape(workload.shape)))
 
     def build(workload: Workload, chosen: DotTile) -> tirx.PrimFunc:
-        byte = byte_conv(workload.shape)
+        byte = ByteConv.of_shape(workload.shape)
         return kernel(conv2d_int8.conv2d_int8, level(workload), byte, byte_tile(chosen), workload.threads)
 
     def fits(workload: Workload, chosen: DotTile) -> bool:
-        return chosen == default(workload) or dot_fits(level(workload), byte_conv(workload.shape), chosen)
+        return chosen == default(workload) or dot_fits(level(workload), ByteConv.of_shape(workload.shape), chosen)
 
     def label(shape: tuple[int, ...]) -> str:
         kinds = ("bytes" if is_bytes else "floats" for is_bytes in shape[len(GEOMETRY) :])
@@ -238,7 +227,7 @@ def _byte_conv() -> Family:
 
     axes = (*GEOMETRY, "source", "result")
     return Family(
-        *(axes, DotTile, default, lambda w: dot_space(level(w), byte_conv(w.shape)), build, fits), axes, label
+        *(axes, DotTile, default, lambda w: dot_space(level(w), ByteConv.of_shape(w.shape)), build, fits), axes, label
     )
 
 

@@ -8,9 +8,10 @@ from schedules.conv2d import pack_conv2d
 from schedules.conv2d_byte_tile import byte_tile
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.conv2d_int8 import Affine, pack_conv2d_int8
+from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import pack_conv2d_skip
-from schedules.families import Workload, byte_conv
+from schedules.families import Workload
 from schedules.panels import panel_size
 from tvm_dual.tuning.copies import stacked
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
@@ -55,7 +56,7 @@ def byte_conv_problem(workload: Workload, _usage: Usage, rng: np.random.Generato
 
     Sums of 32 bits become floats of 24 here and there alike.
     """
-    byte, isa = byte_conv(workload.shape), workload.level
+    byte, isa = ByteConv.of_shape(workload.shape), workload.level
     conv, most = byte.conv, 2 ** (isa.weight_bits - 1) - 1
     weight = rng.integers(-most, most + 1, (conv.outputs, *conv.kernel, conv.inputs)).astype("float32")
     # The largest of each row sets its scale: one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schedules.families import byte_conv
+from schedules.conv2d_lines import ByteConv
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.tuning.api import tune_kernels
@@ -24,7 +24,7 @@ def kernels(tmp_path_factory):
 
 
 def test_every_convolution_is_listed_with_its_few_channels(kernels):
-    convs = [byte_conv(workload.shape) for workload in kernels]
+    convs = [ByteConv.of_shape(workload.shape) for workload in kernels]
     outputs = [byte.conv.outputs for byte in convs]
     assert 16 in outputs and max(outputs) == 64 and {byte.source for byte in convs} == {"uint8", "float32"}
     assert all(usage.density == 1 for usage in kernels.values())
