@@ -14,7 +14,7 @@ from relay_passes.mark_sites import MarkSites
 from relay_passes.pass_bytes import PassBytes
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules.cpu import ISAS, missing_flags
+from schedules.cpu import ISAS
 from tests.relay_passes.conftest import bound, normal, run_module
 
 LEVEL2 = ISAS["avx512_vnni"].second_level
@@ -45,9 +45,9 @@ def model():
     return MarkSites()(bound(Model, **{f"w{i}": normal(*shape, seed=i) for i, shape in enumerate(shapes)}))
 
 
-def planned(module, precisions=("int8",) * 3, threads=(1,) * 3):
+def planned(module, precisions=("int8",) * 3, threads=(1,) * 3, level="avx512_vnni"):
     forms = {
-        f"conv2d{i}": SiteForm(precision, "dense", "", "", count, "avx512_vnni", 0.02 * (i + 1), 3)
+        f"conv2d{i}": SiteForm(precision, "dense", "", "", count, level, 0.02 * (i + 1), 3)
         for i, (precision, count) in enumerate(zip(precisions, threads, strict=True))
     }
     return PassBytes()(AttachPlan(forms, {}, {}, {})(module))
@@ -87,15 +87,12 @@ def test_what_stays_apart(model, monkeypatch, large, precisions, threads):
     assert chained(JoinBytes()(module)) == []
 
 
-def test_a_chain_gives_the_same(model, monkeypatch):
-    isa = ISAS["avx512_vnni"]
-    if missing_flags(isa):
-        pytest.skip("this CPU lacks avx512_vnni")
+def test_a_chain_gives_the_same(model, native, monkeypatch):
     x = np.random.default_rng(5).standard_normal((1, 10, 6, 3)).astype("float32")
-    apart = run_module(RewriteConv2d()(planned(model)), isa, x)
+    apart = run_module(RewriteConv2d()(planned(model, level=native.name)), native, x)
     monkeypatch.setattr(join_bytes, "LARGE", 1 / LEVEL2)
-    module = JoinBytes()(planned(model))
+    module = JoinBytes()(planned(model, level=native.name))
     assert chained(module)
-    together = run_module(RewriteConv2d()(module), isa, x)
+    together = run_module(RewriteConv2d()(module), native, x)
     assert np.count_nonzero(apart[0]) > apart[0].size // 4
     np.testing.assert_allclose(together[0], apart[0], rtol=1e-6)

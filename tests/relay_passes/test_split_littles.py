@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
@@ -18,7 +20,6 @@ from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
 from relay_passes.split_littles import SplitLittles
 from schedules.conv2d_shape import Conv2d
-from schedules.cpu import ISAS, missing_flags
 from schedules.pool import MaxPool2d
 from tests.relay_passes.conftest import bound, normal, run_module
 
@@ -192,15 +193,12 @@ def test_bytes_are_handed_on_within_and_beyond(model):
     }
 
 
-def test_what_is_computed_is_the_little_module(model):
-    level = ISAS["avx512_vnni"]
-    if missing_flags(level):
-        pytest.skip("this CPU lacks avx512_vnni")
-    forms = {"conv2d0": FORM, "conv2d1": SiteForm("fp32", "dense", "", "", 1, "avx512_vnni")}
+def test_what_is_computed_is_the_little_module(model, native):
+    forms = {"conv2d0": replace(FORM, isa=native.name), "conv2d1": SiteForm("fp32", "dense", "", "", 1, native.name)}
     attached = AttachPlan(forms, {"conv2d0": LITTLE}, {"conv2d0": np.ones(32, "float32")}, {})(model)
     module = RewriteConv2d()(PassBytes()(SplitLittles()(attached)))
     x = np.clip(normal(1, 8, 8, 3, seed=9), -0.1, 4)
-    (found,) = run_module(module, level, x)
+    (found,) = run_module(module, native, x)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     seen = np.stack([padded[0, i : i + 3, j : j + 3].ravel() for i in range(0, 8, 2) for j in range(0, 8, 2)])
     few = np.clip(np.rint(seen @ LITTLE.projections[0].T - LITTLE.center), -128, 127)
@@ -209,11 +207,7 @@ def test_what_is_computed_is_the_little_module(model):
     assert np.abs(found[0] - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
-def test_both_may_be_parts_of_a_chain(monkeypatch):
-    level = ISAS["avx512_vnni"]
-    if missing_flags(level):
-        pytest.skip("this CPU lacks avx512_vnni")
-
+def test_both_may_be_parts_of_a_chain(native, monkeypatch):
     @I.ir_module
     class Model:
         @R.function
@@ -229,15 +223,15 @@ def test_both_may_be_parts_of_a_chain(monkeypatch):
             return c
 
     weights = {"w0": normal(32, 3, 3, 3), "w1": normal(16, 3, 3, 32, seed=1)}
-    second = SiteForm("int8", "dense", "", "", 1, "avx512_vnni", 0.05, 0)
-    module = PassBytes()(SplitLittles()(planned(MarkSites()(bound(Model, **weights)), second=second)))
+    first, second = replace(FORM, isa=native.name), SiteForm("int8", "dense", "", "", 1, native.name, 0.05, 0)
+    module = PassBytes()(SplitLittles()(planned(MarkSites()(bound(Model, **weights)), first, second)))
     x, found = np.clip(normal(1, 10, 6, 3, seed=9), -0.1, 4), []
     for large in (1.0, 1e-7):
         monkeypatch.setattr(join_bytes, "LARGE", large)
         joined = JoinBytes()(module)
         chains = [f.attrs["dual.site"] for f in joined.functions.values() if (f.attrs or {}).get("Composite") == CHAIN]
         assert chains == (["conv2d0_few_to_conv2d1"] if large < 1 else [])
-        found += run_module(RewriteConv2d()(joined), level, x)
+        found += run_module(RewriteConv2d()(joined), native, x)
     assert found[0].any()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
 
