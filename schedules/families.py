@@ -206,7 +206,10 @@ def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Calla
 
 
 def _byte_conv() -> Family:
-    """Return the family of convolutions of bytes in registers; of AMX tiles there are no records."""
+    """Return the family of convolutions of bytes in registers; of AMX tiles there are no records.
+
+    From images of bytes to those of floats, and back, tiles are transferred.
+    """
 
     def level(workload: Workload) -> Isa:
         return ISAS[workload.level.records]
@@ -227,7 +230,16 @@ def _byte_conv() -> Family:
 
     axes = (*GEOMETRY, "source", "result")
     return Family(
-        *(axes, DotTile, default, lambda w: dot_space(level(w), ByteConv.of_shape(w.shape)), build, fits), axes, label
+        *(
+            axes,
+            DotTile,
+            default,
+            lambda w: dot_space(level(w), ByteConv.of_shape(w.shape)),
+            build,
+            fits,
+            GEOMETRY,
+            label,
+        )
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from relay_passes.site_plan import COARSE, COPIES, SiteForm
 from schedules.coarse import can_be_coarse
+from schedules.conv2d_byte_tile import LANES
 from schedules.conv2d_gated_bytes import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
@@ -118,6 +119,13 @@ class Model:
         site = self.sites[name]
         can_gate = site.can_gate and name not in self.options.keep_dense
         return can_gate and (not self.is_low(name) or can_gate_bytes(ISAS[self.compiler.isa], site.conv))
+
+    def direction_vector(self, name: str) -> int:
+        """Return what numbers of a convolution's directions are multiples of.
+
+        They are channels themselves, computed in whole vectors; those of bytes have 16 outputs at every level.
+        """
+        return LANES if name in self.on_bytes else ISAS[self.compiler.isa].lanes
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """Return the kinds of little modules that are tried on a site under a gate."""

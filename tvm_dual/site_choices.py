@@ -72,7 +72,7 @@ def sizes_of(model: Model, name: str) -> tuple[int, ...]:
     rows, inputs = site.weight.shape
     least = options.site_size(name, min(inputs, rows) if site.conv else inputs, rows)
     named = name in options.site_dimensions or options.dimensions is not None or options.epsilon is not None
-    lanes = ISAS[model.compiler.isa].lanes if site.conv else 1
+    lanes = model.direction_vector(name) if site.conv else 1
     timed = BYTE_MULTIPLES if name in model.on_bytes else MULTIPLES
     multiples = COUNTED_MULTIPLES if options.minimize == "operations" else timed
     sizes = dict.fromkeys(round_up(least * multiple, lanes) for multiple in (multiples[:1] if named else multiples))

@@ -158,8 +158,7 @@ class Fits:
         if forms[1] in COPIES:
             return name, both, 0, forms[1], COPIES[forms[1]], None
         if site.conv:
-            # Directions are themselves a convolution's channels, computed in whole vectors.
-            size = round_up(options.site_size(name, min(inputs, rows), rows), ISAS[self._model.compiler.isa].lanes)
+            size = round_up(options.site_size(name, min(inputs, rows), rows), self._model.direction_vector(name))
             precision = self._model.site_precision(name, forms)
             source = self._model.on_bytes[name] if precision == "int8" else None
             return name, both, size, COARSE if forms[1] == COARSE else options.projection, 32, source

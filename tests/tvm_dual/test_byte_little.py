@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from schedules.conv2d_int8 import Affine
-from schedules.cpu import ISAS, missing_flags
+from schedules.cpu import ISAS, native_isa
 from schedules.quantize import stored_rows
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import allocate
 from tvm_dual.builder import Builder
 from tvm_dual.byte_convs import byte_scale, choose_bytes
 from tvm_dual.byte_little import as_bytes, byte_sums, bytes_little, stood_for
-from tvm_dual.forms import LITTLE_BYTES, exact_form
+from tvm_dual.forms import GATED_BYTES, LITTLE_BYTES, exact_form
 from tvm_dual.gates import FAR
 from tvm_dual.little import fit_responses
 from tvm_dual.model import Model
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.plan import Plan
+from tvm_dual.site_choices import sizes_of
 from tvm_dual.site_times import time_sites
 from tvm_dual.variants import Fits
 
@@ -29,10 +30,8 @@ OPTIONS = AdvancedOptions(rule="damage", dimension_share=0.25)
 
 @pytest.fixture(scope="module")
 def builder() -> Builder:
-    if missing_flags(ISAS["avx512_vnni"]):
-        pytest.skip("this CPU lacks avx512_vnni")
     # Not AMX: on its tiles layers as small as these take the time of a call in any form.
-    return blocks_builder("avx512_vnni")
+    return blocks_builder(native_isa().records)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +131,11 @@ def test_layers_on_bytes_have_times_of_their_little_modules_alone(model):
     for name in model.sites:
         times = found[name]
         if name in sizes:
-            assert times.form == ("dense", "") and not times.closed and not times.opened
+            # Whether a gate pays is the machine's to say.
+            gated = sizes[name] if times.gated == GATED_BYTES else ()
+            assert times.form == ("dense", "") and tuple(times.closed) == tuple(times.opened) == gated
         assert tuple(times.alone) == sizes.get(name, ())
-        assert times.gated == (LITTLE_BYTES if name in sizes else times.form)
+        assert times.gated in ((LITTLE_BYTES, GATED_BYTES) if name in sizes else (times.form,))
         assert times.exact > 0 and all(value > 0 for value in times.alone.values())
 
 
@@ -246,4 +247,12 @@ def test_an_image_that_is_convolved_and_added_is_seen_in_both_places(builder):
 def test_a_site_that_is_kept_stays_exact(model):
     kept = replace(model, options=replace(OPTIONS, keep_dense=("conv2d1",)))
     assert [name for name in kept.sites if kept.littles_on_bytes(name)] == ["conv2d0", "conv2d2", "conv2d3"]
-    assert not any(kept.gates(name) for name in kept.on_bytes)
+    assert [name for name in kept.on_bytes if kept.gates(name)] == ["conv2d0", "conv2d2", "conv2d3"]
+
+
+def test_directions_on_bytes_fill_vectors(builder):
+    model = builder.model("int8", replace(OPTIONS, dimensions=None, dimension_share=1 / 8))
+    lanes = ISAS[builder.isa].lanes
+    low = replace(model, on_bytes={"conv2d1": Affine(0.02)}, known={})
+    assert sizes_of(model, "conv2d1")[0] == max(8, lanes) and sizes_of(low, "conv2d1")[0] == 16
+    assert len(Fits(low).fit("conv2d1", LITTLE_BYTES).little.module.center) == 16
