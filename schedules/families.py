@@ -211,36 +211,26 @@ def _byte_conv() -> Family:
     From images of bytes to those of floats, and back, tiles are transferred.
     """
 
-    def level(workload: Workload) -> Isa:
-        return ISAS[workload.level.records]
+    def of(workload: Workload) -> tuple[Isa, ByteConv]:
+        return ISAS[workload.level.records], ByteConv.of_shape(workload.shape)
 
     def default(workload: Workload) -> DotTile:
-        return dot_tile(default_byte_tile(level(workload), ByteConv.of_shape(workload.shape)))
+        return dot_tile(default_byte_tile(*of(workload)))
+
+    def space(workload: Workload) -> dict[str, tuple[int, ...]]:
+        return dot_space(*of(workload))
 
     def build(workload: Workload, chosen: DotTile) -> tirx.PrimFunc:
-        byte = ByteConv.of_shape(workload.shape)
-        return kernel(conv2d_int8.conv2d_int8, level(workload), byte, byte_tile(chosen), workload.threads)
+        return kernel(conv2d_int8.conv2d_int8, *of(workload), byte_tile(chosen), workload.threads)
 
     def fits(workload: Workload, chosen: DotTile) -> bool:
-        return chosen == default(workload) or dot_fits(level(workload), ByteConv.of_shape(workload.shape), chosen)
+        return chosen == default(workload) or dot_fits(*of(workload), chosen)
 
     def label(shape: tuple[int, ...]) -> str:
         kinds = ("bytes" if is_bytes else "floats" for is_bytes in shape[len(GEOMETRY) :])
         return f"{_conv_label(shape)}, {' to '.join(kinds)}"
 
-    axes = (*GEOMETRY, "source", "result")
-    return Family(
-        *(
-            axes,
-            DotTile,
-            default,
-            lambda w: dot_space(level(w), ByteConv.of_shape(w.shape)),
-            build,
-            fits,
-            GEOMETRY,
-            label,
-        )
-    )
+    return Family((*GEOMETRY, "source", "result"), DotTile, default, space, build, fits, GEOMETRY, label)
 
 
 FAMILIES = {
