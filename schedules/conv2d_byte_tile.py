@@ -9,8 +9,10 @@ from schedules.bf16_vectors import BF16
 from schedules.conv2d_bytes import ByteBands
 from schedules.conv2d_lines import FORMS, SIZES, STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count
+from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.knobs import DotTile
+from schedules.words import word_groups
 
 #: Outputs of a vector.
 LANES = 16
@@ -19,9 +21,11 @@ LANES = 16
 _BAND_SHARE = 5 / 16
 #: Tiles of pixels and vectors of outputs that eight tile registers hold, sums included.
 _AMX_BLOCKS = ((2, 2), (3, 1), (1, 2), (2, 1), (1, 1))
-#: By the bytes of a register: vectors of sums, of 32 registers 24, of 16 at AVX2 twelve, two for each; and vectors of
-#: outputs of a register tile. At AVX2 tiles of two and three vectors take 1.3 to 1.9 times as long as of one or four.
-SUMS, _VECTORS = {64: 24, 32: 6}, {64: (1, 2, 3, 4), 32: (1, 4)}
+#: By the bytes of a register: vectors of sums, of 32 registers 24, of 16 at AVX2 twelve, two for each.
+_SUMS = {64: 24, 32: 6}
+#: The same of outputs of a register tile, without and with words. At AVX2 tiles of two and three vectors take 1.3 to
+#: 1.9 times as long as of one or four without words, and with them those of four longer than of one or two.
+_VECTORS = {64: ((1, 2, 3, 4), (1, 2, 3, 4)), 32: ((1, 4), (1, 2, 4))}
 #: Bytes of weights of a panel that the first level holds, and what share of a register comes from the second a cycle.
 _FIRST_LEVEL, _FAR = 32 << 10, 0.92
 #: Cycles of a cache line of weights, which come from the second level, and of pixels, which come from the first.
@@ -31,9 +35,14 @@ _PRODUCT = 10.5
 #: Cycles of a block beside its products, of a pixel whose place in the output is looked for, and of a line that is
 #: copied once more.
 _BLOCK, _LOOK, _COPY = 100, 2, 4
-#: Cycles of four products in each lane of a register without VNNI: two multiplications and an addition, of which
-#: two a cycle are done of 64 bytes, and of 32 bytes two multiplications beside an addition.
-_PAIRS = {64: 1.5, 32: 1.0}
+#: Cycles of four products in each lane of a register without VNNI, and where words are added up first: two
+#: multiplications and an addition, of which two a cycle are done of 64 bytes, and of 32 bytes two multiplications
+#: beside an addition; with words one multiplication less in two.
+_PAIRS = {64: (1.5, 1.25), 32: (1.0, 0.8)}
+#: Cycles that the broadcast of a pixel's taps adds to these.
+_BROADCAST = 0.1
+#: How much longer products take where a tile has more sums than registers hold.
+_SPILLED = 1.2
 #: Cycles of what follows a vector of sums, by the type of the result.
 _FINISH = {"uint8": 4, BF16: 2.5, "float32": 4}
 
@@ -90,6 +99,11 @@ def byte_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
     return _amx_cycles(byte, tile) if isa.amx and tile.matrix else _dot4_cycles(isa, byte, tile)
 
 
+def most_sums(isa: Isa, conv: Conv2d) -> int:
+    """Return how many vectors of sums a register tile may have: words take as many registers again."""
+    return _SUMS[isa.vector_bytes] // (2 if _adds_words(isa, conv) else 1)
+
+
 def band_rows(isa: Isa, byte: ByteConv, form: str) -> int:
     """Return output rows of a band, so that all bands have as many but for the last, which has hardly fewer."""
     conv, size = byte.conv, SIZES[byte.numbers]
@@ -107,15 +121,18 @@ def _choices(isa: Isa, byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
     forms = ["rows", "spread"] + ["whole"] * (conv.strides == (1, 1))
     # A panel that is not full overlaps the one before it.
     most = max(1, conv.outputs // LANES)
-    blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in _VECTORS[isa.vector_bytes]]
+    words = _adds_words(isa, conv)
+    blocks = _AMX_BLOCKS if matrix else [(1, vectors) for vectors in _VECTORS[isa.vector_bytes][words]]
     for form in forms:
         rows = band_rows(isa, byte, form)
         lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
-            tallest = 16 if matrix else SUMS[isa.vector_bytes] // vectors
-            pixels = -(-lines.length // -(-lines.length // tallest))
-            if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
-                yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
+            tallest = 16 if matrix else max(1, most_sums(isa, conv) // vectors)
+            # With words tiles are so low that one pixel less may leave fewer over at the end of a line.
+            for high in {tallest, max(1, tallest - words)}:
+                pixels = -(-lines.length // -(-lines.length // high))
+                if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
+                    yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
 
 
 def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
@@ -135,16 +152,23 @@ def _amx_cycles(byte: ByteConv, tile: ByteTile) -> float:
 def _dot4_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
     """With VNNI two products a cycle, hardly as many loads, and a product is done after five; else see `_PAIRS`."""
     lines, registers = image_lines(byte, tile.rows, tile.form), LANES // isa.lanes * tile.vectors
-    product, latency = (0.5, 5) if isa.vnni else (_PAIRS[isa.vector_bytes], 1)
+    pairs = (_PAIRS[isa.vector_bytes][_adds_words(isa, byte.conv)], _BROADCAST, 1)
+    product, broadcast, latency = (0.5, 0, 5) if isa.vnni else pairs
     near = lines.steps * tile.vectors * LANES * STEP <= _FIRST_LEVEL
     far = 0 if near else tile.vectors * STEP / (_FAR * isa.vector_bytes)
-    group = max(tile.pixels * registers * product, (tile.pixels + registers) / 1.6, far, latency)
+    spilled = _SPILLED if tile.pixels * tile.vectors > most_sums(isa, byte.conv) else 1
+    products = spilled * tile.pixels * (registers * product + broadcast)
+    group = max(products, (tile.pixels + registers) / 1.6, far, latency)
     groups = sum(-(-length // 4) for _, length in lines.runs)
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)
     blocks = lines.count * -(-lines.length // tile.pixels)
     look = _LOOK * tile.pixels if lines.across != byte.conv.out_width else 0
     block = groups * group + tile.pixels * tile.vectors * 3 + look
     return ByteBands(byte, tile.rows, tile.form).count * (panels * blocks * block + _copied(byte, tile))
+
+
+def _adds_words(isa: Isa, conv: Conv2d) -> bool:
+    return word_groups(isa, conv.runs[1]) > 1
 
 
 def _copied(byte: ByteConv, tile: ByteTile) -> float:

@@ -13,28 +13,34 @@ from schedules.conv2d_panels import panel_column
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.inlining import inline
-from schedules.intrinsics import dot4
+from schedules.intrinsics import add_pairs, dot4, multiply_pairs
+from schedules.words import GROUP, word_groups
 
-LANES, GROUP = 16, 4
+LANES = 16
 
 
 class Dot4Tile:
     """What a register tile consists of; call its methods while a kernel is parsed."""
 
-    def __init__(self, isa: Isa, lines: Lines, tile) -> None:
+    def __init__(self, isa: Isa, lines: Lines, conv: Conv2d, tile) -> None:
         """Take `tile`'s pixels and vectors of outputs."""
         self._isa, self._lines, self._pixels = isa, lines, tile.pixels
+        #: Groups of taps that are multiplied at once; of more than one products are first added up in 16 bits.
+        self._groups = word_groups(isa, conv.runs[1])
         #: Registers of a vector, and of a pixel's sums.
         self._parts = LANES // isa.lanes
         self._registers = tile.vectors * self._parts
 
-    def cleared(self) -> list:
-        """Allocate sums of zero: for each pixel its registers, each a buffer of its own (`schedules.conv2d_tile`)."""
-        lanes = self._isa.lanes
-        total = [T.alloc_buffer((lanes,), "int32") for _ in range(self._pixels * self._registers)]
-        for sums in total:
-            T.buffer_store(sums, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
-        return total
+    def cleared(self) -> tuple[list, list]:
+        """Allocate sums of zero: for each pixel its registers, each a buffer of its own (`schedules.conv2d_tile`).
+
+        And as many of 16 bits, if products are added up there first.
+        """
+        lanes, count = self._isa.lanes, self._pixels * self._registers
+        sums = [T.alloc_buffer((lanes,), "int32") for _ in range(count)]
+        for each in sums:
+            T.buffer_store(each, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
+        return sums, [T.alloc_buffer((2 * lanes,), "int16") for _ in range(count if self._groups > 1 else 0)]
 
     def add_up(self):
         """Return the macro ``(total, image, weight, panel, place)`` that adds all products of a panel.
@@ -43,7 +49,8 @@ class Dot4Tile:
         """
         lines, (downs, times, steps) = self._lines, self._lines.loops
         down_by, across_by = lines.strides
-        groups, multiply = -(-lines.runs[0][1] // GROUP), self._multiply
+        size, multiply = self._groups * GROUP, self._multiply
+        products, per_step = -(-lines.runs[0][1] // size), STEP // size
 
         @inline
         def added(total, image, weight, panel, place):
@@ -52,30 +59,42 @@ class Dot4Tile:
                     for step in T.serial(steps):
                         at: T.let = (down * times + across) * steps + step
                         skip: T.let = T.Cast("int64", down * down_by + across * across_by + step * STEP)
-                        for g in T.serial(T.min(STEP // GROUP, groups - step * (STEP // GROUP))):
-                            multiply(total, image, place, skip + T.Cast("int64", g * GROUP), weight, panel, at, g)
+                        for n in T.serial(T.min(per_step, products - step * per_step)):
+                            multiply(total, image, place, skip + T.Cast("int64", n * size), weight, (panel, at), n)
 
         return added
 
     def sums(self, total) -> list[list]:
         """Return for each pixel its vectors of 16 sums."""
         starts = [range(p * self._registers, (p + 1) * self._registers, self._parts) for p in range(self._pixels)]
-        return [[self._vector(total, first) for first in row] for row in starts]
+        return [[self._vector(total[0], first) for first in row] for row in starts]
 
-    def _multiply(self, total, image, place, skip, weight, panel, step, g):
+    def _multiply(self, total, image, place, skip, weight, panel, number):
         isa, lanes, size = self._isa, self._isa.lanes, self._isa.vector_bytes
+        sums, words = total
         at = [(r // self._parts, r % self._parts * size) for r in range(self._registers)]
-        each = [weight[panel, step, v, g, T.ramp(first, 1, size)] for v, first in at]
-        for p in range(self._pixels):
-            value = T.reinterpret(image[T.ramp(place(p) + skip, T.int64(1), GROUP)], dtype="int32")
-            levels = T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
-            for r in range(self._registers):
-                sums = total[p * self._registers + r]
-                added = dot4(isa, sums[T.ramp(0, 1, lanes)], levels, each[r])
-                T.buffer_store(sums, added, [T.ramp(0, 1, lanes)])
+        for g in range(self._groups):
+            row = number * self._groups + g
+            each = [weight[(*panel, v, row, T.ramp(first, 1, size))] for v, first in at]
+            for p in range(self._pixels):
+                tap = place(p) + skip + T.int64(g * GROUP)
+                value = T.reinterpret(image[T.ramp(tap, T.int64(1), GROUP)], dtype="int32")
+                levels = T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
+                for r in range(self._registers):
+                    n = p * self._registers + r
+                    if words:
+                        found = multiply_pairs(isa, levels, each[r])
+                        found = words[n][T.ramp(0, 1, 2 * lanes)] + found if g else found
+                        T.buffer_store(words[n], found, [T.ramp(0, 1, 2 * lanes)])
+                    else:
+                        added = dot4(isa, sums[n][T.ramp(0, 1, lanes)], levels, each[r])
+                        T.buffer_store(sums[n], added, [T.ramp(0, 1, lanes)])
+        for word, each in zip(words, sums, strict=False):
+            added = add_pairs(isa, each[T.ramp(0, 1, lanes)], word[T.ramp(0, 1, 2 * lanes)])
+            T.buffer_store(each, added, [T.ramp(0, 1, lanes)])
 
-    def _vector(self, total, first: int):
-        found = [sums[T.ramp(0, 1, self._isa.lanes)] for sums in total[first : first + self._parts]]
+    def _vector(self, sums, first: int):
+        found = [each[T.ramp(0, 1, self._isa.lanes)] for each in sums[first : first + self._parts]]
         return found[0] if self._parts == 1 else T.Shuffle(found, list(range(LANES)))
 
 
@@ -85,7 +104,7 @@ def dot4_panels(isa: Isa, lines: Lines, conv: Conv2d, tile, store):
     See `schedules.conv2d_amx.amx_panels`; here a tile is of registers.
     """
     width, pixels, per_line = tile.vectors * LANES, tile.pixels, -(-lines.length // tile.pixels)
-    products = Dot4Tile(isa, lines, tile)
+    products = Dot4Tile(isa, lines, conv, tile)
     add_up = products.add_up()
 
     def neighbours(start):

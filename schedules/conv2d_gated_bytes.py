@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from schedules.bf16_vectors import BF16, narrowing
 from schedules.conv2d_amx import ROWS, configure, release
 from schedules.conv2d_byte_panels import byte_panels
-from schedules.conv2d_byte_tile import LANES, SUMS, ByteTile, band_rows, byte_cycles, byte_tiles
+from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles, most_sums
 from schedules.conv2d_bytes import AFFINE, ByteBands
 from schedules.conv2d_finish import finish_sums
 from schedules.conv2d_gate import count_open
@@ -46,7 +46,7 @@ def can_gate_bytes(isa: Isa, conv: Conv2d) -> bool:
 def open_tile(isa: Isa, byte: ByteConv) -> ByteTile:
     """Return how the big module of a gated convolution is divided; its weights are packed for that."""
     vectors, rows = _vectors(isa, byte.conv), band_rows(isa, byte, "rows")
-    pixels, tiles = (ROWS, 2) if isa.amx else (SUMS[isa.vector_bytes] // vectors, 1)
+    pixels, tiles = (ROWS, 2) if isa.amx else (max(1, most_sums(isa, byte.conv) // vectors), 1)
     return ByteTile(pixels, tiles, vectors, rows, "rows", isa.amx)
 
 

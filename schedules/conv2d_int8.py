@@ -31,7 +31,7 @@ from schedules.conv2d_lines import STEP, ByteConv, image_lines
 from schedules.conv2d_panels import panel_count, panel_starts, share_bands
 from schedules.cpu import Isa
 from schedules.inlining import inline
-from schedules.quantize import quantize_rows
+from schedules.words import quantize_taps
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def pack_conv2d_int8(
     Parameters
     ----------
     isa : Isa
-        Bytes of weights have as many bits as its products are exact with.
+        Weights have as many levels as its products are exact with.
     byte : ByteConv
     tile : ByteTile
     weight : ndarray, float32, (outputs, kernel rows, kernel columns, inputs)
@@ -73,7 +73,7 @@ def pack_conv2d_int8(
         packed = _laid_out(byte, tile, to_bf16(weight))
     else:
         affine[[INVERSE, ZERO]] = 1 / source.scale, source.zero + 0.5
-        rows = quantize_rows(weight.reshape(conv.outputs, -1), isa.weight_bits)
+        rows = quantize_taps(isa, weight.reshape(conv.outputs, -1), conv.runs[1])
         packed = _laid_out(byte, tile, rows.values)
         scale = rows.scale.astype("float64") * source.scale
         offset = bias - scale * source.zero * rows.values.astype("int64").sum(axis=1)

@@ -22,7 +22,7 @@ def open_dot4(isa: Isa, lines: Lines, conv: Conv2d, tile: ByteTile, store):
     See `schedules.conv2d_open_amx.open_amx`; of `taps` nothing is used. Places in a list without a pixel name an
     earlier one, which is computed once more.
     """
-    width, pixels, products = tile.vectors * LANES, tile.pixels, Dot4Tile(isa, lines, tile)
+    width, pixels, products = tile.vectors * LANES, tile.pixels, Dot4Tile(isa, lines, conv, tile)
     add_up = products.add_up()
 
     def listed(place):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schedules.conv2d import default_tile
-from schedules.conv2d_byte_tile import LANES, SUMS, default_byte_tile, dot_tile
+from schedules.conv2d_byte_tile import LANES, default_byte_tile, dot_tile, most_sums
 from schedules.conv2d_gated import default_gated_tile
 from schedules.conv2d_lines import FORMS, ByteConv, image_lines
 from schedules.conv2d_shape import Conv2d
@@ -55,7 +55,7 @@ def skip_fits(isa: Isa, tile: SkipTile) -> bool:
 def dot_space(isa: Isa, byte: ByteConv) -> dict[str, tuple[int, ...]]:
     """Return the values of a `DotTile`."""
     default, most = dot_tile(default_byte_tile(isa, byte)), max(1, byte.conv.outputs // LANES)
-    pixels, vectors = ((4, 6, 8, 12), (1, 2, 3, 4)) if isa.vector_bytes == 64 else ((1, 3, 4, 5, 6), (1, 4))
+    pixels, vectors = ((4, 6, 8, 12), (1, 2, 3, 4)) if isa.vector_bytes == 64 else ((1, 2, 3, 4, 5, 6), (1, 2, 4))
     return {
         "pixels": tuple(sorted({default.pixels, *pixels})),
         "vectors": tuple(n for n in vectors if n <= most),
@@ -66,7 +66,7 @@ def dot_space(isa: Isa, byte: ByteConv) -> dict[str, tuple[int, ...]]:
 
 def dot_fits(isa: Isa, byte: ByteConv, tile: DotTile) -> bool:
     """Say whether a tile has half the sums that registers hold at least, no more than these, and pixels for it."""
-    most, sums = SUMS[isa.vector_bytes], tile.pixels * tile.vectors
+    most, sums = most_sums(isa, byte.conv), tile.pixels * tile.vectors
     return most // 2 <= sums <= most and tile.pixels <= image_lines(byte, tile.rows, FORMS[tile.form]).length
 
 

@@ -69,14 +69,6 @@ class Isa:
         return 255 if self.vnni else 127
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of weights of convolutions of bytes, whose activations have all eight.
-
-        Without VNNI a pair sum of 255 x 63 x 2 is within 16 bits, as for `activation_levels`.
-        """
-        return 8 if self.vnni else 7
-
-    @property
     def second_level(self) -> int:
         """Bytes of a core's second level of cache that kernels count on."""
         return 2 << 20 if self.vector_bytes == 64 else 512 << 10

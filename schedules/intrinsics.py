@@ -28,16 +28,26 @@ def dot4(isa: Isa, accumulator, unsigned, signed):
         ``int8`` vectors of ``isa.vector_bytes``; the first is read as unsigned bytes. Without VNNI
         it must not exceed ``isa.activation_levels``.
     """
-    int32, bits = f"int32x{isa.lanes}", isa.vector_bytes * 8
     if isa.vnni:
-        return _llvm(f"llvm.x86.avx512.vpdpbusd.{bits}", int32, accumulator, unsigned, signed)
-    int16 = f"int16x{isa.vector_bytes // 2}"
+        name = f"llvm.x86.avx512.vpdpbusd.{isa.vector_bytes * 8}"
+        return _llvm(name, f"int32x{isa.lanes}", accumulator, unsigned, signed)
+    return add_pairs(isa, accumulator, multiply_pairs(isa, unsigned, signed))
+
+
+def multiply_pairs(isa: Isa, unsigned, signed):
+    """Return in each 16-bit lane the sum of two products of unsigned and signed bytes, cut off at 16 bits.
+
+    Operands are those of `dot4`.
+    """
+    name = "avx512.pmaddubs.w.512" if isa.vector_bytes == 64 else "avx2.pmadd.ub.sw"
+    return _llvm(f"llvm.x86.{name}", f"int16x{isa.vector_bytes // 2}", unsigned, signed)
+
+
+def add_pairs(isa: Isa, accumulator, words):
+    """Add to each 32-bit lane of `accumulator` the two 16-bit lanes of `words` that it lies over."""
+    name = "avx512.pmaddw.d.512" if isa.vector_bytes == 64 else "avx2.pmadd.wd"
     ones = T.broadcast(T.int16(1), isa.vector_bytes // 2)
-    if bits == 512:
-        pairs = _llvm("llvm.x86.avx512.pmaddubs.w.512", int16, unsigned, signed)
-        return accumulator + _llvm("llvm.x86.avx512.pmaddw.d.512", int32, pairs, ones)
-    pairs = _llvm("llvm.x86.avx2.pmadd.ub.sw", int16, unsigned, signed)
-    return accumulator + _llvm("llvm.x86.avx2.pmadd.wd", int32, pairs, ones)
+    return accumulator + _llvm(f"llvm.x86.{name}", f"int32x{isa.lanes}", words, ones)
 
 
 def horizontal_sum(vector, dtype: str):

@@ -15,7 +15,8 @@ import numpy as np
 from relay_passes.products import LittleModule
 from relay_passes.split_littles import LEVELS
 from schedules.conv2d_int8 import Affine
-from schedules.quantize import stored_rows
+from schedules.cpu import Isa
+from schedules.words import stored_taps
 from tvm_dual.little import FittedLittle, ridge
 
 #: Levels of a byte on either side of its zero point.
@@ -59,7 +60,8 @@ def bytes_little(
     targets: np.ndarray,
     importance: np.ndarray,
     source: Affine,
-    weight_bits: int,
+    isa: Isa,
+    run: int,
     *,
     refit: bool = True,
 ) -> FittedLittle:
@@ -76,14 +78,16 @@ def bytes_little(
         How much an error of each row matters.
     source : Affine
         Of the bytes that stand for `x`.
-    weight_bits : int
-        `schedules.cpu.Isa.weight_bits`.
+    isa : Isa
+        Level that the bytes of weights are for.
+    run : int
+        Taps that lie side by side (`schedules.conv2d_shape.Conv2d.runs`).
     refit : bool
         Whether the rows are fitted anew, or those of `fitted` are kept, as training left them.
     """
     (projection,) = fitted.module.projections
     seen = stood_for(x, source)
-    projection = stored_rows(projection, weight_bits)
+    projection = stored_taps(isa, projection, run)
     projected = seen @ projection.T
     low, high = projected.min(axis=0), projected.max(axis=0)
     center = ((low + high) / 2).astype("float32")
@@ -98,7 +102,7 @@ def bytes_little(
         if refit:
             few = stood_for(projected / scale - module.center, LEVELS)
             module = replace(module, weight=ridge(few, targets))
-        module = replace(module, weight=stored_rows(module.weight, weight_bits))
+        module = replace(module, weight=stored_taps(isa, module.weight, len(scale)))
         errors = targets - byte_sums(module, x, source)
         module = replace(module, bias=(module.bias + errors.mean(axis=0)).astype("float32")) if refit else module
         spread = errors.std(axis=0).astype("float32")

@@ -6,6 +6,7 @@ import numpy as np
 
 from relay_passes.products import LittleModule
 from schedules.conv2d_int8 import Affine
+from schedules.cpu import Isa
 from schedules.quantize import stored_rows
 from tvm_dual.byte_little import byte_sums
 from tvm_dual.coarse_little import BLOCKS, Blocks, coarse_little, coarse_sums
@@ -17,7 +18,7 @@ from tvm_dual.sites import Site
 
 
 def fit_copy(
-    site: Site, observed: Observations, sites: dict[str, Site], bits: int, source: Affine, weight_bits: int
+    site: Site, observed: Observations, sites: dict[str, Site], bits: int, source: Affine, isa: Isa
 ) -> SiteFit:
     """Return a convolution's copy, in the units that its gate works with.
 
@@ -31,12 +32,12 @@ def fit_copy(
         Of the copy's weights.
     source : Affine
         Of the bytes that it reads.
-    weight_bits : int
-        As `tvm_dual.copied_little.copied_little` takes it.
+    isa : Isa
+        Level that its bytes are for.
     """
     (x,) = observed.inputs
     targets = x @ site.weight.T + site.bias
-    little = copied_little(x, site.weight, targets, bits, source, weight_bits)
+    little = copied_little(x, site.weight, targets, bits, source, isa, site.conv.runs[1])
     return SiteFit(little, little.spread, unit_weights(site, sites), kind="copy", source=source)
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from relay_passes.products import LittleModule
 from schedules.conv2d_int8 import Affine
+from schedules.cpu import Isa
 from schedules.quantize import clip_rows, stored_rows
+from schedules.words import stored_taps
 from tvm_dual.byte_little import stood_for
 from tvm_dual.byte_scale import SHARES, byte_scale
 from tvm_dual.little import FittedLittle
@@ -27,7 +29,7 @@ def copy_levels(values: np.ndarray) -> Affine:
 
 
 def copied_little(
-    x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bits: int, source: Affine, weight_bits: int
+    x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bits: int, source: Affine, isa: Isa, run: int
 ) -> FittedLittle:
     """Return a copy of a convolution.
 
@@ -42,13 +44,15 @@ def copied_little(
         Of the weights, a scale for each row: 8, or 4.
     source : Affine
         Of the bytes that stand for `x`.
-    weight_bits : int
-        Of the bytes that hold weights, whatever `bits` they have: `schedules.cpu.Isa.weight_bits`.
+    isa : Isa
+        Level that the bytes of weights are for, whatever `bits` they have.
+    run : int
+        Taps that lie side by side (`schedules.conv2d_shape.Conv2d.runs`).
     """
     rows = weight
-    if bits < weight_bits:
+    if bits < 8:
         rows = stored_rows(clip_rows(weight, bits, (x**2).mean(axis=0)), bits)
-    rows = stored_rows(rows, weight_bits)
+    rows = stored_taps(isa, rows, run)
     module = LittleModule((), np.zeros(1, "float32"), rows, np.zeros(len(rows), "float32"), bits)
     errors = targets - copied_sums(module, x, source)
     bias = errors.mean(axis=0).astype("float32")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from schedules.conv2d_int8 import Affine
+from schedules.cpu import Isa
 from tvm_dual.byte_little import bytes_little
 from tvm_dual.gates import unit_weights
 from tvm_dual.little import FittedLittle, fit_little, fit_responses
@@ -59,7 +60,7 @@ def fit_site(
     projection: str,
     bits: int,
     source: Affine | None = None,
-    weight_bits: int = 8,
+    isa: Isa | None = None,
 ) -> SiteFit:
     """Fit one site's little module.
 
@@ -75,21 +76,22 @@ def fit_site(
         As `tvm_dual.little.fit_little` takes them.
     source : Affine, optional
         Of the bytes that a convolution reads: its little module is one of bytes, too.
-    weight_bits : int, optional
-        Of weights that are bytes then: `schedules.cpu.Isa.weight_bits`.
+    isa : Isa, optional
+        Level that these are for.
     """
     weights = unit_weights(site, sites)
     options = {"k": dimensions, "projection": projection, "bits": bits}
     little, spread = _FITS[site.kind](site, observed.some(), weights, both, options)
     fit = SiteFit(little, spread.astype("float32"), weights)
-    return fit if source is None else fit_bytes(site, fit, observed, source, weight_bits)
+    return fit if source is None else fit_bytes(site, fit, observed, source, isa)
 
 
-def fit_bytes(site: Site, fit: SiteFit, observed: Observations, source: Affine, weight_bits: int) -> SiteFit:
+def fit_bytes(site: Site, fit: SiteFit, observed: Observations, source: Affine, isa: Isa) -> SiteFit:
     """Return a convolution's float32 little module as one of bytes; trained rows are kept."""
     (x,) = observed.inputs
     targets, importance = conv2d_targets(site, observed, fit.weights)
-    little = bytes_little(fit.little, x, targets, importance, source, weight_bits, refit=not fit.tuned)
+    run = site.conv.runs[1]
+    little = bytes_little(fit.little, x, targets, importance, source, isa, run, refit=not fit.tuned)
     return replace(fit, little=little, spread=little.spread)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from relay_passes.site_plan import COARSE, COPIES, GATED
-from schedules.cpu import ISAS
+from schedules.cpu import ISAS, Isa
 from schedules.quantize import round_up
 from tvm_dual.closed_fit import gate_table, refit_closed
 from tvm_dual.conv_littles import fit_coarse, fit_copy
@@ -65,8 +65,8 @@ class Fits:
         }
 
     @property
-    def _weight_bits(self) -> int:
-        return ISAS[self._model.compiler.isa].weight_bits
+    def _isa(self) -> Isa:
+        return ISAS[self._model.compiler.isa]
 
     def fit(self, name: str, forms: tuple[str, str]) -> SiteFit:
         """Return a site's little module.
@@ -144,7 +144,7 @@ class Fits:
         """Return a trained little module at the precision of a form."""
         source = self._key(name, forms)[-1]
         site, observed = self._model.sites[name], self._model.observations[name]
-        return tuned if source is None else fit_bytes(site, tuned, observed, source, self._weight_bits)
+        return tuned if source is None else fit_bytes(site, tuned, observed, source, self._isa)
 
     def forget_tuned(self) -> None:
         """Go back to the closed forms."""
@@ -179,11 +179,11 @@ class Fits:
             layer = model.sites[name], model.observations[name], model.sites
             options = {"both": both, "dimensions": size, "projection": projection, "bits": bits, "source": source}
             if projection in COPIES:
-                model.known[key] = fit_copy(*layer, bits, self._model.copy_levels(name), self._weight_bits)
+                model.known[key] = fit_copy(*layer, bits, self._model.copy_levels(name), self._isa)
             elif projection == COARSE:
                 model.known[key] = fit_coarse(*layer, size)
             else:
-                model.known[key] = fit_site(*layer, **options, weight_bits=self._weight_bits)
+                model.known[key] = fit_site(*layer, **options, isa=self._isa)
         return model.known[key]
 
     def variant(

@@ -15,7 +15,7 @@ from relay_passes.products import LittleModule
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.cpu import ISAS, missing_flags
-from schedules.quantize import stored_rows
+from schedules.words import stored_taps
 from tests.relay_passes.conftest import bound, normal, run_module
 
 LITTLE = LittleModule((), np.zeros(1, "float32"), normal(32, 27, seed=3), normal(32, seed=6), 8)
@@ -154,7 +154,7 @@ def test_what_is_computed_is_the_copy(model, form, level):
         y = np.maximum(sums, 0).reshape(4, 2, 4, 2, 32).max(axis=(1, 3))
         return np.maximum(y @ normal(16, 1, 1, 32, seed=1).reshape(16, 32).T, 0)
 
-    copied = after(seen @ stored_rows(LITTLE.weight, level.weight_bits).T + LITTLE.bias)
+    copied = after(seen @ stored_taps(level, LITTLE.weight, 9).T + LITTLE.bias)
     # Closed, then open: the big module has other weights.
     wanted = [copied, after(exact @ normal(32, 3, 3, 3, seed=0).reshape(32, -1).T)][: 1 + (form == "rows")]
     assert np.abs(wanted[0] - wanted[-1]).max() > 1 or form == "little"

@@ -38,7 +38,7 @@ def convolutions(draw) -> Conv2d:
         draw(st.integers(1, 2)),
         height,
         width,
-        draw(st.integers(1, 19)),
+        draw(st.integers(1, 19) | st.just(32)),
         draw(st.integers(1, 40)),
         kernel,
         strides,

@@ -17,7 +17,7 @@ from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, Isa, missing_flags
-from schedules.quantize import quantize_rows
+from schedules.words import stored_taps
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, after, convolutions, operands, reference
 from tests.schedules.test_conv2d_bf16 import given_as
@@ -68,8 +68,8 @@ def check(isa: Isa, conv: Conv2d, types, numbers: str, threads: int, gates=("non
         x, weight, rows = (of_bf16(to_bf16(values)) for values in (x, weight, rows))
     else:
         x = to_values(to_levels(x, SOURCE), SOURCE)
-        weight = quantize_rows(weight.reshape(outputs, -1), isa.weight_bits).dequantized().reshape(weight.shape)
-        rows = quantize_rows(rows.reshape(outputs, -1), isa.weight_bits).dequantized()
+        weight = stored_taps(isa, weight.reshape(outputs, -1), conv.runs[1]).reshape(weight.shape)
+        rows = stored_taps(isa, rows.reshape(outputs, -1), few)
     exact = reference(conv, x, weight, bias, residual).reshape(pixels, outputs)
     sums = z @ rows.reshape(outputs, few).T + rows_bias
     seen = sums + (residual.reshape(sums.shape) if conv.residual else 0)

@@ -14,7 +14,7 @@ from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, Isa, missing_flags
-from schedules.quantize import quantize_rows
+from schedules.words import stored_taps
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
 from tests.schedules.conv2d_reference import SHAPES, convolutions, operands, reference
 
@@ -42,7 +42,7 @@ def check(isa: Isa, conv: Conv2d, types: tuple[str, str], threads: int, tile: By
     if types[0] == "uint8":
         given_x, given_residual = q, to_levels(given_residual, RESIDUAL)
         residual = to_values(to_levels(residual, RESIDUAL), RESIDUAL)
-    rows = quantize_rows(weight.reshape(len(weight), -1), isa.weight_bits).dequantized()
+    rows = stored_taps(isa, weight.reshape(len(weight), -1), conv.runs[1])
     wanted = reference(conv, to_values(q, SOURCE), rows.reshape(weight.shape), bias, residual)
     result = None
     if types[1] == "uint8":
@@ -110,6 +110,22 @@ def test_bytes_that_need_no_copy(byte_level, conv, threads):
 @given(conv=convolutions(), types=st.sampled_from(TYPES), threads=st.integers(1, 2), data=st.data())
 def test_convolutions_of_bytes_match_numpy_at_any_shape(conv, types, threads, data):
     check(data.draw(st.sampled_from(RUNNABLE)), conv, types, threads)
+
+
+@pytest.mark.parametrize("inputs", [16, 3])
+def test_largest_bytes_and_weights_of_one_sign_do_not_overflow(byte_level, inputs):
+    conv = Conv2d(1, 5, 6, inputs, 32, (3, 3), padding=(1, 1, 1, 1))
+    byte, rng = ByteConv(conv, "uint8", "float32"), np.random.default_rng(0)
+    tile = default_byte_tile(byte_level, byte)
+    weight = (1 + 0.1 * rng.random((32, 3, 3, inputs))).astype("float32")
+    weight[::2] *= -1
+    rows = stored_taps(byte_level, weight.reshape(32, -1), conv.runs[1]).reshape(weight.shape)
+    x, nothing = np.full((1, 5, 6, inputs), 255, "uint8"), np.zeros(32, "float32")
+    packed = pack_conv2d_int8(byte_level, byte, tile, weight, nothing)
+    kernel = compile_kernel(byte_level, conv2d_int8(byte_level, byte, tile, 1))
+    (y,) = call(kernel, x.reshape(-1), *packed, np.zeros(1, "float32"), Output((conv.output_size,), "float32"))
+    wanted = reference(conv, x.astype("float32"), rows, nothing, np.zeros((1, 5, 6, 32), "float32"))
+    np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("isa", ISAS.values(), ids=lambda level: level.name)

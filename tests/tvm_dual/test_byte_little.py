@@ -9,7 +9,7 @@ import pytest
 
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, native_isa
-from schedules.quantize import stored_rows
+from schedules.words import stored_taps
 from tests.tvm_dual.convolutions import blocks_builder
 from tvm_dual.allocation import allocate
 from tvm_dual.builder import Builder
@@ -26,6 +26,7 @@ from tvm_dual.site_times import time_sites
 from tvm_dual.variants import Fits
 
 OPTIONS = AdvancedOptions(rule="damage", dimension_share=0.25)
+VNNI = ISAS["avx512_vnni"]
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +47,19 @@ def model(builder) -> Model:
 def problem():
     """Inputs, weights of few directions, sums."""
     rng = np.random.default_rng(0)
-    x = np.maximum(rng.standard_normal((3000, 90)), 0).astype("float32")
-    weight = (rng.standard_normal((40, 8)) * 0.5 ** np.arange(8)) @ rng.standard_normal((8, 90))
-    weight = (weight + 0.01 * rng.standard_normal((40, 90))).astype("float32")
+    x = np.maximum(rng.standard_normal((3000, 96)), 0).astype("float32")
+    weight = (rng.standard_normal((40, 8)) * 0.5 ** np.arange(8)) @ rng.standard_normal((8, 96))
+    weight = (weight + 0.01 * rng.standard_normal((40, 96))).astype("float32")
     return x, weight, x @ weight.T + 3
 
 
-@pytest.mark.parametrize("weight_bits, most", [(8, 0.002), (7, 0.003)])
+@pytest.mark.parametrize("level, run, most", [("avx512_vnni", 30, 0.002), ("avx2", 30, 0.003), ("avx2", 96, 0.003)])
 @pytest.mark.parametrize("k", [4, 16])
-def test_bytes_lose_little_of_what_floats_predict(problem, k, weight_bits, most):
-    x, weight, targets = problem
+def test_bytes_lose_little_of_what_floats_predict(problem, k, level, run, most):
+    (x, weight, targets), isa = problem, ISAS[level]
     importance, source = np.linspace(0.1, 2, 40).astype("float32"), byte_scale(x)
     floats = fit_responses(x, targets, weight, k, importance)
-    found = bytes_little(floats, x, targets, importance, source, weight_bits)
+    found = bytes_little(floats, x, targets, importance, source, isa, run)
     assert found.module.bits == 8 and found.module.weight.shape == (40, k)
     errors = targets - byte_sums(found.module, x, source)
     np.testing.assert_allclose(errors.mean(axis=0), 0, atol=1e-3)
@@ -66,14 +67,16 @@ def test_bytes_lose_little_of_what_floats_predict(problem, k, weight_bits, most)
     lost = [float(((fit.spread * importance) ** 2).sum()) for fit in (floats, found)]
     power = float(((targets.std(axis=0) * importance) ** 2).sum())
     assert lost[1] - lost[0] < most * power
-    for part in (found.module.projections[0], found.module.weight):
-        np.testing.assert_allclose(stored_rows(part, weight_bits), part, rtol=1e-6)
+    for part, beside in ((found.module.projections[0], run), (found.module.weight, k)):
+        np.testing.assert_allclose(stored_taps(isa, part, beside), part, rtol=1e-6)
 
 
 def test_levels_of_every_direction_are_made_use_of(problem):
     x, weight, targets = problem
     importance, source = np.ones(40, "float32"), byte_scale(x)
-    module = bytes_little(fit_responses(x, targets, weight, 8, importance), x, targets, importance, source, 8).module
+    module = bytes_little(
+        fit_responses(x, targets, weight, 8, importance), x, targets, importance, source, VNNI, 96
+    ).module
     few = stood_for(x, source) @ module.projections[0].T - module.center
     reached = np.abs(few).max(axis=0)
     assert reached.max() > 120 and reached.min() > 12, "directions differ by 200 in what they reach as floats"
@@ -85,7 +88,7 @@ def test_trained_rows_are_kept(problem):
     importance, source = np.ones(40, "float32"), byte_scale(x)
     floats = fit_responses(x, targets, weight, 8, importance)
     moved = replace(floats, module=replace(floats.module, bias=floats.module.bias + 5))
-    found = bytes_little(moved, x, targets, importance, source, 8, refit=False)
+    found = bytes_little(moved, x, targets, importance, source, VNNI, 96, refit=False)
     assert (byte_sums(found.module, x, source) - targets).mean() == pytest.approx(5, abs=0.1)
 
 

@@ -13,6 +13,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import pack_conv2d_skip
 from schedules.families import Workload
 from schedules.panels import panel_size
+from schedules.words import sure_level
 from tvm_dual.tuning.copies import stacked
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
 
@@ -57,7 +58,7 @@ def byte_conv_problem(workload: Workload, _usage: Usage, rng: np.random.Generato
     Sums of 32 bits become floats of 24 here and there alike.
     """
     byte, isa = ByteConv.of_shape(workload.shape), workload.level
-    conv, most = byte.conv, 2 ** (isa.weight_bits - 1) - 1
+    conv, most = byte.conv, sure_level(isa, byte.conv.runs[1])
     weight = rng.integers(-most, most + 1, (conv.outputs, *conv.kernel, conv.inputs)).astype("float32")
     # The largest of each row sets its scale: one.
     weight.reshape(conv.outputs, -1)[:, 0] = most
