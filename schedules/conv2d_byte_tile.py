@@ -41,8 +41,8 @@ _BLOCK, _LOOK, _COPY = 100, 2, 4
 _PAIRS = {64: (1.5, 1.25), 32: (1.0, 0.8)}
 #: Cycles that the broadcast of a pixel's taps adds to these.
 _BROADCAST = 0.1
-#: How much longer products take where a tile has more sums than registers hold.
-_SPILLED = 1.2
+#: How much longer products take where words have fewer registers than sums.
+_CROWDED = 1.1
 #: Cycles of what follows a vector of sums, by the type of the result.
 _FINISH = {"uint8": 4, BF16: 2.5, "float32": 4}
 
@@ -128,8 +128,8 @@ def _choices(isa: Isa, byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
         lines = image_lines(byte, rows, form)
         for tiles, vectors in blocks:
             tallest = 16 if matrix else max(1, most_sums(isa, conv) // vectors)
-            # With words tiles are so low that one pixel less may leave fewer over at the end of a line.
-            for high in {tallest, max(1, tallest - words)}:
+            # With words tiles are so low that fewer pixels may leave fewer over at the end of a line.
+            for high in range(-(-tallest // (2 if words and not matrix else 1)), tallest + 1):
                 pixels = -(-lines.length // -(-lines.length // high))
                 if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
                     yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
@@ -156,8 +156,8 @@ def _dot4_cycles(isa: Isa, byte: ByteConv, tile: ByteTile) -> float:
     product, broadcast, latency = (0.5, 0, 5) if isa.vnni else pairs
     near = lines.steps * tile.vectors * LANES * STEP <= _FIRST_LEVEL
     far = 0 if near else tile.vectors * STEP / (_FAR * isa.vector_bytes)
-    spilled = _SPILLED if tile.pixels * tile.vectors > most_sums(isa, byte.conv) else 1
-    products = spilled * tile.pixels * (registers * product + broadcast)
+    crowded = _CROWDED if tile.pixels * tile.vectors > most_sums(isa, byte.conv) else 1
+    products = crowded * tile.pixels * (registers * product + broadcast)
     group = max(products, (tile.pixels + registers) / 1.6, far, latency)
     groups = sum(-(-length // 4) for _, length in lines.runs)
     panels = panel_count(byte.conv.outputs, tile.vectors * LANES)

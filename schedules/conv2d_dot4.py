@@ -34,13 +34,16 @@ class Dot4Tile:
     def cleared(self) -> tuple[list, list]:
         """Allocate sums of zero: for each pixel its registers, each a buffer of its own (`schedules.conv2d_tile`).
 
-        And as many of 16 bits, if products are added up there first.
+        And those of 16 bits in which products are added up first: as many as registers are left for.
         """
         lanes, count = self._isa.lanes, self._pixels * self._registers
         sums = [T.alloc_buffer((lanes,), "int32") for _ in range(count)]
         for each in sums:
             T.buffer_store(each, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
-        return sums, [T.alloc_buffer((2 * lanes,), "int16") for _ in range(count if self._groups > 1 else 0)]
+        # Beside them are a broadcast value, weights and ones.
+        room = max(1, (32 if self._isa.vector_bytes == 64 else 16) - count - 3)
+        words = -(-count // -(-count // room)) if self._groups > 1 else 0
+        return sums, [T.alloc_buffer((2 * lanes,), "int16") for _ in range(words)]
 
     def add_up(self):
         """Return the macro ``(total, image, weight, panel, place)`` that adds all products of a panel.
@@ -70,28 +73,34 @@ class Dot4Tile:
         return [[self._vector(total[0], first) for first in row] for row in starts]
 
     def _multiply(self, total, image, place, skip, weight, panel, number):
-        isa, lanes, size = self._isa, self._isa.lanes, self._isa.vector_bytes
         sums, words = total
-        at = [(r // self._parts, r % self._parts * size) for r in range(self._registers)]
+        each = [(p, r) for p in range(self._pixels) for r in range(self._registers)]
+        at_once = len(words) or len(each)
+        for first in range(0, len(each), at_once):
+            self._multiply_some(each[first : first + at_once], sums, words, image, place, skip, weight, panel, number)
+
+    def _multiply_some(self, each, sums, words, image, place, skip, weight, panel, number):
+        isa, lanes, size = self._isa, self._isa.lanes, self._isa.vector_bytes
         for g in range(self._groups):
-            row = number * self._groups + g
-            each = [weight[(*panel, v, row, T.ramp(first, 1, size))] for v, first in at]
-            for p in range(self._pixels):
+            for n, (p, r) in enumerate(each):
                 tap = place(p) + skip + T.int64(g * GROUP)
                 value = T.reinterpret(image[T.ramp(tap, T.int64(1), GROUP)], dtype="int32")
                 levels = T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
-                for r in range(self._registers):
-                    n = p * self._registers + r
-                    if words:
-                        found = multiply_pairs(isa, levels, each[r])
-                        found = words[n][T.ramp(0, 1, 2 * lanes)] + found if g else found
-                        T.buffer_store(words[n], found, [T.ramp(0, 1, 2 * lanes)])
-                    else:
-                        added = dot4(isa, sums[n][T.ramp(0, 1, lanes)], levels, each[r])
-                        T.buffer_store(sums[n], added, [T.ramp(0, 1, lanes)])
-        for word, each in zip(words, sums, strict=False):
-            added = add_pairs(isa, each[T.ramp(0, 1, lanes)], word[T.ramp(0, 1, 2 * lanes)])
-            T.buffer_store(each, added, [T.ramp(0, 1, lanes)])
+                vector, part = r // self._parts, r % self._parts
+                weights = weight[(*panel, vector, number * self._groups + g, T.ramp(part * size, 1, size))]
+                if words:
+                    found = multiply_pairs(isa, levels, weights)
+                    found = words[n][T.ramp(0, 1, 2 * lanes)] + found if g else found
+                    T.buffer_store(words[n], found, [T.ramp(0, 1, 2 * lanes)])
+                else:
+                    self._add(sums[p * self._registers + r], lambda old, q=levels, w=weights: dot4(isa, old, q, w))
+        for word, (p, r) in zip(words, each, strict=False):
+            found = word[T.ramp(0, 1, 2 * lanes)]
+            self._add(sums[p * self._registers + r], lambda old, w=found: add_pairs(isa, old, w))
+
+    def _add(self, sums, added):
+        at = T.ramp(0, 1, self._isa.lanes)
+        T.buffer_store(sums, added(sums[at]), [at])
 
     def _vector(self, sums, first: int):
         found = [each[T.ramp(0, 1, self._isa.lanes)] for each in sums[first : first + self._parts]]
