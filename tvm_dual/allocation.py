@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm_dual.byte_convs import fewest_back
 from tvm_dual.errors import PlanError
-from tvm_dual.forms import trains
+from tvm_dual.forms import exact_form, trains
 from tvm_dual.gates import OPEN
 from tvm_dual.model import Model
 from tvm_dual.plan import FineTuning, Trial
@@ -97,8 +98,8 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
     costs = count_sites(model, sizes) if counts else time_sites(model, sizes, progress)
     exact = _exact(model, costs)
     if model.precision != "fp32" and not quality.accepts(quality.judge(exact.library)):
-        # Layers that went back to floats, as fast as they are there, may leave what other layers' errors cancelled.
-        costs = time_sites(model, sizes, progress, back_to_floats=False)
+        more = _more_skip(model, quality, costs)
+        costs = time_sites(model, sizes, progress, back_to_floats=False) if more is None else more
         exact = _exact(model, costs)
     choices = choices_of(model, rule, costs, progress)
     path = merged({name: steps(Choice(0, OPEN, 0.0, costs[name].exact), found) for name, found in choices.items()})
@@ -108,6 +109,29 @@ def allocate(model: Model, quality: Quality, progress: Callable[[str, int, int],
         taken, finetuning = tuned(taken, path, judged)
     taken = taken if counts else worthwhile(taken, judged)
     return Allocation(exact, *judged.held.get(state_of(taken), (None,) * 3), tuple(judged.trials), finetuning)
+
+
+def _more_skip(model: Model, quality: Quality, costs: dict[str, SiteCosts]) -> dict[str, SiteCosts] | None:
+    """Return costs with more layers that skip zeros as floats, so that the budget holds, None if none should.
+
+    Layers that went back to floats, as fast as they are there, may leave what other layers' errors cancelled: then
+    others follow, or all stay on bytes or bf16, whichever is faster.
+    """
+    low = {name: exact_form(site, True) for name, site in model.sites.items() if model.is_low(name)}
+    rest = {name: form for name, form in low.items() if costs[name].form != form and form in costs[name].every}
+    slower = {name: costs[name].every[form] - costs[name].exact for name, form in rest.items()}
+
+    def skipping(names: frozenset[str]) -> dict[str, SiteCosts]:
+        return costs | {name: costs[name].kept(low[name]) for name in names}
+
+    def judged(names: frozenset[str]) -> float:
+        return quality.judge(_exact(model, skipping(names)).library)
+
+    back = fewest_back(slower, judged, quality.accepts) if rest else None
+    if back is None:
+        return None
+    more, none = skipping(back), sum(costs[name].every[exact_form(model.sites[name], False)] for name in low)
+    return more if sum(more[name].exact for name in low) < none else None
 
 
 def _exact(model: Model, costs: dict[str, SiteCosts]) -> Variant:

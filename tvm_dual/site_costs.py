@@ -51,6 +51,8 @@ class SiteCosts:
         Of a convolution that is gated output by output, by directions of the little module.
     others : tuple of SiteCosts
         The same of further kinds of little modules; copies have no directions, and stand under 0.
+    every : dict of (tuple of str, float)
+        Costs of all exact forms that were measured.
     """
 
     form: tuple[str, str]
@@ -61,3 +63,8 @@ class SiteCosts:
     alone: dict[int, float]
     singles: dict[int, SingleCosts] = field(default_factory=dict)
     others: tuple[SiteCosts, ...] = ()
+    every: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def kept(self, form: tuple[str, str]) -> SiteCosts:
+        """Return what the layer costs if it takes one of the exact forms, and no other."""
+        return SiteCosts(form, self.every[form], form, {}, {}, {}, every=self.every)

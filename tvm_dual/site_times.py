@@ -86,6 +86,9 @@ def time_sites(
     for name, found in _time_coarse(model, may_gate, result, others, told, kinds).items():
         kinds.setdefault(name, []).append(found)
     result |= {name: replace(first, others=tuple(rest)) for name, (first, *rest) in kinds.items()}
+    for name, found in times.items():
+        every = dict(zip((exact_form(model.sites[name], skip) for skip in skips[name]), found, strict=True))
+        result[name] = replace(result[name], every=every)
     told.finish()
     return result
 

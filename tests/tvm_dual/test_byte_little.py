@@ -181,6 +181,26 @@ def test_layers_go_back_to_floats_for_their_time_only_where_the_budget_allows_it
     assert all(found[1][name] == ("dense", "") for name in model.on_bytes)
 
 
+@pytest.mark.parametrize("slower, skipping", [(10.0, True), (30.0, False)])
+def test_layers_follow_others_to_floats_if_that_keeps_the_budget_and_is_faster(model, monkeypatch, slower, skipping):
+    first, *rest = (name for name in model.on_bytes if model.sites[name].nonnegative)
+    assert rest
+    # On bytes every layer takes 9; where it skips zeros the first one 1, all others longer.
+    monkeypatch.setattr(
+        "tvm_dual.site_times.in_turns",
+        lambda model, entries, *_: {
+            name: [9.0, 1.0 if name == first else slower][: len(found)] + [9.0] * (len(found) - 2)
+            for name, found in entries.items()
+        },
+    )
+    model = replace(model, options=replace(OPTIONS, keep_dense=tuple(model.sites), search_steps=0))
+    # The first layer alone loses too much; with any other one it does not.
+    found = allocate(model, Answers([-1.0, *[0.0] * 20]), lambda *_: None).exact.forms
+    others = [name for name in rest if found[name] == ("columns", "")]
+    assert (found[first] == ("columns", "")) == skipping
+    assert len(others) == skipping
+
+
 def test_a_dense_layer_goes_back_to_floats_if_the_budget_asks_for_it(builder, monkeypatch):
     class Seen:
         """Stands for `Fits`: what is judged is the model."""
