@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tvm import relax
 
-from relay_passes.site_plan import read_form
+from relay_passes.conv2d_site import Conv2dSite
+from relay_passes.site_plan import planned_bias, read_form
 from relay_passes.step import StepBuilder
 from schedules.bf16_vectors import BF16
 from schedules.conv2d_byte_tile import ByteTile, byte_tile, default_byte_tile
@@ -17,6 +19,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.history import chosen_knobs
 from schedules.registry import kernel
+from schedules.words import stored_taps
 
 #: By precision: the type of the numbers that are multiplied.
 NUMBERS = {"int8": "uint8", "bf16": BF16}
@@ -67,6 +70,12 @@ def read_images(function: relax.Function) -> ByteImages | None:
     source_type = str(function.attrs.get("dual.source", "float32"))
     source = Affine(form.scale, form.zero) if form.precision == "int8" else Affine(1.0)
     return ByteImages(form.precision, source, result, residual, source_type, result_type, residual_type)
+
+
+def byte_bias(function: relax.Function, isa: Isa, site: Conv2dSite) -> np.ndarray:
+    """Return the bias of a convolution on bytes or bf16, corrected for what its level leaves of the weights."""
+    stored = partial(stored_taps, isa, run=site.conv.runs[1])
+    return planned_bias(function, 0, site.weight.reshape(len(site.weight), -1), site.bias, stored)
 
 
 def chosen_byte_tile(isa: Isa, byte: ByteConv, threads: int) -> ByteTile:

@@ -12,11 +12,11 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.conv2d_bytes_stage import ByteImages, read_images
+from relay_passes.conv2d_bytes_stage import ByteImages, byte_bias, read_images
 from relay_passes.conv2d_site import Conv2dSite, read_conv2d
 from relay_passes.mark_sites import layer_activation
 from relay_passes.pass_bytes import Images
-from relay_passes.site_plan import planned_bias, read_form
+from relay_passes.site_plan import read_form
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
 from schedules.byte_chain import ByteChain, can_chain, can_pool, chain_room
@@ -142,10 +142,7 @@ def rewrite_chain(module: IRModule, function: relax.Function, call: relax.Call) 
     form = read_form(functions[0])
     convs = tuple(image.of(site.conv) for site, image in zip(sites, images, strict=True))
     chain = ByteChain(convs, sites[-1].pool, chain_room(form.level()))
-    biases = [
-        planned_bias(each, 0, site.weight.reshape(len(site.weight), -1), site.bias)
-        for each, site in zip(functions, sites, strict=True)
-    ]
+    biases = [byte_bias(each, form.level(), site) for each, site in zip(functions, sites, strict=True)]
     packed = pack_chain(
         *(form.level(), chain, [site.weight for site in sites], biases),
         [image.source for image in images],

@@ -13,14 +13,14 @@ from functools import partial
 import tvm
 from tvm import IRModule, relax
 
-from relay_passes.conv2d_bytes_stage import convolved_bytes, read_images
+from relay_passes.conv2d_bytes_stage import byte_bias, convolved_bytes, read_images
 from relay_passes.conv2d_gated_bytes_stage import gated_bytes
 from relay_passes.conv2d_site import COMPOSITE, read_conv2d
 from relay_passes.conv2d_stages import Conv2dStages
 from relay_passes.join_bytes import CHAIN, rewrite_chain
 from relay_passes.mark_sites import layer_activation
 from relay_passes.pass_lists import READS, WRITES
-from relay_passes.site_plan import planned_bias, read_form, read_little
+from relay_passes.site_plan import read_form, read_little
 from relay_passes.site_rewriter import SiteRewriter, StepCall
 from relay_passes.step import StepBuilder
 from schedules.conv2d_skip import input_lists
@@ -56,8 +56,7 @@ def _rewrite(function: relax.Function, call: relax.Call) -> StepCall | None:
             inputs.append((site.residual, (conv.output_size,)))
             residual = step.input("residual", (conv.output_size,), kinds[1])
         if images is not None:
-            bias = planned_bias(function, 0, site.weight.reshape(conv.outputs, -1), site.bias)
-            big = (site.weight, bias, x, residual)
+            big = (site.weight, byte_bias(function, isa, site), x, residual)
             if form.gated:
                 threshold = (3, conv.outputs)
                 limits = step.input("limits", threshold)

@@ -6,7 +6,9 @@ will happen to each site.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tvm
@@ -14,8 +16,10 @@ from tvm import IRModule, relax
 
 from relay_passes.products import LittleModule
 from schedules.cpu import ISAS, Isa
-from schedules.quantize import corrected_bias
+from schedules.quantize import corrected_bias, stored_rows
 
+#: What is left of a matrix of int8 rows.
+_EIGHT_BITS = partial(stored_rows, bits=8)
 #: Forms with a gate.
 GATED = frozenset({"rows", "singles"})
 #: Little modules of a convolution that are copies of the layer, and the bits of their weights.
@@ -141,13 +145,20 @@ def read_little(function: relax.Function) -> LittleModule:
     )
 
 
-def planned_bias(function: relax.Function, position: int, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+def planned_bias(
+    function: relax.Function,
+    position: int,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stored: Callable[[np.ndarray], np.ndarray] = _EIGHT_BITS,
+) -> np.ndarray:
     """Return the bias of one of a site's matrices, corrected for quantized weights.
 
-    `position` is 0 for the matrix of the input, 1 for that of a recurrent state.
+    `position` is 0 for the matrix of the input, 1 for that of a recurrent state; `stored` gives what is left of the
+    weights.
     """
     bias = np.zeros(len(weight), "float32") if bias is None else bias
     means = function.attrs["dual.means"]
     if str(function.attrs["dual.precision"]) != "int8" or not len(means):
         return bias
-    return corrected_bias(weight, bias, means[position].numpy())
+    return corrected_bias(weight, stored(weight), bias, means[position].numpy())

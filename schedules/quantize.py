@@ -149,7 +149,7 @@ def stored_rows(weight: np.ndarray, bits: int) -> np.ndarray:
     return weight if bits == 32 else quantize_rows(weight, bits).dequantized()
 
 
-def corrected_bias(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def corrected_bias(weight: np.ndarray, stored: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the bias that makes up for what rounding the weights does to the mean input.
 
     Rounding errors of a row do not average out over inputs whose mean is far from zero, such as
@@ -158,9 +158,10 @@ def corrected_bias(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np
 
     Parameters
     ----------
-    weight : ndarray, float32, (n, k)
+    weight, stored : ndarray, float32, (n, k)
+        As they were, and what is left of them.
     bias : ndarray, float32, (n,)
     mean : ndarray, float32, (k,)
         Mean input on the calibration data.
     """
-    return (bias + (weight - quantize_rows(weight).dequantized()) @ mean).astype("float32")
+    return (bias + (weight - stored) @ mean).astype("float32")

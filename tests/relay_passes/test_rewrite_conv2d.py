@@ -7,6 +7,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from relay_passes.conv2d_bytes_stage import byte_bias
 from relay_passes.conv2d_site import read_conv2d
 from relay_passes.mark_sites import MarkSites, layer_activation
 from relay_passes.rewrite_conv2d import RewriteConv2d
@@ -16,6 +17,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
 from schedules.cpu import ISAS
 from schedules.pool import MaxPool2d, max_pool2d
+from schedules.words import stored_taps
 from tests.schedules.conv2d_reference import operands, reference
 
 CONV = Conv2d(1, 6, 5, 3, 4, (3, 3), padding=(1, 1, 1, 1))
@@ -186,3 +188,20 @@ def test_a_site_without_a_plan_stays():
     _, weight, bias, _ = operands(CONV)
     module = MarkSites()(model(weight, bias, "relu"))
     tvm.ir.assert_structural_equal(RewriteConv2d()(module), module)
+
+
+@pytest.mark.parametrize("level", ISAS.values(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize("numbers", ["int8", "bf16"])
+def test_the_bias_makes_up_for_what_a_level_leaves_of_the_weights(level, numbers):
+    _, weight, bias, _ = operands(CONV)
+    rows, mean = weight.reshape(4, 27), np.linspace(1, 3, 27).astype("float32")
+    form = SiteForm(numbers, "dense", "", "", 1, level.name, 0.02, 7)
+    attach = AttachPlan({"conv2d0": form}, {}, {}, {"conv2d0": (mean,)})
+    call, function = only_call(attach(MarkSites()(model(weight, bias, "relu"))))
+    found = byte_bias(function, level, read_conv2d(function, call, "relu"))
+    if numbers == "bf16":
+        np.testing.assert_array_equal(found, bias)
+        return
+    left = stored_taps(level, rows, CONV.runs[1])
+    assert np.abs((left - rows) @ mean).max() > 1e-3
+    np.testing.assert_allclose(left @ mean + found, rows @ mean + bias, rtol=1e-5)

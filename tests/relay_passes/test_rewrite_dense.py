@@ -124,7 +124,8 @@ def test_dual_form(tools):
     before = planned(tools, weight, bias, SiteForm("int8", "rows", "", "damage", 1, "avx2"), module, mean)
     projection = row_operands.pack_rows_int8(ISA, module.projections[0], -module.center)
     small = little.pack_little(ISA, module.weight, module.bias, 8)
-    big = row_operands.pack_rows_int8(ISA, weight, quantize.corrected_bias(weight, bias, mean))
+    corrected = quantize.corrected_bias(weight, quantize.stored_rows(weight, 8), bias, mean)
+    big = row_operands.pack_rows_int8(ISA, weight, corrected)
     operands = {
         "every_row_3": row_operands.every_row(k),
         "count_3": np.array([k], "int32"),
