@@ -58,7 +58,7 @@ def test_negative_values_count_as_nonzero_and_negative_zero_does_not(isa):
     check_list(isa, x)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), k=st.integers(1, 300), seed=st.integers(0, 1000), density=st.floats(0, 1))
 def test_lists_are_right_at_any_length_and_density(isa, k, seed, density):
     x = sparse(k, density, seed)
@@ -121,7 +121,7 @@ def test_fp32_products_match_numpy(isa, n, k, threads):
         assert (np.abs(y - (weight.astype("float64") @ x + bias)) <= 1e-5 * size).all()
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 150),

@@ -88,7 +88,7 @@ def test_images_without_padding(conv, types, threads):
     check(conv, types, threads)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(conv=convolutions(), types=st.sampled_from(TYPES), threads=st.integers(1, 2))
 def test_convolutions_of_bf16_match_numpy_at_any_shape(conv, types, threads):
     check(conv, types, threads)

@@ -106,7 +106,7 @@ def test_bytes_that_need_no_copy(byte_level, conv, threads):
     )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(conv=convolutions(), types=st.sampled_from(TYPES), threads=st.integers(1, 2), data=st.data())
 def test_convolutions_of_bytes_match_numpy_at_any_shape(conv, types, threads, data):
     check(data.draw(st.sampled_from(RUNNABLE)), conv, types, threads)

@@ -120,7 +120,7 @@ def test_the_list_of_every_row_opens_each_and_repeats_the_last(n):
     assert (rows[n:] == n - 1).all()
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 80),

@@ -89,7 +89,7 @@ def test_the_largest_bytes_everywhere_do_not_saturate(isa, bits, sign):
     check_rows(isa, n, k, bits, 1, q, affine, weight, np.zeros(n, "float32"))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     n=st.integers(1, 150),

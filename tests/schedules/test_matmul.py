@@ -59,7 +59,7 @@ def test_int8_is_the_product_of_what_the_bytes_stand_for(isa, shape, threads):
     check_int8(isa, *shape, threads)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.sampled_from(RUNNABLE), st.integers(1, 20), st.integers(1, 120), st.integers(1, 70))
 def test_any_shape(isa, m, n, k):
     check_fp32(isa, m, n, k, 1)

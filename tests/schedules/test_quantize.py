@@ -56,7 +56,7 @@ def test_a_nonnegative_vector_has_zero_point_zero_and_reaches_the_top_level(isa)
     assert q.max() == isa.activation_levels
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     k=st.integers(1, 200),

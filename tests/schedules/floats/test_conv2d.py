@@ -96,7 +96,7 @@ def test_heavy_weights_are_read_for_many_rows_at_once():
     assert band_rows(conv) == 128 and band_rows(replace(conv, outputs=16, kernel=(1, 1), padding=(0,) * 4)) < 128
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), conv=convolutions(), threads=st.integers(1, 2))
 def test_convolutions_match_numpy_at_any_shape(isa, conv, threads):
     check(isa, conv, default_tile(isa, conv), threads)

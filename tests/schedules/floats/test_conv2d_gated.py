@@ -61,7 +61,7 @@ def test_panels_are_taken_a_few_kernel_rows_at_a_time(isa, threads, monkeypatch)
     check(isa, conv, ConvTile(4, 1, 20), threads, (0.0, 0.1, 1.0))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), conv=convolutions(), threads=st.integers(1, 2), share=st.floats(0, 1))
 def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, share):
     check(isa, conv, default_gated_tile(isa, conv), threads, [share])

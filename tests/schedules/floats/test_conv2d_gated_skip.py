@@ -48,7 +48,7 @@ def test_lists_take_the_place_of_images(isa, conv, threads):
     check(isa, conv, threads, reads=True)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     conv=convolutions(),

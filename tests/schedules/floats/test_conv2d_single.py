@@ -56,7 +56,7 @@ def test_runs_shorter_than_a_vector_are_read_to_their_end_alone(isa, threads):
     check(isa, Conv2d(1, 6, 5, 3, 20, (2, 2), (1, 1), (1, 0, 0, 1), (1, 2), "tanh"), SingleTile(4, 9, 4, 9), threads)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     conv=convolutions(),

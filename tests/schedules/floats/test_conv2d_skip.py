@@ -64,7 +64,7 @@ def test_long_kernels_are_loops_of_walks(isa, conv, loops):
     check(isa, conv, tile, 1)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), conv=convolutions(), threads=st.integers(1, 2), zeros=st.floats(0, 1))
 def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, zeros):
     check(isa, conv, default_skip_tile(isa, conv), threads, [zeros])

@@ -61,7 +61,7 @@ def test_the_bounds_of_a_band_are_closed(isa):
     check_list(rows, count, np.flatnonzero((band[0] < 0) & (band[1] > 0)))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), n=st.integers(1, 300), seed=st.integers(0, 1000), bound=st.floats(-3, 3))
 def test_band_lists_are_right_at_any_length_and_density(isa, n, seed, bound):
     y = np.random.default_rng(seed).standard_normal(n).astype("float32")
@@ -148,7 +148,7 @@ def test_saturated_gates_are_closed(isa, rule):
     assert count[0] == 0
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     h=st.integers(1, 150),

@@ -39,7 +39,7 @@ def test_pointwise_matches_numpy(isa, h):
     np.testing.assert_allclose(found, updated(*data), rtol=0, atol=4e-6)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), h=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_pointwise_matches_numpy_at_any_size(isa, h, seed):
     data = lstm_data(h, seed)

@@ -86,7 +86,7 @@ def test_saturated_gates_are_closed(isa, rule):
     assert count[0] == 0
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     isa=st.sampled_from(RUNNABLE),
     h=st.integers(1, 150),
