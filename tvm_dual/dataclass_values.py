@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from functools import cache
 
 from tvm_dual.errors import PlanError
 
@@ -17,17 +18,19 @@ def from_dict(cls, values):
     PlanError
         If a field is missing or unknown.
     """
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    hints, names, required = _fields(cls)
     if not isinstance(values, dict) or not required <= set(values) <= names:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise PlanError(f"{cls.__name__}: found fields {found}; accepted: {sorted(names)}")
     return cls(**{name: _rebuilt(cls, name, hints[name], value) for name, value in values.items()})
+
+
+@cache
+def _fields(cls) -> tuple[dict, frozenset[str], frozenset[str]]:
+    """Return a dataclass's types by name, its names, and those without a default; a log has thousands of each class."""
+    fields, missing = dataclasses.fields(cls), dataclasses.MISSING
+    required = frozenset(f.name for f in fields if f.default is missing and f.default_factory is missing)
+    return typing.get_type_hints(cls), frozenset(f.name for f in fields), required
 
 
 def _rebuilt(cls, name: str, hint, value):
