@@ -129,8 +129,8 @@ def _choices(isa: Isa, byte: ByteConv, matrix: bool) -> Iterator[ByteTile]:
         for tiles, vectors in blocks:
             tallest = 16 if matrix else max(1, most_sums(isa, conv) // vectors)
             # With words tiles are so low that fewer pixels may leave fewer over at the end of a line.
-            for high in range(-(-tallest // (2 if words and not matrix else 1)), tallest + 1):
-                pixels = -(-lines.length // -(-lines.length // high))
+            heights = range(-(-tallest // (2 if words and not matrix else 1)), tallest + 1)
+            for pixels in sorted({-(-lines.length // -(-lines.length // high)) for high in heights}):
                 if vectors <= most and tiles <= lines.count * -(-lines.length // pixels):
                     yield ByteTile(pixels, tiles, vectors, rows, form, matrix)
 

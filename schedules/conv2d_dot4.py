@@ -41,7 +41,7 @@ class Dot4Tile:
         for each in sums:
             T.buffer_store(each, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
         # Beside them are a broadcast value, weights and ones.
-        room = max(1, (32 if self._isa.vector_bytes == 64 else 16) - count - 3)
+        room = max(1, self._isa.registers - count - 3)
         words = -(-count // -(-count // room)) if self._groups > 1 else 0
         return sums, [T.alloc_buffer((2 * lanes,), "int16") for _ in range(words)]
 
@@ -73,34 +73,29 @@ class Dot4Tile:
         return [[self._vector(total[0], first) for first in row] for row in starts]
 
     def _multiply(self, total, image, place, skip, weight, panel, number):
-        sums, words = total
+        (sums, words), isa, lanes, size = total, self._isa, self._isa.lanes, self._isa.vector_bytes
         each = [(p, r) for p in range(self._pixels) for r in range(self._registers)]
-        at_once = len(words) or len(each)
-        for first in range(0, len(each), at_once):
-            self._multiply_some(each[first : first + at_once], sums, words, image, place, skip, weight, panel, number)
+        low, wide = T.ramp(0, 1, lanes), T.ramp(0, 1, 2 * lanes)
 
-    def _multiply_some(self, each, sums, words, image, place, skip, weight, panel, number):
-        isa, lanes, size = self._isa, self._isa.lanes, self._isa.vector_bytes
-        for g in range(self._groups):
-            for n, (p, r) in enumerate(each):
-                tap = place(p) + skip + T.int64(g * GROUP)
-                value = T.reinterpret(image[T.ramp(tap, T.int64(1), GROUP)], dtype="int32")
-                levels = T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}")
-                vector, part = r // self._parts, r % self._parts
-                weights = weight[(*panel, vector, number * self._groups + g, T.ramp(part * size, 1, size))]
-                if words:
-                    found = multiply_pairs(isa, levels, weights)
-                    found = words[n][T.ramp(0, 1, 2 * lanes)] + found if g else found
-                    T.buffer_store(words[n], found, [T.ramp(0, 1, 2 * lanes)])
-                else:
-                    self._add(sums[p * self._registers + r], lambda old, q=levels, w=weights: dot4(isa, old, q, w))
-        for word, (p, r) in zip(words, each, strict=False):
-            found = word[T.ramp(0, 1, 2 * lanes)]
-            self._add(sums[p * self._registers + r], lambda old, w=found: add_pairs(isa, old, w))
+        def operands(p: int, r: int, g: int):
+            """Taps of a pixel in all lanes, and the weights of a register."""
+            value = T.reinterpret(image[T.ramp(place(p) + skip + g * GROUP, T.int64(1), GROUP)], dtype="int32")
+            vector, part = r // self._parts, r % self._parts
+            weights = weight[(*panel, vector, number * self._groups + g, T.ramp(part * size, 1, size))]
+            return T.reinterpret(T.broadcast(value, lanes), dtype=f"int8x{size}"), weights
 
-    def _add(self, sums, added):
-        at = T.ramp(0, 1, self._isa.lanes)
-        T.buffer_store(sums, added(sums[at]), [at])
+        if not words:
+            for each_sums, (p, r) in zip(sums, each, strict=True):
+                T.buffer_store(each_sums, dot4(isa, each_sums[low], *operands(p, r, 0)), [low])
+            return
+        for first in range(0, len(each), len(words)):
+            some = list(zip(words, sums[first:], each[first:], strict=False))
+            for g in range(self._groups):
+                for word, _, (p, r) in some:
+                    found = multiply_pairs(isa, *operands(p, r, g))
+                    T.buffer_store(word, word[wide] + found if g else found, [wide])
+            for word, each_sums, _ in some:
+                T.buffer_store(each_sums, add_pairs(isa, each_sums[low], word[wide]), [low])
 
     def _vector(self, sums, first: int):
         found = [each[T.ramp(0, 1, self._isa.lanes)] for each in sums[first : first + self._parts]]

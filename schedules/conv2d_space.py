@@ -25,7 +25,7 @@ def tile_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
 
 def tile_fits(isa: Isa, tile: ConvTile) -> bool:
     """Say whether a tile uses most registers and no more than there are."""
-    return tile.pixels * tile.vectors >= _registers(isa) // 2 and _fits(isa, tile)
+    return tile.pixels * tile.vectors >= isa.registers // 2 and _fits(isa, tile)
 
 
 def gated_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
@@ -49,7 +49,7 @@ def skip_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
 def skip_fits(isa: Isa, tile: SkipTile) -> bool:
     """Say whether a tile has half the sums that hide latency at least, and registers for them."""
     sums = tile.outputs * tile.vectors
-    return _FEWEST_SUMS // 2 <= sums <= _registers(isa) - 4
+    return _FEWEST_SUMS // 2 <= sums <= isa.registers - 4
 
 
 def dot_space(isa: Isa, byte: ByteConv) -> dict[str, tuple[int, ...]]:
@@ -70,13 +70,9 @@ def dot_fits(isa: Isa, byte: ByteConv, tile: DotTile) -> bool:
     return most // 2 <= sums <= most and tile.pixels <= image_lines(byte, tile.rows, FORMS[tile.form]).length
 
 
-def _registers(isa: Isa) -> int:
-    return 32 if isa.vector_bytes == 64 else 16
-
-
 def _fits(isa: Isa, tile: ConvTile) -> bool:
     """Say whether sums, a vector of weights each, and a value of the input find room in registers."""
-    return tile.pixels * tile.vectors + tile.vectors + 1 <= _registers(isa)
+    return tile.pixels * tile.vectors + tile.vectors + 1 <= isa.registers
 
 
 def _pixels(isa: Isa, default: ConvTile) -> tuple[int, ...]:

@@ -60,6 +60,11 @@ class Isa:
         return self.vector_bytes // 4
 
     @property
+    def registers(self) -> int:
+        """Number of vector registers."""
+        return 32 if self.vector_bytes == 64 else 16
+
+    @property
     def activation_levels(self) -> int:
         """Largest quantized activation.
 
