@@ -15,12 +15,16 @@ from schedules.cpu import Isa, tvm_target
 #: took 0.987 to 1.018 of the time without the pass.
 _NEEDLESS = "s_tir.CompactBufferAllocation"
 
-#: Modules that are remembered: of a model with as many different layers, in as many forms as are compared at once.
-_MOST = 48
+#: Modules that are remembered: layers of a model in the forms that are compared, and whole models. One of ten layers takes
+#: less than a megabyte.
+_MOST = 96
 
 
 class CompiledOnce:
-    """Compiles modules, and remembers them: layers of one shape are one code, since weights are arguments."""
+    """Compiles modules, and remembers them: where weights are arguments, layers of one shape are one code.
+
+    So are models before and after little modules were trained, and what was judged and what is exported.
+    """
 
     def __init__(self) -> None:
         """Remember nothing yet."""
@@ -63,3 +67,7 @@ def compiled(module: tvm.IRModule, isa: Isa, threads: int = 1):
     )
     with without:
         return tvm.compile(module, target=tvm_target(isa, threads))
+
+
+#: What this process has compiled lately.
+compiled_once = CompiledOnce()

@@ -19,7 +19,7 @@ from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
-from schedules.compiling import CompiledOnce, compiled
+from schedules.compiling import compiled, compiled_once
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS
 from schedules.families import Workload
@@ -57,7 +57,6 @@ class Compiler:
         self._logs = logs or Logs()
         self._module, self._sites = module, {site.name: site for site in sites}
         self._isa, self._threads, self._watch = ISAS[isa], threads, watch
-        self._compiled, self._layers = compiled, CompiledOnce()
 
     @property
     def isa(self) -> str:
@@ -97,8 +96,6 @@ class Compiler:
         """Return a compiler of one layer without states alone, whose inputs are what the layer reads."""
         other = copy(self)
         other._module, other._watch = SingleSite(name)(self._module), None
-        # Whole models differ from each other, and take memory.
-        other._compiled = self._layers
         return other
 
     def form(self, precision: str, input_form: str, hidden: str = "", rule: str = "") -> SiteForm:
@@ -147,7 +144,9 @@ class Compiler:
         weights = [weight.numpy() for weight in main.attrs.get("dual.weights", [])]
         for name in ("dual.weights", "dual.parameters", "dual.results"):
             module["main"] = module["main"].without_attr(name)
-        executable = self._compiled(module, self._isa, self._threads)
+        # Elsewhere weights are constants of the module, which would be kept with it.
+        compile_ = compiled_once if "dual.offsets" in main.attrs else compiled
+        executable = compile_(module, self._isa, self._threads)
         metadata = self._metadata(main, weights, plan, forms)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}
         arrays |= {f"thresholds/{name}": t for name, t in (thresholds or {}).items() if name in metadata.thresholds}

@@ -48,6 +48,18 @@ def test_layers_of_one_shape_are_compiled_once(model, monkeypatch):
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_differs_in_its_weights_alone_is_compiled_once(model, monkeypatch):
+    forms = model.site_forms(dict.fromkeys(model.sites, ("dense", "")))
+    first = model.compiler.compile(forms)
+    monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("compiled again"))
+    network = nn.Sequential(*(part for _ in range(4) for part in (nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()))).eval()
+    images = np.random.default_rng(1).standard_normal((4, *SHAPE)).astype("float32")
+    other = Builder(network, [images], example_inputs=(torch.zeros(SHAPE),)).model("fp32").compiler.compile(forms)
+    image = images[0]
+    assert not np.allclose(first(image), other(image), atol=1e-2)
+    np.testing.assert_allclose(other(image), network(torch.from_numpy(image)).detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_code_that_was_not_asked_for_in_a_while_is_forgotten(model, monkeypatch):
     monkeypatch.setattr(compiling, "_MOST", 1)
     monkeypatch.setattr(compiling, "compiled", lambda module, *_: object())
