@@ -122,7 +122,8 @@ def finetune(
 
     What is trained, on the calibration data, are the little modules of gated LSTM and GRU layers, one by one, and of
     convolutions, together; the model itself stays as it is. Trained modules are used if they judge better than the
-    closed form that they started from, or go further within the budget; the report compares the two.
+    closed form that they started from, or go further within the budget; the report compares the two. Training takes all
+    cores, or as many threads as ``OMP_NUM_THREADS`` says: fewer are faster where other work has some of the cores.
 
     Parameters
     ----------

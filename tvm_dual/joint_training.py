@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import IRModule
 
-from schedules.cpu import Isa, available_cores
+from schedules.cpu import Isa
 from tvm_dual.calibration import InputStream
 from tvm_dual.cost import all_operations
-from tvm_dual.finetuning import LIMITS, follow_gradient
+from tvm_dual.finetuning import LIMITS, follow_gradient, training_threads
 from tvm_dual.fitting import SiteFit
 from tvm_dual.gates import FAR
 from tvm_dual.sites import Site
@@ -85,9 +85,7 @@ def train_together(
     """
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(available_cores())
-    try:
+    with training_threads(torch):
         model, random = TorchModel(torch, module), np.random.default_rng(seed)
         by_input = zip(*(stream.arrays for stream in streams), strict=True)
         inputs = [torch.from_numpy(np.concatenate(arrays)) for arrays in by_input]
@@ -107,8 +105,6 @@ def train_together(
         parameters = [parameter for little in littles.values() for parameter in little.parameters]
         follow_gradient(torch, parameters, loss, steps, progress or (lambda done, total: None))
         return {name: littles[name].fit() for name in starts}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _exact(torch, model: TorchModel, inputs: list, batch: int) -> list:

@@ -99,9 +99,18 @@ def test_the_gate_is_the_kernels(site, fit):
     assert 0 < found[:n].sum() < n
 
 
-def test_training_lowers_the_error_of_the_state(site, fit, observed, monkeypatch):
-    # More threads would wait for each other: matrices are small, and other tests have the other cores.
-    monkeypatch.setattr(subject, "available_cores", lambda: 1)
+@pytest.mark.parametrize(("asked", "used"), [("1", 1), ("2,4", 2), ("99", 3), ("", 3), ("0", 3), ("many", 3)])
+def test_training_takes_the_threads_that_it_is_given(asked, used, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(subject, "available_cores", lambda: 3)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), subject.training_threads(torch):
+        assert torch.get_num_threads() == used
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == before
+
+
+def test_training_lowers_the_error_of_the_state(site, fit, observed):
     threads, done = torch.get_num_threads(), []
     limits = np.full(len(site.weight) // H, 1e30)
     tuned = finetune(site, fit, observed, limits, 60, lambda now, total: done.append((now, total)))

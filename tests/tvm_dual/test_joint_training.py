@@ -27,13 +27,6 @@ ALONE = ("conv2d1", "conv2d2", "conv2d3")
 OPTIONS = AdvancedOptions(dimensions=16, finetune_steps=40, little_kinds=("projection",), gate_unit="tile")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    # More threads would wait for each other: matrices are small, and other tests have the other cores.
-    monkeypatch.setattr(joint_training, "available_cores", lambda: 1)
-    monkeypatch.setattr("tvm_dual.finetuning.available_cores", lambda: 1)
-
-
 @pytest.fixture(scope="module")
 def builder():
     # Of more directions than little modules have.
