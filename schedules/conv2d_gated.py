@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tvm.script import tirx as T
 
-from schedules.conv2d import default_tile
+from schedules.conv2d import even_tile
 from schedules.conv2d_bands import Bands, band_rows, heavy
 from schedules.conv2d_panels import panel_count, panel_slices
 from schedules.conv2d_shape import Conv2d
@@ -30,7 +30,7 @@ def default_gated_tile(isa: Isa, conv: Conv2d) -> ConvTile:
     overlaps the one before it.
     """
     bands = Bands(conv, band_rows(conv)).per_image
-    return replace(default_tile(isa, conv), rows=-(-conv.out_height // bands))
+    return replace(even_tile(isa, conv), rows=-(-conv.out_height // bands))
 
 
 def gate_size(isa: Isa, conv: Conv2d, tile: ConvTile) -> tuple[int, int]:

@@ -74,6 +74,11 @@ class Isa:
         return 255 if self.vnni else 127
 
     @property
+    def first_level(self) -> int:
+        """Bytes of the first-level cache for data of a core, of most CPUs of this level."""
+        return (48 if self.vector_bytes == 64 else 32) << 10
+
+    @property
     def second_level(self) -> int:
         """Bytes of a core's second level of cache that kernels count on."""
         return 2 << 20 if self.vector_bytes == 64 else 512 << 10

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schedules import cpu
 from schedules.conv2d import ConvTile, conv2d, default_tile, pack_conv2d
 from schedules.conv2d_bands import band_rows
+from schedules.conv2d_gated import default_gated_tile
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_tile import rows_at_once, seen_rows
 from tests.schedules.conftest import RUNNABLE, Output, call, compile_kernel
@@ -67,6 +68,17 @@ def test_tiles_fill_a_band_evenly_or_a_row_if_that_spares_more_padding():
     assert (tile.pixels, tile.rows) == (7, 7), "two of 21 rows of the kernel see padding alone"
     inside = default_tile(cpu.ISAS["avx512"], replace(conv, height=9, width=9, padding=(0,) * 4))
     assert (inside.pixels, inside.rows) == (13, 7), "49 pixels in four tiles"
+
+
+def test_panels_are_wide_where_there_are_few_taps_but_not_those_of_a_gate():
+    few = Conv2d(1, 28, 28, 1, 64, (3, 3), padding=(1, 1, 1, 1))
+    for level, pixels in (("avx2", 2), ("avx512", 6)):
+        isa = cpu.ISAS[level]
+        tile = default_tile(isa, few)
+        assert (tile.pixels, tile.vectors) == (pixels, 4)
+        assert default_tile(isa, replace(few, inputs=2)).vectors == 2, "18 taps"
+        assert default_tile(isa, replace(few, outputs=isa.lanes)).vectors == 1
+        assert default_gated_tile(isa, few).vectors == 2
 
 
 #: Tiles of one row each, of which some see padding alone, or nothing else.

@@ -64,6 +64,23 @@ def test_long_kernels_are_loops_of_walks(isa, conv, loops):
     check(isa, conv, tile, 1)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "avx2", "avx512"),
+    [
+        (64, 3, (3, 4), (3, 4)),
+        (128, 3, (1, 8), (1, 4)),
+        (256, 3, (1, 4), (1, 8)),
+        (512, 3, (1, 8), (1, 8)),
+        (256, 1, (1, 4), (1, 8)),
+        (256, 5, (3, 4), (3, 4)),
+    ],
+)
+def test_weights_of_a_walk_stay_in_the_first_cache_where_they_can(inputs, kernel, avx2, avx512):
+    conv = Conv2d(1, 14, 14, inputs, 256, (kernel,) * 2, padding=(kernel // 2,) * 4)
+    for level, (outputs, vectors) in (("avx2", avx2), ("avx512", avx512)):
+        assert default_skip_tile(cpu.ISAS[level], conv) == SkipTile(outputs, vectors)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(isa=st.sampled_from(RUNNABLE), conv=convolutions(), threads=st.integers(1, 2), zeros=st.floats(0, 1))
 def test_convolutions_match_numpy_at_any_shape_and_share(isa, conv, threads, zeros):
