@@ -35,7 +35,7 @@ _STEP_CYCLES = 2.0
 _L3_CYCLES = 3.0
 #: Taps of an output up to which results cost more than products, and vectors of a panel then, so that more results of a
 #: pixel lie side by side. Records of layers of 8 to 16 taps, the even tile's time / this one's: on a Xeon with AVX-512
-#: 1.07 to 1.36 in all four, on Zen 3 1.10 to 1.36 in seven of 17 and about one in the others, 1.11 in the mean.
+#: 1.07 to 1.36 in all four, on Zen 3 1.10 to 1.36 in seven of 17 and about one in the others, 1.10 in the mean.
 _FEW_TAPS, _WIDE = 16, 4
 
 
