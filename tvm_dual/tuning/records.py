@@ -81,7 +81,7 @@ def append(folder: Path, records: list[Record]) -> None:
     DataError
         If the log cannot be written, such as on a full disk; what it held stays.
     """
-    _append(folder / FILE, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+    _append(folder / FILE, "".join(json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in records))
     failed = [f"{r.time} {r.workload} {r.knobs}\n{r.error}\n\n" for r in records if r.error]
     if failed:
         _append(folder / FAILURES, "".join(failed))
