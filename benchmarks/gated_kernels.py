@@ -19,7 +19,8 @@ from schedules.bf16_vectors import BF16, to_bf16
 from schedules.compiling import compiled
 from schedules.conv2d_byte_tile import default_byte_tile
 from schedules.conv2d_gated import gate_panels
-from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_conv, spread_tile
+from schedules.conv2d_gated_bytes import gated_conv2d_bytes
+from schedules.conv2d_gated_tiles import default_gated_tiles, spread_conv
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
@@ -56,17 +57,17 @@ def kernels_of(layer: Layer, precision: str, isa: Isa) -> tuple[Callable, Callab
     seen = rng.integers(0, TOP + 1, spread.conv.input_size)
     x = rng.integers(0, 256, conv.input_size).astype("uint8")
     as_numbers = (lambda v: v.astype("uint8")) if precision == "int8" else (lambda v: to_bf16(v.astype("float32")))
-    tiles = default_byte_tile(isa, byte), default_byte_tile(isa, thin)
+    tiles, gate_tiles = (default_byte_tile(isa, byte), default_byte_tile(isa, thin)), default_gated_tiles(isa, byte, k)
     packed = [
         pack_conv2d_int8(isa, byte, tiles[0], weight, bias, LEVELS, result),
         pack_conv2d_int8(isa, thin, tiles[1], weight[:k], bias[:k], LEVELS, result),
-        pack_conv2d_int8(isa, spread, spread_tile(isa, byte, k), rows, np.zeros_like(bias), Affine(1.0), result),
-        pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, LEVELS, result),
+        pack_conv2d_int8(isa, spread, gate_tiles.spread, rows, np.zeros_like(bias), Affine(1.0), result),
+        pack_conv2d_int8(isa, byte, gate_tiles.open, weight, bias, LEVELS, result),
     ]
     dense_operands, few_operands, rows, big = ([_tensor(part) for part in each] for each in packed)
     dense = _compiled(isa, kernel(conv2d_int8, isa, byte, tiles[0], 1))
     few = _compiled(isa, kernel(conv2d_int8, isa, thin, tiles[1], 1))
-    gated = _compiled(isa, kernel(gated_conv2d_bytes, isa, byte, k, 1))
+    gated = _compiled(isa, kernel(gated_conv2d_bytes, isa, byte, k, gate_tiles, 1))
     images, nothing = [_tensor(as_numbers(image)) for image in (x, seen)], _tensor(np.zeros(1, numbers))
     y, z = (_tensor(np.zeros(each.output_size, numbers)) for each in (conv, thin.conv))
     limits, count = aligned_empty((3, layer.outputs), "float32"), _tensor(np.zeros(1, "int32"))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, native_isa
@@ -121,9 +122,25 @@ def fashion_kernels(threads: int, checkpoints: Sequence[Path]) -> Kernels:
     return found
 
 
-def _network_kernels(path: Path, calls: np.ndarray, threads: int, options: AdvancedOptions) -> Kernels:
+def crepe_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
+    """Return what planning compares for the network that tells pitches."""
+    from benchmarks.crepe import OPTIONS, SHORT, calibration_frames, network_model
+
+    return _network_kernels(network_model(), calibration_frames(SHORT), threads, OPTIONS)
+
+
+def ffdnet_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
+    """Return what planning compares for the network that denoises images."""
+    from benchmarks.ffdnet import FULL, OPTIONS, network_model, noisy_crops
+
+    return _network_kernels(network_model(FULL), noisy_crops(FULL), threads, OPTIONS)
+
+
+def _network_kernels(
+    model: Path | onnx.ModelProto, calls: np.ndarray, threads: int, options: AdvancedOptions
+) -> Kernels:
     """Return what planning compares for a network without states."""
-    return model_kernels(path, [calls], streaming=True, threads=threads, options=options)
+    return model_kernels(model, [calls], streaming=True, threads=threads, options=options)
 
 
 #: By suite: from threads and checkpoints to its kernels.
@@ -135,6 +152,8 @@ SUITES: dict[str, Callable[[int, Sequence[Path]], Kernels]] = {
     "layers": layers_kernels,
     "dnsmos": dnsmos_kernels,
     "fashion": fashion_kernels,
+    "crepe": crepe_kernels,
+    "ffdnet": ffdnet_kernels,
 }
 
 

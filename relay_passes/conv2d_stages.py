@@ -17,7 +17,7 @@ from schedules.conv2d_gate import tile_gate
 from schedules.conv2d_gated import default_gated_tile, gate_size, gated_conv2d
 from schedules.conv2d_gated_skip import gated_skip_conv2d, pack_gated_skip
 from schedules.conv2d_shape import Conv2d
-from schedules.conv2d_single import conv2d_single, default_single_tile
+from schedules.conv2d_single import conv2d_single
 from schedules.conv2d_skip import conv2d_skip, pack_conv2d_skip
 from schedules.cpu import Isa
 from schedules.history import chosen_knobs
@@ -97,7 +97,8 @@ class Conv2dStages:
         self, weight, bias, x, residual: relax.Var | None, limits: relax.Var, sums: relax.Var
     ) -> tuple[relax.Var, relax.Var]:
         """Return the convolution in open outputs, what `sums` come to in closed ones, and how many are open."""
-        isa, conv, tile = self._isa, self._conv, default_single_tile(self._isa, self._conv)
+        isa, conv = self._isa, self._conv
+        tile = chosen_knobs("conv2d_single", isa, conv.geometry, self._threads)
         operands = self._operands("", pack_singles(isa, weight, bias, conv), residual)
         stage = kernel(conv2d_single, isa, conv, tile, self._threads)
         return self._step.call("conv2d_single", stage, x, *operands, limits, sums)

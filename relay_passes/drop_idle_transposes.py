@@ -32,12 +32,12 @@ class DropIdleTransposes:
 class _Dropper(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
-        if not _is_transposition(call):
+        if not is_transposition(call):
             return call
         source = call.args[0]
-        order, before = _order(call), self.lookup_binding(source)
-        if _is_transposition(before):
-            inner = _order(before)
+        order, before = order_of(call), self.lookup_binding(source)
+        if is_transposition(before):
+            inner = order_of(before)
             source, order = before.args[0], [inner[axis] for axis in order]
             call = relax.op.permute_dims(source, order)
         extents = list(source.ty.shape)
@@ -50,14 +50,14 @@ class _Dropper(PyExprMutator):
         return relax.op.reshape(source, shape)
 
 
-def _is_transposition(value: relax.Expr | None) -> bool:
+def is_transposition(value: relax.Expr | None) -> bool:
     """Whether a value is a transposition of a variable of known shape."""
     if not isinstance(value, relax.Call) or getattr(value.op, "name", "") != "relax.permute_dims":
         return False
     return isinstance(value.args[0], relax.Var) and value.args[0].ty.shape is not None
 
 
-def _order(call: relax.Call) -> list[int]:
+def order_of(call: relax.Call) -> list[int]:
     """Return for each axis of a transposition's result the axis of its operand."""
     rank, axes = len(call.args[0].ty.shape), call.attrs.axes
     return list(range(rank))[::-1] if axes is None else [int(axis) % rank for axis in axes]

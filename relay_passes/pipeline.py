@@ -24,8 +24,10 @@ from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
+from relay_passes.rewrite_transposes import RewriteTransposes
 from relay_passes.site_plan import AttachPlan
 from relay_passes.split_littles import SplitLittles
+from schedules.cpu import Isa
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,20 @@ def _rewrites() -> list[tvm.transform.Pass]:
     ]
 
 
-def dual_pipeline(plan: AttachPlan, watch: Watch | None = None) -> tvm.transform.Pass:
-    """From marked sites to kernels, ready for TVM's own build."""
+def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None = None) -> tvm.transform.Pass:
+    """From marked sites to kernels of a level and a number of threads, ready for TVM's own build."""
     phases = {
         # 1. Each site's function says how it is to be rewritten.
         "1_plan": [plan],
         # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
         "2_rewrite": _rewrites(),
-        # 3. Sites agree on plain vectors; what was reshaped back and forth is not any more.
-        "3_reshape": [relax.transform.CanonicalizeBindings(), relax.transform.RemoveRedundantReshape()],
+        # 3. Images change their layout at borders. Sites agree on plain vectors; what was reshaped back and forth is
+        # not any more.
+        "3_reshape": [
+            RewriteTransposes(isa, threads),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.RemoveRedundantReshape(),
+        ],
         # 4. Layers left to TVM become kernels; a site's stages become one.
         "4_fuse": [
             relax.transform.LegalizeOps(),

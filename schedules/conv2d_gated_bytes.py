@@ -11,67 +11,35 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from schedules.bf16_vectors import BF16, narrowing
-from schedules.conv2d_amx import ROWS, configure, release
+from schedules.conv2d_amx import configure, release
 from schedules.conv2d_byte_panels import byte_panels
-from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles, most_sums
+from schedules.conv2d_byte_tile import LANES, ByteTile
 from schedules.conv2d_bytes import AFFINE, ByteBands
 from schedules.conv2d_finish import finish_sums
 from schedules.conv2d_gate import count_open
 from schedules.conv2d_gate_sums import opening, scaled_limits
 from schedules.conv2d_gated import default_gated_tile, gate_size
+from schedules.conv2d_gated_tiles import GatedTiles, spread_conv
 from schedules.conv2d_lines import STEP, ByteConv, Lines, image_lines
 from schedules.conv2d_open_amx import buffer_size, open_amx
 from schedules.conv2d_open_dot4 import open_dot4
 from schedules.conv2d_panels import share_bands
-from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.inlining import inline
 from schedules.open_lists import COUNTS, OpenLists
-from schedules.panels import panel_size
 
 
-def spread_conv(byte: ByteConv, few: int) -> ByteConv:
-    """Return the product per pixel that spreads `few` channels over the outputs of a gated convolution."""
-    conv = byte.conv
-    size = (conv.batch, conv.out_height, conv.out_width, few, conv.outputs)
-    one = Conv2d(*size, (1, 1), activation=conv.activation, residual=conv.residual)
-    return ByteConv(one, byte.numbers, byte.result, byte.residual, byte.numbers)
-
-
-def can_gate_bytes(isa: Isa, conv: Conv2d) -> bool:
-    """Say whether the gate's tiles are whole vectors of outputs, as weights are packed; at AVX2 few layers' are not."""
-    return panel_size(isa, conv.outputs, default_gated_tile(isa, conv).vectors) % LANES == 0
-
-
-def open_tile(isa: Isa, byte: ByteConv) -> ByteTile:
-    """Return how the big module of a gated convolution is divided; its weights are packed for that."""
-    vectors, rows = _vectors(isa, byte.conv), band_rows(isa, byte, "rows")
-    pixels, tiles = (ROWS, 2) if isa.amx else (max(1, most_sums(isa, byte.conv) // vectors), 1)
-    return ByteTile(pixels, tiles, vectors, rows, "rows", isa.amx)
-
-
-def spread_tile(isa: Isa, byte: ByteConv, few: int) -> ByteTile:
-    """Return how the spreading of `few` channels is divided; panels are those that the gate decides on."""
-    spread, vectors = spread_conv(byte, few), _vectors(isa, byte.conv)
-    found = (tile for tile in byte_tiles(isa, spread) if tile.vectors == vectors)
-    return min(found, key=lambda tile: byte_cycles(isa, spread, tile))
-
-
-def _vectors(isa: Isa, conv: Conv2d) -> int:
-    return panel_size(isa, conv.outputs, default_gated_tile(isa, conv).vectors) // LANES
-
-
-def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, threads: int):
+def gated_conv2d_bytes(isa: Isa, byte: ByteConv, few: int, tiles: GatedTiles, threads: int):
     """Return the kernel ``(x, few, little, limits, weight, scale, bias, affine, residual) -> (y, count)``.
 
     ``x``, ``residual`` and ``y`` are images of the types that `byte` names, ``few`` is of `few` channels a pixel and of
-    the type of its numbers. ``little`` are four operands from `schedules.conv2d_int8.pack_conv2d_int8` of `spread_conv`
-    and `spread_tile`, as are those from ``weight`` on of `byte` and `open_tile`. ``limits: f32[3, outputs]`` are what
-    `schedules.conv2d_gate` describes, ``count: i32[1]`` is how many tiles were open. Threads share the bands, or the
-    listed blocks of each band if that leaves less waiting.
+    the type of its numbers. ``little`` are four operands from `schedules.conv2d_int8.pack_conv2d_int8` of
+    `schedules.conv2d_gated_tiles.spread_conv` and ``tiles.spread``, as are those from ``weight`` on of `byte` and
+    ``tiles.open``. ``limits: f32[3, outputs]`` are what `schedules.conv2d_gate` describes, ``count: i32[1]`` is how
+    many tiles were open. Threads share the bands, or the listed blocks of each band if that leaves less waiting.
     """
-    conv, tile, spread = byte.conv, open_tile(isa, byte), spread_conv(byte, few)
-    thin, columns = spread_tile(isa, byte, few), max(conv.outputs, tile.vectors * LANES)
+    conv, tile, thin, spread = byte.conv, tiles.open, tiles.spread, spread_conv(byte, few)
+    columns = max(conv.outputs, tile.vectors * LANES)
     panels, pixels = gate_size(isa, conv, default_gated_tile(isa, conv))
     lines, bands = image_lines(byte, tile.rows, tile.form), ByteBands(byte, tile.rows, tile.form)
     thin_lines, thin_bands = image_lines(spread, thin.rows, thin.form), ByteBands(spread, thin.rows, thin.form)

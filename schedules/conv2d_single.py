@@ -34,6 +34,13 @@ def default_single_tile(isa: Isa, conv: Conv2d) -> SingleTile:
     return SingleTile(_TOGETHER, _PIXELS, default_gated_tile(isa, conv).rows, _VECTORS * 16 // isa.lanes)
 
 
+def taken_at_once(isa: Isa, conv: Conv2d, vectors: int) -> tuple[int, int]:
+    """Return the rows of the kernel, and the pieces of each run of taps, of which up to `vectors` are taken at once."""
+    number = max(1, run_vectors(isa, conv))
+    whole = conv.kernel[0] * conv.runs[0] * number <= vectors
+    return conv.kernel[0] if whole else 1, -(-number // vectors)
+
+
 def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
     """Return the kernel ``(x, weight, bias, residual, limits, sums) -> (y: f32[output size], count: i32[1])``.
 
@@ -44,9 +51,7 @@ def conv2d_single(isa: Isa, conv: Conv2d, tile: SingleTile, threads: int):
     """
     lanes, outputs, together = isa.lanes, conv.outputs, tile.together
     bands, size, number = Bands(conv, tile.rows), outputs * channel_values(isa, conv), max(1, run_vectors(isa, conv))
-    pieces = -(-number // tile.vectors)
-    whole = conv.kernel[0] * conv.runs[0] * number <= tile.vectors
-    rows = conv.kernel[0] if whole else 1
+    rows, pieces = taken_at_once(isa, conv, tile.vectors)
     parts, piece = conv.kernel[0] // rows * pieces, -(-number // pieces)
     groups = Groups(outputs, min(tile.pixels, bands.pixels), together)
     runs = -(-bands.pixels // groups.pixels)

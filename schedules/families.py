@@ -8,34 +8,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from schedules import columns, conv2d, conv2d_gated, conv2d_int8, conv2d_skip, dense, little, matmul, panels, row_pairs
-from schedules.conv2d_byte_tile import byte_tile, default_byte_tile, dot_tile
-from schedules.conv2d_lines import ByteConv
-from schedules.conv2d_shape import GEOMETRY, Conv2d
-from schedules.conv2d_space import (
-    dot_fits,
-    dot_space,
-    gated_fits,
-    gated_space,
-    skip_fits,
-    skip_space,
-    tile_fits,
-    tile_space,
-)
+from schedules import columns, dense, little, matmul, panels, row_pairs
+from schedules.conv_families import CONVOLUTIONS
 from schedules.cpu import ISAS, Isa
-from schedules.knobs import (
-    LITTLE,
-    NEXT,
-    ROWS,
-    ColumnKnobs,
-    ConvTile,
-    DotTile,
-    Knobs,
-    LittleKnobs,
-    PanelKnobs,
-    RowKnobs,
-    SkipTile,
-)
+from schedules.family import Family
+from schedules.knobs import LITTLE, NEXT, ROWS, ColumnKnobs, Knobs, LittleKnobs, PanelKnobs, RowKnobs
 from schedules.registry import kernel
 
 
@@ -73,40 +50,6 @@ class Workload:
         """Return a short name for people: ``rows_int8 1800x600``."""
         label = FAMILIES[self.family].label(self.shape)
         return f"{self.family} {label}" + (f", {self.threads} threads" * (self.threads > 1))
-
-
-@dataclass(frozen=True)
-class Family:
-    """A template with knobs.
-
-    Attributes
-    ----------
-    axes : tuple of str
-        Names of a workload's extents.
-    knobs : type
-        Its dataclass of `schedules.knobs`.
-    default : callable
-        From a workload to the knobs of a build without records.
-    space : callable
-        From a workload to the values worth trying, by knob.
-    build : callable
-        From a workload and knobs to the kernel.
-    fits : callable
-        From a workload and a combination of the space's values whether it is worth trying.
-    exact : tuple of str
-        Axes that say what a kernel is, not how large: records are not transferred from one value to another.
-    label : callable
-        From a workload's extents to a short name for people.
-    """
-
-    axes: tuple[str, ...]
-    knobs: type[Knobs]
-    default: Callable[[Workload], Knobs]
-    space: Callable[[Workload], dict[str, tuple[int, ...]]]
-    build: Callable[[Workload, Knobs], tirx.PrimFunc]
-    fits: Callable[[Workload, Knobs], bool] = lambda workload, knobs: True
-    exact: tuple[str, ...] = ()
-    label: Callable[[tuple[int, ...]], str] = lambda shape: "x".join(map(str, shape))
 
 
 def default_knobs(workload: Workload) -> Knobs:
@@ -175,64 +118,6 @@ def _plain(
     return Family(axes, knobs, default, space, build, **more)
 
 
-def _conv_label(shape: tuple[int, ...]) -> str:
-    """Return ``56x56x64 to 64, 3x3``, with strides and images if they are more than one."""
-    conv = Conv2d.of_geometry(shape)
-    label = f"{conv.height}x{conv.width}x{conv.inputs} to {conv.outputs}, {conv.kernel[0]}x{conv.kernel[1]}"
-    strides = f"/{conv.strides[0]}x{conv.strides[1]}" if conv.strides != (1, 1) else ""
-    return f"{conv.batch}x" * (conv.batch > 1) + label + strides
-
-
-def _conv(builder: Callable, knobs: type[Knobs], default: Callable, space: Callable, fits: Callable) -> Family:
-    """Return a family of convolutions.
-
-    Its functions take a level and a `Conv2d`. Nothing is transferred: which tile is best hangs on what is left over
-    at the edges.
-    """
-
-    def of_default(workload: Workload) -> Knobs:
-        return default(workload.level, Conv2d.of_geometry(workload.shape))
-
-    def of_space(workload: Workload) -> dict[str, tuple[int, ...]]:
-        return space(workload.level, Conv2d.of_geometry(workload.shape))
-
-    def of_build(workload: Workload, chosen: Knobs) -> tirx.PrimFunc:
-        return kernel(builder, workload.level, Conv2d.of_geometry(workload.shape), chosen, workload.threads)
-
-    def of_fits(workload: Workload, chosen: Knobs) -> bool:
-        return chosen == of_default(workload) or fits(workload.level, chosen)
-
-    return Family(GEOMETRY, knobs, of_default, of_space, of_build, of_fits, GEOMETRY, _conv_label)
-
-
-def _byte_conv() -> Family:
-    """Return the family of convolutions of bytes in registers; of AMX tiles there are no records.
-
-    From images of bytes to those of floats, and back, tiles are transferred.
-    """
-
-    def of(workload: Workload) -> tuple[Isa, ByteConv]:
-        return ISAS[workload.level.records], ByteConv.of_shape(workload.shape)
-
-    def default(workload: Workload) -> DotTile:
-        return dot_tile(default_byte_tile(*of(workload)))
-
-    def space(workload: Workload) -> dict[str, tuple[int, ...]]:
-        return dot_space(*of(workload))
-
-    def build(workload: Workload, chosen: DotTile) -> tirx.PrimFunc:
-        return kernel(conv2d_int8.conv2d_int8, *of(workload), byte_tile(chosen), workload.threads)
-
-    def fits(workload: Workload, chosen: DotTile) -> bool:
-        return chosen == default(workload) or dot_fits(*of(workload), chosen)
-
-    def label(shape: tuple[int, ...]) -> str:
-        kinds = ("bytes" if is_bytes else "floats" for is_bytes in shape[len(GEOMETRY) :])
-        return f"{_conv_label(shape)}, {' to '.join(kinds)}"
-
-    return Family((*GEOMETRY, "source", "result"), DotTile, default, space, build, fits, GEOMETRY, label)
-
-
 FAMILIES = {
     "rows_int8": _rows(dense.gated_rows_int8, lambda w: dense.default_rows_int8(*w.shape), _AHEAD),
     "rows_fp32": _rows(dense.gated_rows_fp32, lambda w: dense.default_rows_fp32(*w.shape)),
@@ -251,10 +136,5 @@ FAMILIES = {
     ),
     "matmul_int8": _matmul(matmul.matmul_int8),
     "matmul_fp32": _matmul(matmul.matmul_fp32),
-    "conv2d": _conv(conv2d.conv2d, ConvTile, conv2d.default_tile, tile_space, tile_fits),
-    "conv2d_gated": _conv(
-        conv2d_gated.gated_conv2d, ConvTile, conv2d_gated.default_gated_tile, gated_space, gated_fits
-    ),
-    "conv2d_int8": _byte_conv(),
-    "conv2d_skip": _conv(conv2d_skip.conv2d_skip, SkipTile, conv2d_skip.default_skip_tile, skip_space, skip_fits),
+    **CONVOLUTIONS,
 }

@@ -121,6 +121,25 @@ class DotTile:
 
 
 @dataclass(frozen=True)
+class GatedDotTile:
+    """Of gated convolutions of bytes in registers (`schedules.conv2d_gated_bytes`).
+
+    Attributes
+    ----------
+    pixels : int
+        Of a register tile, which are listed.
+    rows : int
+        Output rows of a band, over which lists go.
+    spread_pixels : int
+        Of a register tile that spreads the few channels.
+    """
+
+    pixels: int
+    rows: int
+    spread_pixels: int
+
+
+@dataclass(frozen=True)
 class SkipTile:
     """Of convolutions that skip zeros (`schedules.conv2d_skip`).
 
@@ -159,4 +178,4 @@ class SingleTile:
 #: The defaults.
 ROWS, COLUMNS, LITTLE = RowKnobs(), ColumnKnobs(), LittleKnobs()
 
-Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | DotTile | SkipTile | SingleTile
+Knobs = RowKnobs | ColumnKnobs | LittleKnobs | PanelKnobs | ConvTile | DotTile | GatedDotTile | SkipTile | SingleTile

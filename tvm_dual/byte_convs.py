@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from schedules.conv2d_gated_bytes import can_gate_bytes
+from schedules.conv2d_gated_tiles import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS, Isa
 from tvm_dual.byte_scale import SHARES, byte_scale

@@ -137,7 +137,7 @@ class Compiler:
         module = ExposeInputs()(self._module) if observe else self._module
         choices = Choices(self._logs)
         with apply_history(choices):
-            module = dual_pipeline(attach, self._watch)(module)
+            module = dual_pipeline(attach, self._isa, self._threads, self._watch)(module)
         if plan is not None:
             plan = replace(plan, kernels=tuple(choices.made.values()))
         main = module["main"]

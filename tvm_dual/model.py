@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from relay_passes.site_plan import COARSE, COPIES, SiteForm
 from schedules.coarse import can_be_coarse
 from schedules.conv2d_byte_tile import LANES
-from schedules.conv2d_gated_bytes import can_gate_bytes
+from schedules.conv2d_gated_tiles import can_gate_bytes
 from schedules.conv2d_int8 import Affine
 from schedules.cpu import ISAS
 from tvm_dual.calibration import CalibrationData, InputStream

@@ -58,6 +58,20 @@ def test_levels_are_checked_before_anything_takes_long():
         suite_kernels.main(["nsnet2", "--targets", "sparc"])
 
 
+@pytest.mark.parametrize(
+    ("kernels", "inputs"),
+    [(suite_kernels.crepe_kernels, (1, 1024)), (suite_kernels.ffdnet_kernels, (1, 5, 64, 64))],
+)
+def test_networks_that_are_written_here_are_of_the_size_that_is_timed(monkeypatch, kernels, inputs):
+    asked = []
+    monkeypatch.setattr(suite_kernels, "_network_kernels", lambda *given: asked.append(given) or {})
+    kernels(1, ())
+    model, calls, *_ = asked[0]
+    extents = model.graph.input[0].type.tensor_type.shape.dim
+    assert tuple(extent.dim_value for extent in extents)[-len(inputs) + 1 :] == inputs[1:]
+    assert calls.shape[1:][-len(inputs) + 1 :] == inputs[1:] and len(calls) > 1
+
+
 def test_networks_that_score_speech_are_found(monkeypatch):
     asked = []
     monkeypatch.setattr(suite_kernels, "_network_kernels", lambda path, *_: asked.append(path) or {})

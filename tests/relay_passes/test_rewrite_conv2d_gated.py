@@ -21,6 +21,8 @@ from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_single import conv2d_single, default_single_tile
 from schedules.conv2d_skip import conv2d_skip, default_skip_tile, pack_conv2d_skip
 from schedules.cpu import ISAS
+from schedules.families import Workload
+from schedules.history import Recorder, apply_history
 from schedules.pool import MaxPool2d, max_pool2d
 from schedules.single_dots import pack_singles
 from tests.schedules.conv2d_reference import after, operands, reference
@@ -150,6 +152,14 @@ def test_a_planned_site_becomes_stages(form, projection):
         builder.emit_func_output(builder.emit(relax.Tuple([image, *counts])))
     tidy = relax.transform.CanonicalizeBindings()
     tvm.ir.assert_structural_equal(tidy(RewriteConv2d()(before)), tidy(builder.get()))
+
+
+@pytest.mark.parametrize(("form", "family"), [("rows", "conv2d_gated"), ("singles", "conv2d_single")])
+def test_a_gate_asks_tuning_for_its_tile(form, family):
+    recorder = Recorder()
+    with apply_history(recorder):
+        RewriteConv2d()(planned(form, "dense")[0])
+    assert Workload(family, CONV.geometry, "avx2", 1) in recorder.workloads
 
 
 @pytest.mark.parametrize(("form", "projection"), FORMS)

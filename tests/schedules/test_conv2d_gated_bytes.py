@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from schedules.bf16_vectors import BF16, of_bf16, to_bf16
 from schedules.conv2d_byte_tile import default_byte_tile
 from schedules.conv2d_gated import gate_panels
-from schedules.conv2d_gated_bytes import gated_conv2d_bytes, open_tile, spread_conv, spread_tile
+from schedules.conv2d_gated_bytes import gated_conv2d_bytes
+from schedules.conv2d_gated_tiles import default_gated_tiles, spread_conv
 from schedules.conv2d_int8 import Affine, conv2d_int8, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
@@ -62,8 +63,9 @@ def check(isa: Isa, conv: Conv2d, types, numbers: str, threads: int, gates=("non
     if types[1] == "uint8":
         result = Affine(0.025, 0) if conv.activation in ("relu", "relu6", "sigmoid") else Affine(0.04, 128)
     added, none = (RESIDUAL if types[2] == "uint8" else None), given_residual.reshape(-1)[: conv.residual_size]
-    thin = pack_conv2d_int8(isa, spread, spread_tile(isa, byte, few), rows, rows_bias, LEVELS, result, added)
-    big = pack_conv2d_int8(isa, byte, open_tile(isa, byte), weight, bias, SOURCE, result, added)
+    tiles = default_gated_tiles(isa, byte, few)
+    thin = pack_conv2d_int8(isa, spread, tiles.spread, rows, rows_bias, LEVELS, result, added)
+    big = pack_conv2d_int8(isa, byte, tiles.open, weight, bias, SOURCE, result, added)
     if numbers == BF16:
         x, weight, rows = (of_bf16(to_bf16(values)) for values in (x, weight, rows))
     else:
@@ -74,7 +76,7 @@ def check(isa: Isa, conv: Conv2d, types, numbers: str, threads: int, gates=("non
     sums = z @ rows.reshape(outputs, few).T + rows_bias
     seen = sums + (residual.reshape(sums.shape) if conv.residual else 0)
     closed = after(conv, sums, residual)
-    kernel = compile_kernel(isa, gated_conv2d_bytes(isa, byte, few, threads), threads)
+    kernel = compile_kernel(isa, gated_conv2d_bytes(isa, byte, few, tiles, threads), threads)
     tile = default_byte_tile(isa, byte)
     dense = compile_kernel(isa, conv2d_int8(isa, byte, tile, 1))
     packed = pack_conv2d_int8(
@@ -87,20 +89,20 @@ def check(isa: Isa, conv: Conv2d, types, numbers: str, threads: int, gates=("non
         given = (given_x.reshape(-1), given_z.reshape(-1), *thin, limits, *big, none)
         y, count = call(kernel, *given, out, Output((1,), "int32"), threads=threads)
         harms = (limits[2] * np.clip(limits[0] * seen + limits[1], 0, 1)) ** 2
-        is_open, sure, tiles = np.zeros(seen.shape, bool), np.ones(seen.shape, bool), []
+        is_open, sure, opened = np.zeros(seen.shape, bool), np.ones(seen.shape, bool), []
         for panel in gate_panels(isa, conv):
             total = harms[:, panel].sum(axis=1)
             is_open[:, panel] |= (total > 1)[:, None]
             sure[:, panel] &= (np.abs(total - 1) > 1e-4)[:, None]
-            tiles.append(total > 1)
-        assert abs(int(count[0]) - np.sum(tiles)) <= (~sure).any(axis=1).sum()
+            opened.append(total > 1)
+        assert abs(int(count[0]) - np.sum(opened)) <= (~sure).any(axis=1).sum()
         assert gate != "none" or count[0] == 0
         if gate == "all":
-            assert count[0] == np.size(tiles)
+            assert count[0] == np.size(opened)
             if types[1] != BF16 and numbers != BF16:
                 np.testing.assert_array_equal(y, whole)
         compare(y.reshape(seen.shape)[sure], np.where(is_open, exact, closed)[sure], types[1], result)
-    return tiles
+    return opened
 
 
 def compare(found: np.ndarray, wanted: np.ndarray, kind: str, result: Affine | None) -> None:
@@ -132,7 +134,7 @@ def test_gated_convolutions_of_bf16_match_numpy(conv, types, threads):
 @pytest.mark.parametrize("isa", [isa for isa in ISAS.values() if not isa.amx], ids=lambda isa: isa.name)
 def test_every_level_compiles(isa):
     byte = ByteConv(LARGER[0], "uint8", "uint8", "uint8")
-    compile_kernel(isa, gated_conv2d_bytes(isa, byte, 16, 1))
+    compile_kernel(isa, gated_conv2d_bytes(isa, byte, 16, default_gated_tiles(isa, byte, 16), 1))
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)

@@ -6,13 +6,13 @@ import numpy as np
 
 from schedules.conv2d import pack_conv2d
 from schedules.conv2d_byte_tile import byte_tile
-from schedules.conv2d_gated import default_gated_tile, gate_size
+from schedules.conv2d_gated import default_gated_tile, gate_panels, gate_size
 from schedules.conv2d_int8 import Affine, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
 from schedules.conv2d_skip import pack_conv2d_skip
+from schedules.cpu import Isa
 from schedules.families import Workload
-from schedules.panels import panel_size
 from schedules.words import sure_level
 from tvm_dual.tuning.copies import stacked
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
@@ -35,8 +35,8 @@ def conv_problem(workload: Workload, usage: Usage, rng: np.random.Generator) -> 
         tile = default_gated_tile(isa, conv)
         opened = rng.random((copies, *gate_size(isa, conv, tile))) < usage.density
         closed = normal(rng, copies, conv.output_size)
-        size = panel_size(isa, conv.outputs, tile.vectors)
-        shown = np.stack([_channels(each, conv.outputs, size) for each in opened])
+        panels = gate_panels(isa, conv)
+        shown = np.stack([shown_channels(each, panels, conv.outputs) for each in opened])
         results = np.where(shown.reshape(copies, -1), results, closed)
         after += [stacked(list(opened.astype("uint8"))), stacked(list(closed))]
     return Problem(
@@ -58,28 +58,50 @@ def byte_conv_problem(workload: Workload, _usage: Usage, rng: np.random.Generato
     Sums of 32 bits become floats of 24 here and there alike.
     """
     byte, isa = ByteConv.of_shape(workload.shape), workload.level
-    conv, most = byte.conv, sure_level(isa, byte.conv.runs[1])
-    weight = rng.integers(-most, most + 1, (conv.outputs, *conv.kernel, conv.inputs)).astype("float32")
-    # The largest of each row sets its scale: one.
-    weight.reshape(conv.outputs, -1)[:, 0] = most
-    copies = copies_of(weight.nbytes // 4 + conv.input_size + conv.output_size)
-    levels = rng.integers(0, 256, (copies, conv.input_size)).astype("uint8")
-    bias, source = np.zeros(conv.outputs, "float32"), Affine(1.0)
-    # Some of the sums are cut off at both ends.
-    result = Affine(2.0 ** round(np.log2(most * np.sqrt(conv.taps))), 128) if byte.result == "uint8" else None
-    sums = np.stack([convolved(conv, image.astype("float32"), weight, bias) for image in levels])
-    if result is not None:
-        sums = np.clip(np.floor(sums / result.scale + 128.5), 0, 255).astype("uint8")
-    images = levels.astype(byte.source)
+    weight = whole_weights(isa, byte.conv, rng)
+    copies = copies_of(weight.nbytes // 4 + byte.conv.input_size + byte.conv.output_size)
+    levels, sums = whole_sums(byte.conv, copies, weight, rng)
+    result, bias = whole_result(isa, byte), np.zeros(byte.conv.outputs, "float32")
     return Problem(
         copies,
         1,
-        [stacked(list(images))],
+        [stacked(list(levels.astype(byte.source)))],
         [stacked([np.zeros(1, "float32")] * copies)],
-        lambda knobs: list(pack_conv2d_int8(isa, byte, byte_tile(knobs), weight, bias, source, result)),
-        [sums],
+        lambda knobs: list(pack_conv2d_int8(isa, byte, byte_tile(knobs), weight, bias, Affine(1.0), result)),
+        [as_levels(sums, result)],
         ("vectors", "form"),
     )
+
+
+def whole_weights(isa: Isa, conv: Conv2d, rng: np.random.Generator) -> np.ndarray:
+    """Return weights ``(outputs, *kernel, inputs)`` that are levels already, of a scale of one."""
+    most = sure_level(isa, conv.runs[1])
+    weight = rng.integers(-most, most + 1, (conv.outputs, *conv.kernel, conv.inputs)).astype("float32")
+    # The largest of each row sets its scale.
+    weight.reshape(conv.outputs, -1)[:, 0] = most
+    return weight
+
+
+def whole_sums(
+    conv: Conv2d, copies: int, weight: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of bytes and what their sums are, a row for each of the copies."""
+    levels = rng.integers(0, 256, (copies, conv.input_size)).astype("uint8")
+    none = np.zeros(conv.outputs, "float32")
+    return levels, np.stack([convolved(conv, image.astype("float32"), weight, none) for image in levels])
+
+
+def whole_result(isa: Isa, byte: ByteConv) -> Affine | None:
+    """Return what a result of bytes stands for: some of the sums are cut off at both ends."""
+    most = sure_level(isa, byte.conv.runs[1])
+    return Affine(2.0 ** round(np.log2(most * np.sqrt(byte.conv.taps))), 128) if byte.result == "uint8" else None
+
+
+def as_levels(sums: np.ndarray, result: Affine | None) -> np.ndarray:
+    """Return sums as a result of that meaning holds them."""
+    if result is None:
+        return sums
+    return np.clip(np.floor(sums / result.scale + result.zero + 0.5), 0, 255).astype("uint8")
 
 
 def convolved(conv: Conv2d, image: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -103,10 +125,17 @@ def convolved(conv: Conv2d, image: np.ndarray, weight: np.ndarray, bias: np.ndar
     return total.astype("float32").reshape(-1)
 
 
-def _channels(opened: np.ndarray, outputs: int, size: int) -> np.ndarray:
-    """Return for each pixel and output whether one of its panels is open; the last one overlaps the one before."""
-    shown = np.zeros((opened.shape[1], max(outputs, size)), bool)
-    for panel, pixels in enumerate(opened):
-        first = min(panel * size, max(0, outputs - size))
-        shown[:, first : first + size] |= pixels[:, None]
-    return shown[:, :outputs]
+def shown_channels(opened: np.ndarray, panels: list[slice], outputs: int) -> np.ndarray:
+    """Return for each pixel and output whether one of its panels is open; the last one overlaps the one before.
+
+    Parameters
+    ----------
+    opened : ndarray, bool, (panels, pixels)
+    panels : list of slice
+        Channels of each.
+    outputs : int
+    """
+    shown = np.zeros((opened.shape[1], outputs), bool)
+    for panel, pixels in zip(panels, opened, strict=True):
+        shown[:, panel] |= pixels[:, None]
+    return shown

@@ -11,6 +11,7 @@ from schedules.families import Workload
 from schedules.quantize import quantize_rows, round_up
 from tvm_dual.tuning.conv_problems import byte_conv_problem, conv_problem
 from tvm_dual.tuning.copies import stacked
+from tvm_dual.tuning.gate_problems import gated_byte_conv_problem, single_conv_problem
 from tvm_dual.tuning.problem import Problem, Usage, copies_of, normal
 
 
@@ -190,6 +191,8 @@ _MAKERS = {
     "matmul_fp32": _matmul,
     "conv2d": conv_problem,
     "conv2d_gated": conv_problem,
+    "conv2d_gated_int8": gated_byte_conv_problem,
     "conv2d_int8": byte_conv_problem,
+    "conv2d_single": single_conv_problem,
     "conv2d_skip": conv_problem,
 }

@@ -10,7 +10,7 @@ import numpy as np
 from schedules.families import Workload
 from tvm_dual.byte_convs import all_bytes, planned_bytes
 from tvm_dual.compiler import Compiler
-from tvm_dual.forms import APPROXIMATE, BYTE_FORMS, Forms, exact_form, gated_form
+from tvm_dual.forms import APPROXIMATE, BYTE_FORMS, Forms, exact_form, gate_of, gated_form, singles_form
 from tvm_dual.measure import open_share
 from tvm_dual.model import Model
 from tvm_dual.plan import Plan
@@ -20,7 +20,7 @@ from tvm_dual.tuning.problem import Usage
 from tvm_dual.variants import Fits
 
 #: Families whose work depends on open rows, and on nonzero inputs.
-_GATED = ("rows_int8", "rows_fp32", "row_pairs_int8", "conv2d_gated")
+_GATED = ("rows_int8", "rows_fp32", "row_pairs_int8", "conv2d_gated", "conv2d_gated_int8", "conv2d_single")
 _SKIPPING = ("columns_int8", "columns_fp32", "conv2d_skip")
 #: Shapes of `common_workloads`: rows and inputs of matrices.
 COMMON_EXTENTS = (256, 512, 1024, 2048)
@@ -39,13 +39,14 @@ def model_workloads(
         model = replace(model, on_bytes=planned_bytes(plan) if plan else all_bytes(model))
     fits, low = Fits(model), compiler_of(model, "int8")
     choices = _plan_forms(model, plan) if plan else _all_forms(model)
-    opened = {site.name: site.density for site in plan.sites} if plan else _provisional_shares(model, fits, choices[-1])
+    opened = _plan_shares(plan) if plan else _provisional_shares(model, fits, choices)
     found: dict[Workload, list[Usage]] = {}
     for i, forms in enumerate(choices):
         for name, form in forms.items():
             progress("kernels of the model", i, len(choices))
             for workload in _site_workloads(model, low, fits, name, form):
-                found.setdefault(workload, []).append(_usage(model, name, workload, opened.get(name, 1.0)))
+                share = opened.get((name, gate_of(form)), 1.0)
+                found.setdefault(workload, []).append(_usage(model, name, workload, share))
     progress("kernels of the model", len(choices), len(choices))
     return {
         workload: replace(uses[0], density=float(np.mean([use.density for use in uses])))
@@ -67,7 +68,7 @@ def common_workloads(isa: str, threads: int) -> dict[Workload, Usage]:
 
 
 def _all_forms(model: Model) -> list[Forms]:
-    """Return every form that planning compares for a site, gated ones last."""
+    """Return every form that planning compares for a site."""
     sites = model.sites
     dense = {name: exact_form(site, False) for name, site in sites.items()}
     skipping = {name: exact_form(site, True) for name, site in sites.items() if site.nonnegative}
@@ -76,21 +77,33 @@ def _all_forms(model: Model) -> list[Forms]:
     half = {name: ("columns", "rows") for name in gated if sites[name].hidden and sites[name].nonnegative}
     # A convolution's little module has a projection that may skip zeros, too.
     half |= {name: ("rows", "columns") for name in gated if sites[name].conv and sites[name].nonnegative}
-    return [dense, skipping, half, gated]
+    single = {name: singles_form(form) for name, form in gated.items() if _tries_singles(model, name)}
+    return [dense, skipping, half, gated, single]
+
+
+def _tries_singles(model: Model, name: str) -> bool:
+    """Whether a gate for each output is tried on a site: on convolutions of floats, unless options say otherwise."""
+    return bool(model.sites[name].conv) and "singles" in model.options.gates and not model.is_low(name)
+
+
+def _plan_shares(plan: Plan) -> dict[tuple[str, str], float]:
+    """Return the open share of each gated site, by its name and what its gate decides on."""
+    return {(site.name, gate_of((site.input, site.hidden))): site.density for site in plan.sites}
 
 
 def _plan_forms(model: Model, plan: Plan) -> list[Forms]:
     return [{site.name: (site.input, site.hidden) for site in plan.sites if site.name in model.sites}]
 
 
-def _provisional_shares(model: Model, fits: Fits, gated: Forms) -> dict[str, float]:
-    """Return the open rows of each gated site, relative, at the bound that planning compares forms at."""
-    if not gated:
-        return {}
-    exact = {name: exact_form(site, False) for name, site in model.sites.items()}
-    variant = fits.variant(exact | gated)
-    variant.set_limit(provisional_limit(model, variant))
-    return open_share(variant.library, model.data.streams)
+def _provisional_shares(model: Model, fits: Fits, choices: list[Forms]) -> dict[tuple[str, str], float]:
+    """Return the same at the bound that planning compares forms at."""
+    exact, (*_, gated, single), found = choices[0], choices, {}
+    for forms, unit in ((gated, "rows"), (single, "singles")):
+        if forms:
+            variant = fits.variant(exact | forms)
+            variant.set_limit(provisional_limit(model, variant))
+            found |= {(name, unit): share for name, share in open_share(variant.library, model.data.streams).items()}
+    return found
 
 
 def _site_workloads(model: Model, low: Compiler, fits: Fits, name: str, form: tuple[str, str]) -> list[Workload]:

@@ -34,10 +34,19 @@ SHAPES = {
         Conv2d(2, 7, 9, 5, 37, (3, 3), padding=(1, 1, 1, 1)).geometry,
         Conv2d(1, 13, 8, 3, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry,
     ],
+    "conv2d_gated_int8": [
+        (*Conv2d(2, 7, 9, 5, 48, (3, 3), padding=(1, 1, 1, 1)).geometry, 16, 0, 1),
+        (*Conv2d(1, 13, 8, 3, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry, 32, 1, 0),
+        (*Conv2d(1, 9, 7, 64, 64, (3, 3), padding=(1, 1, 1, 1)).geometry, 16, 1, 1),
+    ],
     "conv2d_int8": [
         (*Conv2d(2, 7, 9, 5, 19, (3, 3), padding=(1, 1, 1, 1)).geometry, 0, 1),
         (*Conv2d(1, 13, 8, 3, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry, 1, 0),
         (*Conv2d(1, 5, 5, 7, 3, (1, 1)).geometry, 1, 1),
+    ],
+    "conv2d_single": [
+        Conv2d(2, 7, 9, 5, 37, (3, 3), padding=(1, 1, 1, 1)).geometry,
+        Conv2d(1, 13, 8, 40, 70, (3, 2), (2, 1), (1, 0, 0, 2), (1, 2)).geometry,
     ],
     "conv2d_skip": [
         Conv2d(2, 7, 9, 5, 19, (3, 3), padding=(1, 1, 1, 1)).geometry,
