@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from schedules.conv2d_byte_tile import LANES
 from schedules.conv2d_shape import Conv2d
 from schedules.cpu import ISAS, native_isa
 from schedules.families import Workload
+from schedules.quantize import round_up
 from tvm_dual.errors import DataError, TvmDualError
 from tvm_dual.options import AdvancedOptions
 from tvm_dual.targets import checked_target
@@ -77,20 +79,27 @@ def logged_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     return found
 
 
+#: Tiles or outputs that are open in single convolutions, and families of floats with what is left of their work.
+_OPEN = 0.2
+_FLOATS = (("conv2d", 1.0), ("conv2d_skip", 0.25), ("conv2d_gated", _OPEN), ("conv2d_single", _OPEN))
+
+
 def layers_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
-    """Return the suite's single convolutions: dense, with three of four inputs zero, with one of five tiles open."""
-    from benchmarks.layers import LAYERS
+    """Return the suite's single convolutions: dense, three of four inputs zero, one of five tiles or outputs open."""
+    from benchmarks.layers import LAYERS, SHARE
 
     isa, found = checked_target("native", threads), {}
     for layer in LAYERS:
         extents = (1, layer.size, layer.size, layer.inputs, layer.outputs)
         kernel, strides, padding = ((n,) * 2 for n in (layer.kernel, layer.stride, layer.kernel // 2))
         shape = Conv2d(*extents, kernel, strides, padding * 2).geometry
-        for family, density in (("conv2d", 1.0), ("conv2d_skip", 0.25), ("conv2d_gated", 0.2)):
+        for family, density in _FLOATS:
             found[Workload(family, shape, isa, threads)] = Usage(density)
         # The suite's libraries read and write floats; in a network both are bytes.
         for images in ((0, 0), (1, 1)):
             found[Workload("conv2d_int8", (*shape, *images), isa, threads)] = Usage()
+            few = round_up(int(SHARE * layer.outputs), LANES)
+            found[Workload("conv2d_gated_int8", (*shape, few, *images), isa, threads)] = Usage(_OPEN)
     return found
 
 
