@@ -14,6 +14,8 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.drop_idle_transposes import is_transposition, order_of
+from relay_passes.site_rewriter import StepCall
+from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
 from schedules.registry import kernel
 from schedules.transpose import can_transpose, transpose
@@ -39,19 +41,22 @@ class RewriteTransposes:
 class _Rewriter(PyExprMutator):
     def __init__(self, module: IRModule, isa: Isa, threads: int) -> None:
         super().__init__(module)
-        self._isa, self._threads = isa, threads
+        self._isa, self._threads, self._count = isa, threads, 0
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
         found = _matrices(call)
         if found is None:
             return call
-        function = self.builder_.add_func(kernel(transpose, self._isa, *found, self._threads), "transpose")
-        size = [prod(found)]
-        flat = self.builder_.emit(relax.op.reshape(call.args[0], size))
-        turned = self.builder_.emit(relax.call_tir(function, flat, relax.TensorType(size, "float32")))
-        shape = [call.args[0].ty.shape[axis] for axis in order_of(call)]
-        return relax.op.reshape(turned, shape)
+        size = (prod(found),)
+        with StepBuilder() as step:
+            x = step.input("x", size)
+            step.finish(step.call("transpose", kernel(transpose, self._isa, *found, self._threads), x))
+        self._count += 1
+        shape = [int(call.args[0].ty.shape[axis]) for axis in order_of(call)]
+        planned = StepCall(step, [(call.args[0], size)], [[shape]])
+        (turned,), _ = planned.emit(self.builder_, f"transpose{self._count - 1}", [])
+        return turned
 
 
 def _matrices(call: relax.Call) -> tuple[int, int, int] | None:

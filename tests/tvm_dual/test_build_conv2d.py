@@ -270,6 +270,17 @@ def test_a_torch_module_with_residuals_groups_and_transposed_convolutions(blocks
     np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_images_change_their_layout_around_depthwise_convolutions():
+    torch.manual_seed(3)
+    first, last = nn.Conv2d(16, 24, 1), nn.Conv2d(24, 20, 3)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.ReLU(), last).eval()
+    images = np.random.default_rng(3).standard_normal((3, 16, 9, 7)).astype("float32")
+    library = Builder(model, [images], example_inputs=(torch.zeros(1, 16, 9, 7),)).build("fp32", options=EXACT)
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(images[:1])).numpy()
+    np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_dense_layer_behind_a_relu_says_that_skipping_was_slower(monkeypatch, spectrograms):
     # Zero skipping takes longer here than computing everything, whatever the machine.
     monkeypatch.setattr(
