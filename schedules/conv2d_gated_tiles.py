@@ -13,7 +13,6 @@ from schedules.cpu import Isa
 from schedules.knobs import GatedDotTile
 from schedules.panels import panel_size
 
-
 #: Vectors of sums that AVX2 has registers for beside words (`schedules.words`).
 _WORD_SUMS = 3
 
