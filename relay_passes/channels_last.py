@@ -1,7 +1,8 @@
 """ChannelsLast: convolutions read and write images pixel by pixel (NHWC), and so does what lies between them.
 
 What a kernel broadcasts or skips is then one run of memory. Images are transposed where they enter or leave a chain
-of convolutions, never within it. Convolutions in groups and transposed ones stay as they come.
+of convolutions, depthwise ones among them, never within it. Other convolutions in groups, and transposed ones, stay as
+they come.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.dpl import is_op, rewrite_call, wildcard
 
+from relay_passes.conv2d_site import is_depthwise
 from relay_passes.drop_idle_transposes import DropIdleTransposes
 
 
@@ -58,4 +60,5 @@ def _layouts(call: relax.Call) -> dict[str, list[str]]:
         return {call.op.name: ["NCHW", "IOHW"]}
     if call.op.name != "relax.nn.conv2d":
         return {}
-    return {call.op.name: ["NHWC", "OHWI"] if int(call.attrs.groups) == 1 else ["NCHW", "OIHW"]}
+    last = int(call.attrs.groups) == 1 or is_depthwise(call)
+    return {call.op.name: ["NHWC", "OHWI"] if last else ["NCHW", "OIHW"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -15,7 +16,7 @@ from tvm.relax.dpl import is_const, is_op, wildcard
 from schedules.conv2d_shape import Conv2d
 from schedules.pool import MaxPool2d
 
-COMPOSITE = "dual.conv2d"
+COMPOSITE, DEPTHWISE = "dual.conv2d", "dual.depthwise"
 _SIX = 6.0
 
 
@@ -47,9 +48,18 @@ def conv2d_patterns() -> list[tuple]:
 
     ReLU6 is ``minimum(relu(x), 6)``, as `relay_passes.channels_last` writes it.
     """
+    return _patterns(COMPOSITE, _is_conv2d, (True, False), ("behind", "before", None))
+
+
+def depthwise_patterns() -> list[tuple]:
+    """Return the same of depthwise convolutions, without another image and pooling."""
+    return _patterns(DEPTHWISE, _is_depthwise, (False,), (None,))
+
+
+def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) -> list[tuple]:
     patterns = []
     for pooled, activation, added, bias in product(
-        (True, False), ("relu6", "relu", "sigmoid", "tanh", None), ("behind", "before", None), (True, False)
+        pooling, ("relu6", "relu", "sigmoid", "tanh", None), images, (True, False)
     ):
         parts = {"conv": is_op("relax.nn.conv2d")(wildcard(), is_const())}
         result = parts["conv"]
@@ -66,20 +76,37 @@ def conv2d_patterns() -> list[tuple]:
             result = is_op("relax.nn.relu" if activation == "relu" else f"relax.{activation}")(result)
         if pooled:
             result = parts["pool"] = is_op("relax.nn.max_pool2d")(result)
-        patterns.append((COMPOSITE, result, parts, _is_conv2d))
+        patterns.append((composite, result, parts, check))
     return patterns
 
 
 def _is_conv2d(context: relax.transform.PatternCheckContext) -> bool:
+    return int(context.annotated_expr["conv"].attrs.groups) == 1 and _is_known(context.annotated_expr)
+
+
+def _is_depthwise(context: relax.transform.PatternCheckContext) -> bool:
+    conv = context.annotated_expr["conv"]
+    return is_depthwise(conv) and _is_known(context.annotated_expr)
+
+
+def is_depthwise(conv: relax.Call) -> bool:
+    """Whether a convolution of known shape gives one channel for each that it reads."""
+    x, weight = conv.args[0].ty, conv.args[1].ty
+    if not (_static(x) and _static(weight)):
+        return False
+    channels = int(x.shape[conv.attrs.data_layout.index("C")])
+    outputs = int(weight.shape[conv.attrs.kernel_layout.index("O")])
+    return int(conv.attrs.groups) == channels == outputs
+
+
+def _is_known(found: dict) -> bool:
     """Accept float32 images of known shape, and what the kernels know of the rest."""
-    found = context.annotated_expr
     conv = found["conv"]
     shapes = [conv.args[0].ty, conv.args[1].ty, conv.ty]
     if any(str(type_.dtype.dtype) != "float32" or not _static(type_) for type_ in shapes):
         return False
     attributes = conv.attrs
-    layouts = (attributes.data_layout, attributes.kernel_layout, attributes.out_layout)
-    if int(attributes.groups) != 1 or layouts != ("NHWC", "OHWI", "NHWC"):
+    if (attributes.data_layout, attributes.kernel_layout, attributes.out_layout) != ("NHWC", "OHWI", "NHWC"):
         return False
     if "bias" in found and _extents(found["bias"]) != (1, 1, 1, _extents(conv)[-1]):
         return False

@@ -15,7 +15,7 @@ from tvm.ir import GenericConst
 from tvm.relax.dpl import is_const, is_op, wildcard
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.conv2d_site import COMPOSITE, conv2d_patterns
+from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
 
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
 #: Operators that give nothing negative if they are given nothing negative.
@@ -121,7 +121,7 @@ class _Marker(PyExprMutator):
 
 def layer_activation(function: relax.Function) -> str | None:
     """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh or None."""
-    if function.attrs["Composite"] not in ("dual.dense", COMPOSITE):
+    if function.attrs["Composite"] not in ("dual.dense", COMPOSITE, DEPTHWISE):
         return None
     names = {getattr(getattr(binding.value, "op", None), "name", "") for binding in function.body.blocks[0].bindings}
     if "relax.minimum" in names:

@@ -22,6 +22,7 @@ from relay_passes.pass_bytes import PassBytes
 from relay_passes.pass_lists import PassLists
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
+from relay_passes.rewrite_depthwise import RewriteDepthwise
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.rewrite_transposes import RewriteTransposes
@@ -85,9 +86,10 @@ def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None 
         "1_plan": [plan],
         # 2. Planned sites become stages: project, little, gate, gated rows, epilogue.
         "2_rewrite": _rewrites(),
-        # 3. Images change their layout at borders. Sites agree on plain vectors; what was reshaped back and forth is
-        # not any more.
-        "3_reshape": [
+        # 3. What is no site and has a kernel nevertheless becomes steps, too. All agree on plain vectors; what was
+        # reshaped back and forth is not any more.
+        "3_others": [
+            RewriteDepthwise(isa, threads),
             RewriteTransposes(isa, threads),
             relax.transform.CanonicalizeBindings(),
             relax.transform.RemoveRedundantReshape(),

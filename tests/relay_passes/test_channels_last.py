@@ -63,15 +63,45 @@ def test_groups_and_transposed_convolutions_stay_as_they_are(tools):
         @R.function
         def main(
             x: R.Tensor((1, 4, 8, 8), "float32"),
-            w: R.Tensor((4, 1, 3, 3), "float32"),
+            w: R.Tensor((4, 2, 3, 3), "float32"),
             w2: R.Tensor((4, 2, 2, 2), "float32"),
         ) -> R.Tensor((1, 2, 7, 7), "float32"):
             with R.dataflow():
-                y = R.nn.conv2d(x, w, groups=4)
+                y = R.nn.conv2d(x, w, groups=2)
                 y1 = R.clip(y, -1, 1)
                 y2 = R.nn.conv2d_transpose(y1, w2)
                 R.output(y2)
             return y2
 
-    before = tools.bound(Before, w=tools.normal(4, 1, 3, 3), w2=tools.normal(4, 2, 2, 2))
+    before = tools.bound(Before, w=tools.normal(4, 2, 3, 3), w2=tools.normal(4, 2, 2, 2))
     tvm.ir.assert_structural_equal(ChannelsLast()(before), before)
+
+
+def test_depthwise_convolutions_are_part_of_a_chain(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 8, 8, 4), "float32"), w: R.Tensor((4, 1, 3, 3), "float32")) -> R.Tensor(
+            (1, 6, 6, 4), "float32"
+        ):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 3, 1, 2])
+                y = R.nn.conv2d(x0, w, groups=4)
+                y1 = R.permute_dims(y, axes=[0, 2, 3, 1])
+                R.output(y1)
+            return y1
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((1, 8, 8, 4), "float32"), w: R.Tensor((4, 3, 3, 1), "float32")) -> R.Tensor(
+            (1, 6, 6, 4), "float32"
+        ):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w, groups=4, data_layout="NHWC", kernel_layout="OHWI")
+                R.output(y)
+            return y
+
+    weight = tools.normal(4, 1, 3, 3)
+    last = tools.bound(Expected, w=np.ascontiguousarray(weight.transpose(0, 2, 3, 1)))
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight)), last)

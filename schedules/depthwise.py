@@ -1,0 +1,107 @@
+"""Depthwise convolution of floats: each channel by itself, channels in vectors.
+
+Pixels lie channels last (NHWC), so a vector of neighbouring channels of one tap meets a vector of weights. Weights are
+loaded once for a few neighbouring pixels of a row, whose sums stay in registers; bands of padded rows as in
+`schedules.conv2d`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script import tirx as T
+
+from schedules.conv2d_bands import BAND_BYTES, Bands, rows_within
+from schedules.conv2d_shape import Conv2d
+from schedules.cpu import Isa
+from schedules.epilogue import NONLINEARITIES
+from schedules.inlining import inline
+from schedules.intrinsics import chunk, span
+
+#: Pixels that share a load of weights: as many as hide an addition's latency, at two a cycle.
+_PIXELS = 8
+#: Taps up to which all are unrolled.
+_UNROLLED = 9
+
+
+def pack_depthwise(weight: np.ndarray) -> np.ndarray:
+    """Return ``f32[taps * channels]``, tap by tap, of ``float32 (channels, kernel rows, kernel columns, 1)``."""
+    return np.ascontiguousarray(weight.reshape(len(weight), -1).T).reshape(-1)
+
+
+def depthwise_conv2d(isa: Isa, conv: Conv2d, threads: int):
+    """Return the kernel ``(x: f32[input size], weight, bias: f32[channels]) -> y: f32[output size]``.
+
+    `conv` has as many outputs as inputs and no residual; ``weight`` is from `pack_depthwise`. Threads share the bands.
+    """
+    channels, (down, across), width = conv.outputs, conv.kernel, chunk(isa, conv.outputs)
+    rows = min(rows_within(conv, BAND_BYTES), -(-conv.out_height // threads))
+    bands, pixels, vectors = Bands(conv, rows), min(_PIXELS, conv.out_width), -(-channels // width)
+    row_values, taps, finish = conv.padded_width * channels, down * across, NONLINEARITIES[conv.activation]
+    per_row = -(-conv.out_width // pixels)
+
+    def multiply(sums, image, weight, start, channel, tap):
+        """Add one tap's products of all pixels; `tap` may be a number or an expression."""
+        row, column = (tap // across, tap % across) if isinstance(tap, int) else (T.truncdiv(tap, across), tap % across)
+        at = start + row * (conv.dilation[0] * row_values) + column * (conv.dilation[1] * channels) + channel
+        factor = weight[span(tap * channels + channel, width)]
+        for p, each in enumerate(sums):
+            value = image[span(at + p * (conv.strides[1] * channels), width)]
+            T.buffer_store(each, each[span(0, width)] + value * factor, [span(0, width)])
+
+    def multiply_all(sums, image, weight, start, channel):
+        for tap in range(taps):
+            multiply(sums, image, weight, start, channel, tap)
+
+    def begun(bias, channel):
+        sums = [T.alloc_buffer((width,), "float32") for _ in range(pixels)]
+        for each in sums:
+            T.buffer_store(each, bias[span(channel, width)], [span(0, width)])
+        return sums
+
+    def store(y, to, sums):
+        for p, each in enumerate(sums):
+            T.buffer_store(y, finish(each[span(0, width)]), [span(to + p * channels, width)])
+
+    @inline
+    def over_pixels(image, origin, context, to):
+        weight, bias, y = context
+        for number in T.serial(bands.rows * per_row):
+            row: T.let = number // per_row
+            first: T.let = T.min(number % per_row * pixels, conv.out_width - pixels)
+            start: T.let = origin + row * (conv.strides[0] * row_values) + first * (conv.strides[1] * channels)
+            for v in T.serial(vectors):
+                channel: T.let = T.min(v * width, channels - width)
+                sums = begun(bias, channel)
+                if taps <= _UNROLLED:
+                    multiply_all(sums, image, weight, start, channel)
+                else:
+                    for tap in T.serial(taps):
+                        multiply(sums, image, weight, start, channel, tap)
+                store(y, (to + row * conv.out_width + first) * channels + channel, sums)
+
+    each_band = bands.each(over_pixels)
+
+    @T.prim_func(s_tir=True, private=True)
+    def convolved(
+        x: T.Buffer((conv.input_size,), "float32"),
+        weight: T.Buffer((taps * channels,), "float32"),
+        bias: T.Buffer((channels,), "float32"),
+        y: T.Buffer((conv.output_size,), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        scratch = T.sblock_alloc_buffer((threads * bands.scratch_size,), "float32")
+        for task in T.parallel(threads):
+            with T.sblock("bands"):
+                vt = T.axis.spatial(threads, task)
+                T.reads(x[0 : conv.input_size], weight[0 : taps * channels], bias[0:channels])
+                T.writes(y[0 : conv.output_size], scratch[0 : threads * bands.scratch_size])
+                each_band(
+                    x,
+                    scratch,
+                    (weight, bias, y),
+                    vt,
+                    vt * bands.count // threads,
+                    (vt + 1) * bands.count // threads,
+                )
+
+    return convolved
