@@ -7,6 +7,8 @@ they come.
 
 from __future__ import annotations
 
+from math import inf
+
 import tvm
 from tvm import IRModule, relax
 from tvm.relax.dpl import is_op, rewrite_call, wildcard
@@ -17,7 +19,10 @@ from relay_passes.drop_idle_transposes import DropIdleTransposes
 
 @tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
 class ChannelsLast:
-    """The pass; run it where weights are constants. ReLU6 becomes ``minimum(relu(x), 6)``, which has no layout."""
+    """The pass; run it where weights are constants.
+
+    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise.
+    """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with its convolutions channels last; one without any as it is."""
@@ -47,11 +52,13 @@ def _has_convolutions(main: relax.Function) -> bool:
 
 
 def _without_clip(call: relax.Call) -> relax.Expr:
-    """Return a clip from zero on as two operators that each have one operand to lay out."""
-    low, high = (float(bound.value) for bound in call.args[1:])
-    if low != 0:
+    """Return a clip of floats as operators that each have one operand to lay out."""
+    value, (low, high) = call.args[0], (float(bound.value) for bound in call.args[1:])
+    if str(call.ty.dtype.dtype) != "float32":
         return call
-    return relax.op.minimum(relax.op.nn.relu(call.args[0]), relax.const(high, "float32"))
+    if low > -inf:
+        value = relax.op.maximum(value, relax.const(low, "float32")) if low else relax.op.nn.relu(value)
+    return relax.op.minimum(value, relax.const(high, "float32")) if high < inf else value
 
 
 def _layouts(call: relax.Call) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.dpl import is_const, is_op, wildcard
 
+from relay_passes.patterns import is_read_once
 from schedules.conv2d_shape import Conv2d
 from schedules.pool import MaxPool2d
 
@@ -81,12 +82,12 @@ def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) ->
 
 
 def _is_conv2d(context: relax.transform.PatternCheckContext) -> bool:
-    return int(context.annotated_expr["conv"].attrs.groups) == 1 and _is_known(context.annotated_expr)
+    return int(context.annotated_expr["conv"].attrs.groups) == 1 and _is_known(context)
 
 
 def _is_depthwise(context: relax.transform.PatternCheckContext) -> bool:
     conv = context.annotated_expr["conv"]
-    return is_depthwise(conv) and _is_known(context.annotated_expr)
+    return is_depthwise(conv) and _is_known(context)
 
 
 def is_depthwise(conv: relax.Call) -> bool:
@@ -99,9 +100,12 @@ def is_depthwise(conv: relax.Call) -> bool:
     return int(conv.attrs.groups) == channels == outputs
 
 
-def _is_known(found: dict) -> bool:
+def _is_known(context: relax.transform.PatternCheckContext) -> bool:
     """Accept float32 images of known shape, and what the kernels know of the rest."""
+    found = context.annotated_expr
     conv = found["conv"]
+    if not is_read_once(context):
+        return False
     shapes = [conv.args[0].ty, conv.args[1].ty, conv.ty]
     if any(str(type_.dtype.dtype) != "float32" or not _static(type_) for type_ in shapes):
         return False

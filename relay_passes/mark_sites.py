@@ -16,6 +16,7 @@ from tvm.relax.dpl import is_const, is_op, wildcard
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
+from relay_passes.patterns import is_read_once
 
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
 #: Operators that give nothing negative if they are given nothing negative.
@@ -64,6 +65,8 @@ def _dense_patterns() -> list[tuple]:
 
 def _is_dense(context: relax.transform.PatternCheckContext) -> bool:
     """Accept float32 products with a matrix, and biases that are one value per output."""
+    if not is_read_once(context):
+        return False
     for call in [context.matched_expr, *context.matched_bindings.values()]:
         if not isinstance(call, relax.Call) or call.op.name not in ("relax.matmul", "relax.add"):
             continue

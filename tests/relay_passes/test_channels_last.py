@@ -68,13 +68,54 @@ def test_groups_and_transposed_convolutions_stay_as_they_are(tools):
         ) -> R.Tensor((1, 2, 7, 7), "float32"):
             with R.dataflow():
                 y = R.nn.conv2d(x, w, groups=2)
-                y1 = R.clip(y, -1, 1)
+                y1 = R.tanh(y)
                 y2 = R.nn.conv2d_transpose(y1, w2)
                 R.output(y2)
             return y2
 
     before = tools.bound(Before, w=tools.normal(4, 2, 3, 3), w2=tools.normal(4, 2, 2, 2))
     tvm.ir.assert_structural_equal(ChannelsLast()(before), before)
+
+
+def test_any_clip_may_lie_between_convolutions(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 3, 8, 8), "float32"), w: R.Tensor((3, 3, 1, 1), "float32")):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                y1 = R.clip(y, -1, 1)
+                y2 = R.clip(y1, -0.5, float("inf"))
+                y3 = R.nn.conv2d(y2, w)
+                R.output(y3)
+            return y3
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 1, 1, 3), "float32"),
+            low: R.Tensor((), "float32"),
+            high: R.Tensor((), "float32"),
+            other: R.Tensor((), "float32"),
+        ):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
+                y = R.nn.conv2d(x0, w, data_layout="NHWC", kernel_layout="OHWI")
+                y0 = R.maximum(y, low)
+                y1 = R.minimum(y0, high)
+                y2 = R.maximum(y1, other)
+                y3 = R.nn.conv2d(y2, w, data_layout="NHWC", kernel_layout="OHWI")
+                y4 = R.permute_dims(y3, axes=[0, 3, 1, 2])
+                R.output(y4)
+            return y4
+
+    weight = tools.normal(3, 3, 1, 1)
+    last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    bounds = {name: np.array(v, "float32") for name, v in (("low", -1), ("high", 1), ("other", -0.5))}
+    expected = tools.bound(Expected, w=last, **bounds)
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight)), expected)
 
 
 def test_depthwise_convolutions_are_part_of_a_chain(tools):

@@ -281,6 +281,33 @@ def test_images_change_their_layout_around_depthwise_convolutions():
     np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
 
 
+class Residuals(nn.Module):
+    """Sums that are read twice: an inverted residual block behind another, SiLU, and a gate of a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
+        self.each, self.back = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 16, 1)
+        self.last, self.head = nn.Conv2d(16, 24, 3), nn.Linear(24, 10)
+
+    def forward(self, x):
+        y = self.narrow(x)
+        y = y + self.back(nn.functional.relu6(self.each(nn.functional.relu6(self.wide(y)))))
+        y = nn.functional.silu(self.last(y))
+        z = self.head(y.mean((2, 3)))
+        return z * torch.sigmoid(z)
+
+
+def test_sums_that_are_read_twice_are_given_by_themselves():
+    torch.manual_seed(4)
+    model, images = Residuals().eval(), np.random.default_rng(4).standard_normal((3, 3, 9, 8)).astype("float32")
+    library = Builder(model, [images], example_inputs=(torch.zeros(1, 3, 9, 8),)).build("fp32", options=EXACT)
+    assert {site.name for site in library.report.plan.sites} == {*(f"conv2d{i}" for i in range(4)), "dense0"}
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(images[:1])).numpy()
+    np.testing.assert_allclose(library(images[:1]), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_dense_layer_behind_a_relu_says_that_skipping_was_slower(monkeypatch, spectrograms):
     # Zero skipping takes longer here than computing everything, whatever the machine.
     monkeypatch.setattr(

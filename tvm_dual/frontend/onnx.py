@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ _ARRANGING = {
 
 
 class _Importer(ONNXGraphImporter):
-    """TVM's importer, with the recurrent layers it lacks."""
+    """TVM's importer, with the recurrent layers it lacks, and clips as operators that passes know."""
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         known = onnx.GraphProto()
@@ -42,6 +43,8 @@ class _Importer(ONNXGraphImporter):
     def _convert_operator(self, op_name, inputs, attrs, opset):
         if op_name in ACTIVATIONS:
             return _convert_recurrent(self.bb, op_name, inputs, attrs)
+        if op_name == "Clip" and (bounds := _clip_bounds(inputs, attrs, opset)):
+            return relax.op.clip(inputs[0], *bounds)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
 
@@ -151,6 +154,22 @@ def _constant(value, label: str) -> np.ndarray:
     if not isinstance(value, GenericConst):
         raise ModelError(f"{label}: computed by the graph; accepted: weights that are constants of the model")
     return value.value.numpy()
+
+
+def _clip_bounds(inputs, attrs, opset: int) -> tuple[float, float] | None:
+    """Return the bounds of a clip of floats; None if they are not known, or are no numbers."""
+    if str(inputs[0].ty.dtype.dtype) != "float32":
+        return None
+    if opset < 11:
+        bounds = [attrs.get("min"), attrs.get("max")]
+    else:
+        bounds = [inputs[i] if i < len(inputs) else None for i in (1, 2)]
+        if any(bound is not None and not isinstance(bound, GenericConst) for bound in bounds):
+            return None
+        bounds = [None if bound is None else bound.value.numpy().item() for bound in bounds]
+    low, high = (limit if bound is None else float(bound) for bound, limit in zip(bounds, (-inf, inf), strict=True))
+    # Where the lower one is larger, ONNX and TVM differ in which counts.
+    return (low, high) if low <= high else None
 
 
 def _is_zero(bb: relax.BlockBuilder, value: relax.Expr) -> bool:

@@ -131,6 +131,32 @@ def test_a_scalar_addend():
         np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
 
 
+@pytest.mark.parametrize(
+    "bounds", [(0, 6), (-0.5, None), (None, 0.25), (None, None), (0.5, -0.5), (np.nan, 0.1)], ids=str
+)
+def test_clips(bounds):
+    names = ["low" if bounds[0] is not None else "", "high" if bounds[1] is not None else ""]
+    weights = {name: np.float32(bound) for name, bound in zip(names, bounds, strict=True) if name}
+    conv, clip = helper.make_node("Conv", ["x", "k"], ["c"]), helper.make_node("Clip", ["c", *names], ["y"])
+    model = make_model([conv, clip], weights | {"k": normal(4, 2, 3, 3)}, [1, 2, 5, 5])
+    x = normal(1, 2, 5, 5, seed=3)
+    np.testing.assert_allclose(compiled(model)[0](x), reference(model, x), atol=1e-5)
+
+
+def test_clips_of_old_opsets_and_of_computed_bounds():
+    clip = helper.make_node("Clip", ["c"], ["y"], min=-0.1, max=0.2)
+    model = make_model([helper.make_node("Conv", ["x", "k"], ["c"]), clip], {"k": normal(4, 2, 3, 3)}, [1, 2, 5, 5])
+    model.opset_import[0].version = 10
+    x = normal(1, 2, 5, 5, seed=3)
+    np.testing.assert_allclose(compiled(model)[0](x), reference(model, x), atol=1e-5)
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["high"], keepdims=0),
+        helper.make_node("Clip", ["x", "", "high"], ["y"]),
+    ]
+    model = make_model(nodes, {}, [1, 4])
+    np.testing.assert_allclose(compiled(model)[0](x[0, 0, :1, :4]), x[0, 0, :1, :4])
+
+
 def test_layers_left_to_tvm():
     nodes = [
         helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1], group=2),
