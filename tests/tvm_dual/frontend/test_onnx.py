@@ -131,9 +131,7 @@ def test_a_scalar_addend():
         np.testing.assert_allclose(library(x), reference(model, x), atol=3e-6)
 
 
-@pytest.mark.parametrize(
-    "bounds", [(0, 6), (-0.5, None), (None, 0.25), (None, None), (0.5, -0.5), (np.nan, 0.1)], ids=str
-)
+@pytest.mark.parametrize("bounds", [(0, 6), (-0.5, None), (None, 0.25), (None, None), (0.5, -0.5)], ids=str)
 def test_clips(bounds):
     names = ["low" if bounds[0] is not None else "", "high" if bounds[1] is not None else ""]
     weights = {name: np.float32(bound) for name, bound in zip(names, bounds, strict=True) if name}
