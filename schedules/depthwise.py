@@ -15,10 +15,13 @@ from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.epilogue import NONLINEARITIES
 from schedules.inlining import inline
-from schedules.intrinsics import chunk, span
+from schedules.intrinsics import span
 
-#: Pixels that share a load of weights: as many as hide an addition's latency, at two a cycle.
-_PIXELS = 8
+#: Channels that are computed at once, those of a cache line: pixels of 512 channels are so far apart that their lines
+#: have 16 places in the first level, and are gone before the other half is read.
+_CHANNELS = 16
+#: Registers of sums: as many as hide an addition's latency, at two a cycle.
+_SUMS = 8
 #: Taps up to which all are unrolled.
 _UNROLLED = 9
 
@@ -28,14 +31,20 @@ def pack_depthwise(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.reshape(len(weight), -1).T).reshape(-1)
 
 
+def _width(channels: int) -> int:
+    """Return how many channels are computed at once: a power of two."""
+    return min(_CHANNELS, 1 << (channels.bit_length() - 1))
+
+
 def depthwise_conv2d(isa: Isa, conv: Conv2d, threads: int):
     """Return the kernel ``(x: f32[input size], weight, bias: f32[channels]) -> y: f32[output size]``.
 
     `conv` has as many outputs as inputs and no residual; ``weight`` is from `pack_depthwise`. Threads share the bands.
     """
-    channels, (down, across), width = conv.outputs, conv.kernel, chunk(isa, conv.outputs)
+    channels, (down, across), width = conv.outputs, conv.kernel, _width(conv.outputs)
     rows = min(rows_within(conv, BAND_BYTES), -(-conv.out_height // threads))
-    bands, pixels, vectors = Bands(conv, rows), min(_PIXELS, conv.out_width), -(-channels // width)
+    pixels = min(max(1, _SUMS * isa.lanes // max(width, isa.lanes)), conv.out_width)
+    bands, vectors = Bands(conv, rows), -(-channels // width)
     row_values, taps, finish = conv.padded_width * channels, down * across, NONLINEARITIES[conv.activation]
     per_row = -(-conv.out_width // pixels)
 
