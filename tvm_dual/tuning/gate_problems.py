@@ -9,6 +9,7 @@ from schedules.conv2d_gated_tiles import gated_tiles, spread_conv
 from schedules.conv2d_int8 import Affine, pack_conv2d_int8
 from schedules.conv2d_lines import ByteConv
 from schedules.conv2d_shape import Conv2d
+from schedules.cpu import ISAS
 from schedules.families import Workload
 from schedules.single_dots import pack_singles
 from schedules.words import sure_level
@@ -55,7 +56,8 @@ def gated_byte_conv_problem(workload: Workload, usage: Usage, rng: np.random.Gen
     Each panel of the gate is opened by one of the few channels, which its outputs hold where it is closed.
     """
     *shape, few, source, result = workload.shape
-    byte, isa = ByteConv.of_shape((*shape, source, result)), workload.level
+    # Tiles are of registers at every level, as the family's template has them.
+    byte, isa = ByteConv.of_shape((*shape, source, result)), ISAS[workload.level.records]
     conv, panels, spread = byte.conv, gate_panels(isa, byte.conv), spread_conv(byte, few)
     weight, most = whole_weights(isa, conv, rng), sure_level(isa, few)
     channel = np.zeros(conv.outputs, int)
