@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from schedules.cpu import ISAS
@@ -130,9 +131,15 @@ def _sorted(isa: str, folders: Iterable[Path]) -> Logs:
         if manifest.versions != {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}:
             refused.append(f"{folder.name} refused: {_named(manifest)}")
             continue
-        verdicts = {record.workload: record for record in records.read(folder) if record.verdict}
-        accepted.append(Log(folder.name, manifest.cpu, verdicts))
+        state = (folder / records.FILE).stat()
+        accepted.append(Log(folder.name, manifest.cpu, _verdicts(folder, state.st_mtime_ns, state.st_size)))
     return Logs(tuple(accepted), tuple(refused), this_cpu())
+
+
+@lru_cache(maxsize=16)
+def _verdicts(folder: Path, _changed: int, _size: int) -> dict[Workload, Record]:
+    """Return the latest verdict of each workload; a log of thousands of lines is read once, until it changes."""
+    return {record.workload: record for record in records.read(folder) if record.verdict}
 
 
 def _named(manifest: Manifest) -> str:
