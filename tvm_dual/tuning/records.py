@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +115,50 @@ def _ends_whole(path: Path) -> bool:
         return file.read() == b"\n"
 
 
+class Log:
+    """A folder's log, each line of which is read once: logs have thousands, and grow while kernels are tuned."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read nothing yet."""
+        self._path = folder / FILE
+        self._forget()
+
+    def _forget(self) -> None:
+        self._size, self._lines, self._found, self._tail = 0, 0, {}, []
+
+    def of(self, workload: Workload) -> list[Record]:
+        """Return a workload's records, in order, those among them that others have appended meanwhile.
+
+        Raises
+        ------
+        DataError
+            If the log is there but cannot be opened.
+        """
+        self._read()
+        return [*self._found.get(workload, []), *(record for record in self._tail if record.workload == workload)]
+
+    def _read(self) -> None:
+        try:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size < self._size:
+                self._forget()
+            if size == self._size:
+                self._tail = []
+                return
+            with self._path.open("rb") as file:
+                file.seek(self._size)
+                text = file.read()
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        whole = text[: text.rfind(b"\n") + 1]
+        for record in _parsed(self._path, whole, self._lines):
+            self._found.setdefault(record.workload, []).append(record)
+        self._size += len(whole)
+        self._lines += whole.count(b"\n")
+        # A last line without its end may still get one: it is read again.
+        self._tail = list(_parsed(self._path, text[len(whole) :], self._lines))
+
+
 def read(folder: Path) -> list[Record]:
     """Return the records of a folder's log, in order; lines that cannot be read are skipped with a warning.
 
@@ -124,11 +169,19 @@ def read(folder: Path) -> list[Record]:
     """
     path = folder / FILE
     try:
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        text = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}); accepted: a log of tvm-dual tune") from error
-    found = []
-    for number, line in enumerate(lines, 1):
+        raise _unreadable(path, error) from error
+    return list(_parsed(path, text, 0))
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"'{path}' cannot be read ({error.strerror}); accepted: a log of tvm-dual tune")
+
+
+def _parsed(path: Path, text: bytes, before: int) -> Iterator[Record]:
+    """Yield the records of lines that come behind as many as `before`."""
+    for number, line in enumerate(text.splitlines(), before + 1):
         if not line.strip():
             continue
         try:
@@ -136,7 +189,6 @@ def read(folder: Path) -> list[Record]:
             # What names no template of today's, or other knobs, is as useless as half a line.
             _ = record.chosen, record.workload.extents, record.workload.level
         except (ValueError, KeyError, TypeError, PlanError) as error:
-            warnings.warn(f"{path}, line {number}: skipped, no record of this version ({error})", stacklevel=2)
+            warnings.warn(f"{path}, line {number}: skipped, no record of this version ({error})", stacklevel=3)
             continue
-        found.append(record)
-    return found
+        yield record

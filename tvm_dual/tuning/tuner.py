@@ -43,6 +43,7 @@ class Tuner:
     def __init__(self, folder: Path, benches: Benches, seed: int, watcher: Watcher) -> None:
         """Measure on `benches`, and append to the log in `folder`."""
         self._folder, self._benches, self._seed, self._watcher = folder, benches, seed, watcher
+        self._log = records.Log(folder)
 
     def tune(self, workloads: dict[Workload, Usage], trials: int) -> None:
         """Measure up to `trials` candidates of each kernel, those in the log included, and decide.
@@ -54,7 +55,7 @@ class Tuner:
         DataError
             If the log cannot be written; what was measured before is kept.
         """
-        known = {w: known_records(records.read(self._folder), w, usage) for w, usage in workloads.items()}
+        known = {w: self._known(w, usage) for w, usage in workloads.items()}
         tasks = [
             Task(index, workload, workloads[workload])
             for index, workload in enumerate(
@@ -108,8 +109,13 @@ class Tuner:
                 raise runner.failure from None
             raise
 
-    def _known(self, task: Task) -> list[Record]:
-        return known_records(records.read(self._folder), task.workload, task.usage)
+    def _known(self, workload: Workload, usage: Usage) -> list[Record]:
+        """Return the records of a workload as it is used: at about the same density, with as many vectors."""
+        return [
+            record
+            for record in self._log.of(workload)
+            if record.vectors == usage.vectors and 1 / SAME_DENSITY <= record.density / usage.density <= SAME_DENSITY
+        ]
 
     def _note(self, task: Task, results: list[Result], verdict: bool = False) -> list[Record]:
         """Append results to the log, and failures to theirs."""
@@ -120,7 +126,7 @@ class Tuner:
 
     def _decide(self, task: Task) -> None:
         """Measure the best candidates head to head with the default, unless that was done since the last trial."""
-        known = self._known(task)
+        known = self._known(task.workload, task.usage)
         if known and known[-1].verdict:
             return
         right = sorted((r for r in known if not r.verdict and math.isfinite(r.ratio)), key=lambda r: r.ratio)
@@ -147,17 +153,6 @@ def winner(results: list[Result]) -> Result:
     right = [result for result in others if not result.timing.error]
     sure = [result for result in right if result.ratio < 1 - WORTH and result.wins >= SURE]
     return min(sure, key=lambda result: result.ratio, default=default)
-
-
-def known_records(found: list[Record], workload: Workload, usage: Usage) -> list[Record]:
-    """Return the records of a workload as it is used: at about the same density, with as many vectors."""
-    return [
-        record
-        for record in found
-        if record.workload == workload
-        and record.vectors == usage.vectors
-        and 1 / SAME_DENSITY <= record.density / usage.density <= SAME_DENSITY
-    ]
 
 
 def _measured(known: list[Record]) -> int:

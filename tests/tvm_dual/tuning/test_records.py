@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -53,6 +54,26 @@ def test_records_of_knobs_that_are_no_more_are_skipped(tmp_path):
     records.append(tmp_path, [replace(RECORD, knobs={"tiles": 3}), RECORD])
     with pytest.warns(UserWarning, match="line 1"):
         assert records.read(tmp_path) == [RECORD]
+
+
+def test_a_growing_log_is_read_on(tmp_path, monkeypatch):
+    log, other = records.Log(tmp_path), replace(RECORD, workload=replace(RECORD.workload, threads=7))
+    assert log.of(RECORD.workload) == []
+    records.append(tmp_path, [RECORD, other])
+    assert (log.of(RECORD.workload), log.of(other.workload)) == ([RECORD], [other])
+    parsed, parse = [], json.loads
+    monkeypatch.setattr("tvm_dual.tuning.records.json.loads", lambda line: parsed.append(line) or parse(line))
+    records.append(tmp_path, [replace(RECORD, seed=5)])
+    assert [record.seed for record in log.of(RECORD.workload)] == [RECORD.seed, 5] and len(parsed) == 1
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"half')
+    with pytest.warns(UserWarning, match="line 4: skipped"):
+        assert len(log.of(RECORD.workload)) == 2
+    records.append(tmp_path, [replace(RECORD, seed=6)])
+    with pytest.warns(UserWarning, match="line 4: skipped"):
+        assert [record.seed for record in log.of(RECORD.workload)] == [RECORD.seed, 5, 6]
+    (tmp_path / FILE).write_text("")
+    assert log.of(RECORD.workload) == []
 
 
 def test_many_writers_do_not_mix_their_lines(tmp_path):
