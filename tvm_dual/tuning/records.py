@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from schedules.families import FAMILIES, Workload
@@ -33,35 +33,35 @@ class Record:
     ----------
     workload : Workload
     knobs : dict of int
-    density : float
-        Share of open rows or nonzero inputs that it was measured at.
-    vectors : int
-        Vectors of a call.
     seconds : float
         Typical time of a call; 0 if it failed.
     default_seconds : float
         That of the default knobs, measured in turns with it; 0 if that failed.
     noise : float
         How far its rounds differ, relative.
+    time : str
+        When, ISO 8601 in UTC.
+    density : float
+        Share of open rows or nonzero inputs that it was measured at.
+    vectors : int
+        Vectors of a call.
     error : str
         Why it failed, else "".
     verdict : bool
     seed : int
-    time : str
-        When, ISO 8601 in UTC.
     """
 
     workload: Workload
     knobs: dict
-    density: float
-    vectors: int
     seconds: float
     default_seconds: float
     noise: float
-    error: str
-    verdict: bool
-    seed: int
     time: str
+    density: float = 1.0
+    vectors: int = 1
+    error: str = ""
+    verdict: bool = False
+    seed: int = 0
 
     @property
     def chosen(self) -> Knobs:
@@ -82,22 +82,31 @@ def append(folder: Path, records: list[Record]) -> None:
     DataError
         If the log cannot be written, such as on a full disk; what it held stays.
     """
-    _append(folder / FILE, "".join(json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in records))
+    _append(folder / FILE, "".join(_line(record) for record in records))
     failed = [f"{r.time} {r.workload} {r.knobs}\n{r.error}\n\n" for r in records if r.error]
     if failed:
         _append(folder / FAILURES, "".join(failed))
 
 
+def _line(record: Record) -> str:
+    """Return a record as JSON, without what is as by default: there are thousands."""
+    usual = {f.name: f.default for f in fields(Record)}
+    values = {name: value for name, value in asdict(record).items() if value != usual[name]}
+    return json.dumps(values, separators=(",", ":")) + "\n"
+
+
 def _append(path: Path, text: str) -> None:
     content = text.encode()
     try:
-        with path.open("ab") as file:
+        # With a buffer, what a full disk did not take would be tried again as the file is closed.
+        with path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = os.fstat(file.fileno()).st_size
             try:
                 # After a line that was cut short, on a line of its own.
-                file.write(content if not end or _ends_whole(path) else b"\n" + content)
-                file.flush()
+                left = content if not end or _ends_whole(path) else b"\n" + content
+                while left:
+                    left = left[file.write(left) :]
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(file.fileno(), end)

@@ -159,16 +159,21 @@ def _measured(known: list[Record]) -> int:
     return len({record.chosen for record in known if not record.verdict})
 
 
+def _rounded(value: float) -> float:
+    """Return a value to four digits: the clock says no more."""
+    return float(f"{value:.4g}")
+
+
 def _record(task: Task, result: Result, verdict: bool, seed: int, now: str) -> Record:
     timing = result.timing
     return Record(
         workload=task.workload,
         knobs=asdict(result.knobs),
-        density=task.usage.density,
+        density=_rounded(task.usage.density),
         vectors=task.usage.vectors,
-        seconds=0.0 if timing.error else timing.typical,
-        default_seconds=0.0 if timing.error else result.default.typical,
-        noise=0.0 if timing.error else timing.noise,
+        seconds=0.0 if timing.error else _rounded(timing.typical),
+        default_seconds=0.0 if timing.error else _rounded(result.default.typical),
+        noise=0.0 if timing.error else _rounded(timing.noise),
         error=timing.error,
         verdict=verdict,
         seed=seed,

@@ -27,7 +27,7 @@ def write(logs, tuned: Workload, knobs: RowKnobs = KNOBS, verdict: bool = True, 
     found = replace(make_manifest("avx2"), **manifest)
     found.write(found.folder(logs))
     values = {"side_by_side": knobs.side_by_side, "ahead": knobs.ahead, "unroll": knobs.unroll}
-    record = Record(tuned, values, 1.0, 1, 1e-6, 2e-6, 0.0, "", verdict, 0, "2026-01-01T00:00:00+00:00")
+    record = Record(tuned, values, 1e-6, 2e-6, 0.0, "2026-01-01T00:00:00+00:00", verdict=verdict)
     records.append(found.folder(logs), [record])
 
 
