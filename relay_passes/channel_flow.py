@@ -17,8 +17,8 @@ from tvm.ir import GenericConst
 
 from relay_passes.channel_lanes import (
     Lanes,
+    convolves_along,
     extents,
-    is_depthwise,
     moved_axis,
     operands,
     own_axis,
@@ -143,7 +143,7 @@ class ChannelFlow:
             elif (
                 (name in PAIRS and self._pairs(call, tracked, shape, axis))
                 or (name in _POOLS and pools_along(call, axis))
-                or (name == "relax.nn.conv2d" and is_depthwise(call, tracked[0], axis, first.count))
+                or (name == "relax.nn.conv2d" and convolves_along(call, tracked[0], axis, first.count))
             ):
                 to = axis
             if to is not None:

@@ -9,6 +9,8 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+from relay_passes.conv2d_site import is_depthwise
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -76,9 +78,8 @@ def pools_along(call: relax.Call, axis: int) -> bool:
     return call.attrs.layout.index("C") == axis and call.attrs.out_layout == call.attrs.layout
 
 
-def is_depthwise(call: relax.Call, x: relax.Expr, axis: int, channels: int) -> bool:
-    """Whether a convolution gives one channel for each that it reads, whose weights are a constant."""
+def convolves_along(call: relax.Call, x: relax.Expr, axis: int, channels: int) -> bool:
+    """Whether a convolution gives one channel for each of `x`, along the same axis; its weights are a constant."""
     same = call.attrs.data_layout.index("C") == axis and call.attrs.out_layout == call.attrs.data_layout
-    weight = call.args[1]
-    each = int(call.attrs.groups) == channels and isinstance(weight, GenericConst) and call.args[0].same_as(x)
-    return same and each and extents(weight)[call.attrs.kernel_layout.index("O")] == channels
+    reads = call.args[0].same_as(x) and isinstance(call.args[1], GenericConst)
+    return same and reads and is_depthwise(call) and int(call.attrs.groups) == channels

@@ -14,6 +14,7 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.drop_idle_transposes import is_transposition, order_of
+from relay_passes.products import PARALLEL_BYTES
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
 from schedules.cpu import Isa
@@ -51,7 +52,8 @@ class _Rewriter(PyExprMutator):
         size = (prod(found),)
         with StepBuilder() as step:
             x = step.input("x", size)
-            step.finish(step.call("transpose", kernel(transpose, self._isa, *found, self._threads), x))
+            tasks = self._threads if 4 * prod(found) >= PARALLEL_BYTES else 1
+            step.finish(step.call("transpose", kernel(transpose, self._isa, *found, tasks), x))
         self._count += 1
         shape = [int(call.args[0].ty.shape[axis]) for axis in order_of(call)]
         planned = StepCall(step, [(call.args[0], size)], [[shape]])

@@ -12,9 +12,7 @@ from schedules.conv2d_shape import Conv2d
 from schedules.cpu import Isa
 from schedules.knobs import GatedDotTile
 from schedules.panels import panel_size
-
-#: Vectors of sums that AVX2 has registers for beside words (`schedules.words`).
-_WORD_SUMS = 3
+from schedules.words import word_groups
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def default_gated_tiles(isa: Isa, byte: ByteConv, few: int) -> GatedTiles:
     """Return tiles that suit most layers for open pixels, and those that take least time for `few` channels."""
     spread, vectors, sums = spread_conv(byte, few), panel_vectors(isa, byte.conv), most_sums(isa, byte.conv)
     # Two listed pixels of three: with a fifth open 14 layers took 0.93 of the time on Zen 3, 0.82 to 1.03.
-    few_registers = isa.vector_bytes == 32 and sums == _WORD_SUMS
-    pixels, tiles = (ROWS, 2) if isa.amx else (max(1, (sums - few_registers) // vectors), 1)
+    beside_words = isa.vector_bytes == 32 and word_groups(isa, byte.conv.runs[1]) > 1
+    pixels, tiles = (ROWS, 2) if isa.amx else (max(1, (sums - beside_words) // vectors), 1)
     found = (tile for tile in byte_tiles(isa, spread) if tile.vectors == vectors)
     return GatedTiles(
         ByteTile(pixels, tiles, vectors, band_rows(isa, byte, "rows"), "rows", isa.amx),

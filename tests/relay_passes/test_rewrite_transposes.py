@@ -38,7 +38,7 @@ def test_an_image_becomes_a_kernel_on_plain_vectors():
             return y
 
     builder, vector = relax.BlockBuilder(), relax.TensorType([1120], "float32")
-    target, given = builder.add_func(transpose(ISA, 1, 32, 35, 2), "transpose0_transpose"), relax.Var("x", vector)
+    target, given = builder.add_func(transpose(ISA, 1, 32, 35, 1), "transpose0_transpose"), relax.Var("x", vector)
     attributes = {"Primitive": True, "dual.site": "transpose0"}
     with builder.function("transpose0_step", [given], attrs=attributes, private=True):
         with builder.dataflow():
@@ -58,6 +58,12 @@ def test_an_image_becomes_a_kernel_on_plain_vectors():
         builder.emit_func_output(output)
     tidy = relax.transform.CanonicalizeBindings()
     tvm.ir.assert_structural_equal(tidy(RewriteTransposes(ISA, 2)(Before)), tidy(builder.get()))
+
+
+def test_large_images_are_shared_by_threads():
+    module = RewriteTransposes(ISA, 2)(transposing((1, 64, 32, 32), [0, 2, 3, 1]))
+    (found,) = [f for v, f in module.functions.items() if v.name_hint == "transpose0_transpose"]
+    tvm.ir.assert_structural_equal(found, transpose(ISA, 1, 64, 1024, 2), map_free_vars=True)
 
 
 @pytest.mark.parametrize(

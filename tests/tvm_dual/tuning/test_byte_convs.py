@@ -70,10 +70,10 @@ def test_a_build_takes_tiles_from_records(kernels, tmp_path):
     plan = default.report.plan
     assert "default" in {choice.origin for choice in plan.kernels}
     used = {choice.kernel for choice in plan.kernels}
-    some = dict([(workload, usage) for workload, usage in kernels.items() if str(workload) in used][:2])
-    tune_kernels(some, LEVEL, trials=2, logs=tmp_path)
+    some = {workload: usage for workload, usage in kernels.items() if str(workload) in used}
+    tune_kernels(some, LEVEL, trials=3, logs=tmp_path)
     tuned = blocks_builder(LEVEL, logs=tmp_path).build("int8", plan=plan)
-    origins = {choice.kernel: choice.origin for choice in tuned.report.plan.kernels}
-    assert [origins[str(workload)] for workload in some] == ["tuned", "tuned"]
+    origins = [choice.origin for choice in tuned.report.plan.kernels if choice.kernel.startswith("conv2d_int8")]
+    assert len(origins) > 1 and set(origins) == {"tuned"}
     for call in builder.model().data.streams[0][:3]:
         np.testing.assert_allclose(tuned(*call), default(*call), rtol=1e-5, atol=1e-5)
