@@ -66,9 +66,9 @@ def network_model(size: Size) -> onnx.ModelProto:
     return ffdnet_model(weights, size.pixels // 2, size.pixels // 2)
 
 
-def noisy_crops(size: Size) -> np.ndarray:
+def noisy_crops(photo: np.ndarray, size: Size) -> np.ndarray:
     """Return the images that plans are calibrated on, in the network's parts."""
-    images = crops(photograph(), "calibration", size.calibration, size.pixels)
+    images = crops(photo, "calibration", size.calibration, size.pixels)
     return parts(with_noise(images, SEEDS["calibration"]))
 
 
@@ -105,7 +105,7 @@ def run(threads: int, size: Size, progress: Progress) -> Result:
         network = Network(
             "ffdnet",
             path,
-            noisy_crops(size),
+            noisy_crops(photo, size),
             parts(noisy["evaluation"]),
             lambda outputs, published: {"psnr_db": psnr(outputs, noisy["evaluation"], clean["evaluation"])},
             SAME,

@@ -140,9 +140,9 @@ def crepe_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
 
 def ffdnet_kernels(threads: int, _checkpoints: Sequence[Path]) -> Kernels:
     """Return what planning compares for the network that denoises images."""
-    from benchmarks.ffdnet import FULL, OPTIONS, network_model, noisy_crops
+    from benchmarks.ffdnet import FULL, OPTIONS, network_model, noisy_crops, photograph
 
-    return _network_kernels(network_model(FULL), noisy_crops(FULL), threads, OPTIONS)
+    return _network_kernels(network_model(FULL), noisy_crops(photograph(), FULL), threads, OPTIONS)
 
 
 def _network_kernels(

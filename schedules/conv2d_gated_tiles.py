@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from schedules.conv2d_amx import ROWS
 from schedules.conv2d_byte_tile import LANES, ByteTile, band_rows, byte_cycles, byte_tiles, most_sums
@@ -43,6 +44,7 @@ def can_gate_bytes(isa: Isa, conv: Conv2d) -> bool:
     return panel_size(isa, conv.outputs, default_gated_tile(isa, conv).vectors) % LANES == 0
 
 
+@lru_cache(maxsize=64)
 def default_gated_tiles(isa: Isa, byte: ByteConv, few: int) -> GatedTiles:
     """Return tiles that suit most layers for open pixels, and those that take least time for `few` channels."""
     spread, vectors, sums = spread_conv(byte, few), panel_vectors(isa, byte.conv), most_sums(isa, byte.conv)

@@ -78,7 +78,7 @@ def _family(
         return space(*of(workload))
 
     def of_fits(workload: Workload, chosen: Knobs) -> bool:
-        return chosen == of_default(workload) or fits(*of(workload), chosen)
+        return fits(*of(workload), chosen)
 
     def of_build(workload: Workload, chosen: Knobs) -> tirx.PrimFunc:
         return build(*of(workload), chosen, workload.threads)

@@ -48,18 +48,16 @@ def depthwise_conv2d(isa: Isa, conv: Conv2d, threads: int):
     row_values, taps, finish = conv.padded_width * channels, down * across, NONLINEARITIES[conv.activation]
     per_row = -(-conv.out_width // pixels)
 
+    each_tap = T.unroll if taps <= _UNROLLED else T.serial
+
     def multiply(sums, image, weight, start, channel, tap):
-        """Add one tap's products of all pixels; `tap` may be a number or an expression."""
-        row, column = (tap // across, tap % across) if isinstance(tap, int) else (T.truncdiv(tap, across), tap % across)
-        at = start + row * (conv.dilation[0] * row_values) + column * (conv.dilation[1] * channels) + channel
+        """Add one tap's products of all pixels."""
+        down_by, across_by = conv.dilation[0] * row_values, conv.dilation[1] * channels
+        at = start + T.truncdiv(tap, across) * down_by + T.truncmod(tap, across) * across_by + channel
         factor = weight[span(tap * channels + channel, width)]
         for p, each in enumerate(sums):
             value = image[span(at + p * (conv.strides[1] * channels), width)]
             T.buffer_store(each, each[span(0, width)] + value * factor, [span(0, width)])
-
-    def multiply_all(sums, image, weight, start, channel):
-        for tap in range(taps):
-            multiply(sums, image, weight, start, channel, tap)
 
     def begun(bias, channel):
         sums = [T.alloc_buffer((width,), "float32") for _ in range(pixels)]
@@ -81,11 +79,8 @@ def depthwise_conv2d(isa: Isa, conv: Conv2d, threads: int):
             for v in T.serial(vectors):
                 channel: T.let = T.min(v * width, channels - width)
                 sums = begun(bias, channel)
-                if taps <= _UNROLLED:
-                    multiply_all(sums, image, weight, start, channel)
-                else:
-                    for tap in T.serial(taps):
-                        multiply(sums, image, weight, start, channel, tap)
+                for tap in each_tap(taps):
+                    multiply(sums, image, weight, start, channel, tap)
                 store(y, (to + row * conv.out_width + first) * channels + channel, sums)
 
     each_band = bands.each(over_pixels)

@@ -58,11 +58,11 @@ def default_knobs(workload: Workload) -> Knobs:
 
 
 def search_space(workload: Workload) -> list[Knobs]:
-    """Return every combination worth trying."""
-    family = FAMILIES[workload.family]
+    """Return every combination worth trying, the default among them."""
+    family, default = FAMILIES[workload.family], default_knobs(workload)
     values = family.space(workload)
     points = (family.knobs(**dict(zip(values, point, strict=True))) for point in itertools.product(*values.values()))
-    return [knobs for knobs in points if family.fits(workload, knobs)]
+    return [knobs for knobs in points if knobs == default or family.fits(workload, knobs)]
 
 
 def template(workload: Workload, knobs: Knobs) -> tirx.PrimFunc:

@@ -31,7 +31,7 @@ class Family:
     build : callable
         From a workload and knobs to the kernel.
     fits : callable
-        From a workload and a combination of the space's values whether it is worth trying.
+        From a workload and a combination of the space's values whether it is worth trying; the default always is.
     exact : tuple of str
         Axes that say what a kernel is, not how large: records are not transferred from one value to another.
     label : callable
