@@ -141,6 +141,12 @@ def test_clips(bounds):
     np.testing.assert_allclose(compiled(model)[0](x), reference(model, x), atol=1e-5)
 
 
+def test_a_clip_at_what_is_no_number_is_refused():
+    clip = helper.make_node("Clip", ["x", "", "high"], ["y"])
+    with pytest.raises(ModelError, match="'high': holds NaN"):
+        compiled(make_model([clip], {"high": np.float32(np.nan)}, [1, 4]))
+
+
 def test_clips_of_old_opsets_and_of_computed_bounds():
     clip = helper.make_node("Clip", ["c"], ["y"], min=-0.1, max=0.2)
     model = make_model([helper.make_node("Conv", ["x", "k"], ["c"]), clip], {"k": normal(4, 2, 3, 3)}, [1, 2, 5, 5])
