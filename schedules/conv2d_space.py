@@ -109,7 +109,7 @@ def single_space(isa: Isa, conv: Conv2d) -> dict[str, tuple[int, ...]]:
 
 
 def single_fits(_isa: Isa, conv: Conv2d, tile: SingleTile) -> bool:
-    """Say whether a run of pixels is worth naming: none that differs from all of a band's alone."""
+    """Say whether a run of pixels is less than two bands long: of longer ones a band is one run all the same."""
     return tile.pixels // 2 < tile.rows * conv.out_width
 
 

@@ -34,7 +34,7 @@ class Workload:
     family: str
     shape: tuple[int, ...]
     isa: str
-    threads: int
+    threads: int = 1
 
     @property
     def level(self) -> Isa:

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 from schedules.families import FAMILIES, Workload
@@ -89,10 +89,15 @@ def append(folder: Path, records: list[Record]) -> None:
 
 
 def _line(record: Record) -> str:
-    """Return a record as JSON, without what is as by default: there are thousands."""
-    usual = {f.name: f.default for f in fields(Record)}
-    values = {name: value for name, value in asdict(record).items() if value != usual[name]}
-    return json.dumps(values, separators=(",", ":")) + "\n"
+    """Return a record as JSON without spaces."""
+    return json.dumps(_told(record), separators=(",", ":")) + "\n"
+
+
+def _told(value):
+    """Return a dataclass as a dict, without fields that are as by default: there are thousands of lines."""
+    if not is_dataclass(value):
+        return value
+    return {f.name: _told(given) for f in fields(value) if (given := getattr(value, f.name)) != f.default}
 
 
 def _append(path: Path, text: str) -> None:

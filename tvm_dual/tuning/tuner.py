@@ -119,7 +119,7 @@ class Tuner:
 
     def _note(self, task: Task, results: list[Result], verdict: bool = False) -> list[Record]:
         """Append results to the log, and failures to theirs."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         noted = [_record(task, result, verdict, self._seed, now) for result in results]
         records.append(self._folder, noted)
         return noted
@@ -159,9 +159,9 @@ def _measured(known: list[Record]) -> int:
     return len({record.chosen for record in known if not record.verdict})
 
 
-def _rounded(value: float) -> float:
-    """Return a value to four digits: the clock says no more."""
-    return float(f"{value:.4g}")
+def _rounded(value: float, digits: int = 4) -> float:
+    """Return a time to as many digits as the clock is good for; an estimate of noise is good for fewer."""
+    return float(f"{value:.{digits}g}")
 
 
 def _record(task: Task, result: Result, verdict: bool, seed: int, now: str) -> Record:
@@ -169,11 +169,11 @@ def _record(task: Task, result: Result, verdict: bool, seed: int, now: str) -> R
     return Record(
         workload=task.workload,
         knobs=asdict(result.knobs),
-        density=_rounded(task.usage.density),
+        density=task.usage.density,
         vectors=task.usage.vectors,
         seconds=0.0 if timing.error else _rounded(timing.typical),
         default_seconds=0.0 if timing.error else _rounded(result.default.typical),
-        noise=0.0 if timing.error else _rounded(timing.noise),
+        noise=0.0 if timing.error else _rounded(timing.noise, 2),
         error=timing.error,
         verdict=verdict,
         seed=seed,
