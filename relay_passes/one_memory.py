@@ -18,12 +18,13 @@ from tvm import IRModule, relax, s_tir, tirx
 from tvm.ir import GenericConst
 from tvm.script import tirx as T
 
+from relay_passes.divide_step import PARTS, part_lengths, variables
 from relay_passes.same_places import same_places
 
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 #: Bytes of a cache line, which everything starts at.
 _LINE = 64
-#: Up to this size TVM keeps a vector on the stack, which costs nothing.
+#: Below this size TVM keeps a vector on the stack, which costs nothing.
 _STACK_BYTES = 1024
 #: From this size on an input is read, and an output written, where the caller has it. To find out where that is takes a
 #: microsecond, and to copy 32 kB as long.
@@ -115,11 +116,13 @@ def in_one_memory(
     kept = {*(operands[operand] for operand in states.values()), *(results[result] for result in states)}
     free = [[buffer for buffer in buffers if buffer not in kept] for buffers in (operands, results)]
     places = same_places(statements, *free, root.alloc_buffers)
+    copies = [_copy(results[result], operands[operand]) for result, operand in states.items()]
+    statements = [*places.statements, *copies]
+    lengths = part_lengths(statements)
     between = [buffer for buffer in root.alloc_buffers if buffer not in places.same]
-    large = [buffer for buffer in between if _bytes(buffer) > _STACK_BYTES]
-    merged = _merged(large, places.statements)
-    statements = [replaced(statement, merged) for statement in places.statements]
-    statements += [_copy(results[result], operands[operand]) for result, operand in states.items()]
+    small = _on_stack(between, statements, lengths)
+    merged = _merged([buffer for buffer in between if buffer not in small], statements)
+    statements = [replaced(statement, merged) for statement in statements]
     placed = [*kernel.params, *dict.fromkeys(merged.values())]
     starts = [-(-8 * len(afar) // _LINE) * _LINE]
     for buffer in placed:
@@ -135,13 +138,25 @@ def in_one_memory(
     moved = {b: tirx.decl_buffer(b.shape, str(b.dtype), b.name, elem_offset=by) for b, by in behind.items()}
     statements = [replaced(statement, moved) for statement in statements]
     views = [tirx.DeclBuffer(moved.get(b, b), data=_address(memory, start, b)) for b, start in at.items()]
-    small = [buffer for buffer in between if _bytes(buffer) <= _STACK_BYTES]
     body = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*first, *views, *statements]), alloc_buffers=small)
     body = s_tir.SBlockRealize([], True, body)
     offsets = starts[: len(kernel.params)]
     for result, operand in states.items():
         offsets[n_operands + result] = offsets[operand]
-    return tirx.PrimFunc([memory], body, kernel.ret_type, kernel.attrs), [*offsets, starts[-1]]
+    whole = tirx.PrimFunc([memory], body, kernel.ret_type, kernel.attrs)
+    return whole.with_attr(PARTS, lengths), [*offsets, starts[-1]]
+
+
+def _on_stack(buffers: Sequence, statements: Sequence[tirx.Stmt], lengths: Sequence[int]) -> list:
+    """Return the small ones of `buffers` that one part of the kernel alone uses: its stack ends with it."""
+    parts_of: dict = {}
+    position = 0
+    for part, length in enumerate(lengths):
+        for statement in statements[position : position + length]:
+            for buffer in variables(statement):
+                parts_of.setdefault(buffer, set()).add(part)
+        position += length
+    return [b for b in buffers if _bytes(b) < _STACK_BYTES and len(parts_of.get(b, ())) <= 1]
 
 
 def _bytes(buffer) -> int:
@@ -163,7 +178,7 @@ def _merged(buffers: Sequence, statements: Sequence[tirx.Stmt]) -> dict:
     """
     first, last = {}, {}
     for i, statement in enumerate(statements):
-        for buffer in _used(statement, buffers):
+        for buffer in filter(variables(statement).__contains__, buffers):
             first.setdefault(buffer, i)
             last[buffer] = i
     shared, ends, members = {}, {}, {}
@@ -182,18 +197,6 @@ def _merged(buffers: Sequence, statements: Sequence[tirx.Stmt]) -> dict:
         whole = tirx.decl_buffer((length,), str(group[0].dtype), "shared")
         shared |= dict.fromkeys(group, whole)
     return shared
-
-
-def _used(statement: tirx.Stmt, buffers: Sequence) -> list:
-    found = {}
-    known = set(buffers)
-
-    def note(variable: tirx.Var) -> None:
-        if variable in known:
-            found[variable] = None
-
-    tvm_ffi.structural_walk(statement, (tirx.Var, note), order="post")
-    return list(found)
 
 
 def replaced(statement: tirx.Stmt, by: dict) -> tirx.Stmt:

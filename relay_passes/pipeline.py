@@ -11,6 +11,7 @@ from tvm import relax
 
 from relay_passes.channels_last import ChannelsLast
 from relay_passes.copied_littles import CopyLittles
+from relay_passes.divide_step import DivideStep
 from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
 from relay_passes.fuse_step import FuseStep
@@ -111,6 +112,7 @@ def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None 
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
             OneMemory(),
+            DivideStep(),
         ],
     }
     return tvm.transform.Sequential([step for name, passes in phases.items() for step in _watched(name, passes, watch)])
