@@ -11,6 +11,7 @@ from math import inf
 
 import tvm
 from tvm import IRModule, relax
+from tvm.ir import GenericConst
 from tvm.relax.dpl import is_op, rewrite_call, wildcard
 
 from relay_passes.conv2d_site import is_depthwise
@@ -21,7 +22,8 @@ from relay_passes.drop_idle_transposes import DropIdleTransposes
 class ChannelsLast:
     """The pass; run it where weights are constants.
 
-    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise.
+    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a vector of one value:
+    what is added to all of an image becomes a scalar, and the image keeps its layout.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
@@ -31,6 +33,9 @@ class ChannelsLast:
         result = IRModule(module.functions, attrs=module.attrs)
         clip = is_op("relax.clip")(wildcard(), wildcard(), wildcard())
         result["main"] = rewrite_call(clip, lambda call, _: _without_clip(call), module["main"])
+        for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum"):
+            by_value = is_op(f"relax.{name}")(wildcard(), wildcard())
+            result["main"] = rewrite_call(by_value, lambda call, _: _with_scalars(call), result["main"])
         passes = [
             relax.transform.ConvertLayout({}, _layouts),
             # Weights are constants, and are laid out anew here.
@@ -59,6 +64,20 @@ def _without_clip(call: relax.Call) -> relax.Expr:
     if low > -inf:
         value = relax.op.maximum(value, relax.const(low, "float32")) if low else relax.op.nn.relu(value)
     return relax.op.minimum(value, relax.const(high, "float32")) if high < inf else value
+
+
+def _with_scalars(call: relax.Call) -> relax.Expr:
+    """Return an operator of two operands, of which a constant of one value is a scalar if it adds no dimension."""
+    operands = list(call.args)
+    for i, constant in enumerate(operands):
+        other = operands[1 - i]
+        if not isinstance(constant, GenericConst) or isinstance(other, GenericConst):
+            continue
+        array = constant.value.numpy()
+        if array.size == 1 and 0 < array.ndim <= len(other.ty.shape or ()):
+            operands[i] = relax.const(array.reshape(()), str(array.dtype))
+            return relax.Call(call.op, operands, call.attrs)
+    return call
 
 
 def _layouts(call: relax.Call) -> dict[str, list[str]]:

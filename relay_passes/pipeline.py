@@ -27,8 +27,10 @@ from relay_passes.rewrite_depthwise import RewriteDepthwise
 from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.rewrite_transposes import RewriteTransposes
+from relay_passes.schedule_loops import ScheduleLoops
 from relay_passes.site_plan import AttachPlan
 from relay_passes.split_littles import SplitLittles
+from relay_passes.subpixel_convs import SubpixelConvs
 from schedules.cpu import Isa
 
 
@@ -53,6 +55,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
     return tvm.transform.Sequential(
         [
             relax.transform.FoldConstant(),
+            SubpixelConvs(),
             FoldBatchNorm(),
             FoldBatchNormForward(),
             ChannelsLast(),
@@ -95,13 +98,14 @@ def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None 
             relax.transform.CanonicalizeBindings(),
             relax.transform.RemoveRedundantReshape(),
         ],
-        # 4. Layers left to TVM become kernels; a site's stages become one.
+        # 4. Layers left to TVM become kernels of one pass over memory; a site's stages become one.
         "4_fuse": [
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            ScheduleLoops(threads),
             relax.transform.DeadCodeElimination(["main"]),
         ],
         # 5. A streamed step becomes one kernel, so that nothing is allocated or dispatched within it.

@@ -118,6 +118,64 @@ def test_any_clip_may_lie_between_convolutions(tools):
     tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight)), expected)
 
 
+def test_constants_of_one_value_are_scalars_and_leave_a_chain_whole(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 3, 1, 1), "float32"),
+            one: R.Tensor((1,), "float32"),
+        ):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                y1 = R.multiply(one, y)
+                y2 = R.nn.conv2d(y1, w)
+                R.output(y2)
+            return y2
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 1, 1, 3), "float32"),
+            one: R.Tensor((), "float32"),
+        ):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
+                y = R.nn.conv2d(x0, w, data_layout="NHWC", kernel_layout="OHWI")
+                y1 = R.multiply(one, y)
+                y2 = R.nn.conv2d(y1, w, data_layout="NHWC", kernel_layout="OHWI")
+                y3 = R.permute_dims(y2, axes=[0, 3, 1, 2])
+                R.output(y3)
+            return y3
+
+    weight, one = tools.normal(3, 3, 1, 1), tools.normal(1)
+    last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    expected = tools.bound(Expected, w=last, one=one.reshape(()))
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight, one=one)), expected)
+
+
+def test_constants_that_add_a_dimension_keep_it(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 3, 1, 1), "float32"),
+            deep: R.Tensor((1, 1, 1, 1, 1), "float32"),
+        ):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                y1 = R.add(y, deep)
+                R.output(y1)
+            return y1
+
+    before = tools.bound(Before, w=tools.normal(3, 3, 1, 1), deep=tools.normal(1, 1, 1, 1, 1))
+    assert list(map(int, ChannelsLast()(before)["main"].ret_ty.shape)) == [1, 1, 3, 8, 8]
+
+
 def test_depthwise_convolutions_are_part_of_a_chain(tools):
     @I.ir_module
     class Before:

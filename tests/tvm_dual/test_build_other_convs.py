@@ -47,6 +47,8 @@ def test_a_torch_module_with_residuals_groups_and_transposed_convolutions(blocks
     images = np.random.default_rng(2).standard_normal((4, 3, 18, 20)).astype("float32")
     library = Builder(blocks, [images], example_inputs=(torch.zeros(1, 3, 18, 20),)).build("fp32", options=EXACT)
     sites = {site.name: site.input for site in library.report.plan.sites}
+    # The transposed one: of so few products either form may be faster.
+    assert sites.pop("conv2d3") in ("dense", "columns")
     assert sites == {"conv2d0": "dense", "conv2d1": "columns", "conv2d2": "dense"}
     with torch.inference_mode():
         wanted = blocks(torch.from_numpy(images[:1])).numpy()
