@@ -16,6 +16,7 @@ from tvm.relax.dpl import is_op, rewrite_call, wildcard
 
 from relay_passes.conv2d_site import is_depthwise
 from relay_passes.drop_idle_transposes import DropIdleTransposes
+from relay_passes.fold_layouts import FoldLayouts
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
@@ -39,6 +40,7 @@ class ChannelsLast:
         passes = [
             relax.transform.ConvertLayout({}, _layouts),
             # Weights are constants, and are laid out anew here.
+            FoldLayouts(),
             relax.transform.FoldConstant(),
             DropIdleTransposes(),
         ]

@@ -14,6 +14,7 @@ from relay_passes.copied_littles import CopyLittles
 from relay_passes.divide_step import DivideStep
 from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
+from relay_passes.fold_layouts import FoldLayouts
 from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.join_bytes import JoinBytes
@@ -54,6 +55,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
     """From the importer's module to one whose layers are named sites."""
     return tvm.transform.Sequential(
         [
+            FoldLayouts(),
             relax.transform.FoldConstant(),
             SubpixelConvs(),
             FoldBatchNorm(),
