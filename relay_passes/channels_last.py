@@ -1,8 +1,8 @@
 """ChannelsLast: convolutions read and write images pixel by pixel (NHWC), and so does what lies between them.
 
 What a kernel broadcasts or skips is then one run of memory. Images are transposed where they enter or leave a chain
-of convolutions, depthwise ones among them, never within it. Other convolutions in groups, and transposed ones, stay as
-they come.
+of convolutions, depthwise ones among them, never within it. Other convolutions in groups stay as they come, and so do
+transposed ones that `relay_passes.subpixel_convs` leaves.
 """
 
 from __future__ import annotations
