@@ -14,9 +14,10 @@ import tvm_ffi
 from tvm import IRModule, ir, s_tir, tirx
 
 from relay_passes.products import PARALLEL_BYTES
+from relay_passes.same_places import reshaped
 
 #: Functions that take long enough to be computed once, however often their result is read.
-_LONG = {f"tirx.{name}" for name in ("exp", "log", "pow", "erf", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")}
+_LONG = {"exp", "log", "pow", "erf", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos"}
 #: Parts of an expression up to which it is computed wherever it is read, instead of once.
 _SHORT = 30
 
@@ -54,6 +55,10 @@ def scheduled(kernel: tirx.PrimFunc, threads: int) -> tirx.PrimFunc:
     """
     schedule = s_tir.Schedule(kernel)
     root = schedule.get_sblock("root")
+    for nest, block in zip(_nests(kernel), schedule.get_child_blocks(root), strict=True):
+        if _is_idle_end(schedule, nest, block):
+            # Loops over what is reshaped have simpler indices than loops over a vector.
+            schedule.reverse_compute_inline(block)
     for block in schedule.get_child_blocks(root):
         if _can_join(schedule, block, schedule.get(root)):
             schedule.compute_inline(block)
@@ -66,10 +71,13 @@ def scheduled(kernel: tirx.PrimFunc, threads: int) -> tirx.PrimFunc:
 
 
 def _is_plain(kernel: tirx.PrimFunc) -> bool:
-    body = kernel.body.block.body if isinstance(kernel.body, s_tir.SBlockRealize) else kernel.body
     extents = [extent for parameter in kernel.params for extent in getattr(parameter, "shape", [None])]
-    nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
-    return all(isinstance(extent, tirx.IntImm) for extent in extents) and all(map(_is_nest, nests))
+    return all(isinstance(extent, tirx.IntImm) for extent in extents) and all(map(_is_nest, _nests(kernel)))
+
+
+def _nests(kernel: tirx.PrimFunc) -> list[tirx.Stmt]:
+    body = kernel.body.block.body if isinstance(kernel.body, s_tir.SBlockRealize) else kernel.body
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
 def _is_nest(statement: tirx.Stmt) -> bool:
@@ -78,6 +86,14 @@ def _is_nest(statement: tirx.Stmt) -> bool:
         statement = statement.body
     block = getattr(statement, "block", None)
     return block is not None and not block.alloc_buffers and isinstance(block.body, tirx.BufferStore)
+
+
+def _is_idle_end(schedule: s_tir.Schedule, nest: tirx.Stmt, block) -> bool:
+    """Whether a block reshapes what one other block computes for it alone, and nothing reads the result."""
+    found, producers = reshaped(nest), schedule.get_producers(block)
+    if found is None or schedule.get_consumers(block) or len(producers) != 1:
+        return False
+    return _is_spatial(schedule.get(producers[0])) and len(schedule.get_consumers(producers[0])) == 1
 
 
 def _can_join(schedule: s_tir.Schedule, block, root: s_tir.SBlock) -> bool:
@@ -100,7 +116,14 @@ def _measure(value: ir.Expr) -> tuple[int, bool]:
     """Return how many parts an expression has, and whether one of them is a function that takes long."""
     parts: list[ir.Expr] = []
     tvm_ffi.structural_walk(value, (ir.Expr, parts.append), order="post")
-    return len(parts), any(isinstance(part, ir.Call) and getattr(part.op, "name", "") in _LONG for part in parts)
+    return len(parts), not _LONG.isdisjoint(_called(value))
+
+
+def _called(value: ir.Expr) -> set[str]:
+    """Return the names of the functions that an expression calls, without what says whose they are."""
+    calls: list[ir.Call] = []
+    tvm_ffi.structural_walk(value, (ir.Call, calls.append), order="post")
+    return {call.op.name.split(".")[-1] for call in calls if isinstance(call.op, ir.Op)}
 
 
 def _reads(block: s_tir.SBlock, buffer) -> int:

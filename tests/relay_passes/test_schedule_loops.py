@@ -93,6 +93,28 @@ def test_what_takes_long_is_computed_once(native):
     same(before, after, native)
 
 
+def test_loops_go_over_what_is_reshaped_at_the_end(native):
+    def emit(builder, x):
+        spread = builder.emit(relax.op.permute_dims(builder.emit(relax.op.nn.relu(x)), [0, 2, 1, 3]))
+        return builder.emit(relax.op.reshape(spread, [9 * 11 * 33]))
+
+    before = kernel_of(emit)
+    after = scheduled(before, 1)
+    assert [[int(loop.extent) for loop in nest if int(loop.extent) > 1] for nest in loops(after)] == [[11, 9, 33]]
+    same(before, after, native)
+
+
+def test_a_concatenation_is_part_of_what_reads_it(native):
+    def emit(builder, x):
+        both = builder.emit(relax.op.concat([x, builder.emit(relax.op.nn.relu(x))], axis=3))
+        return builder.emit(relax.op.multiply(both, relax.const(2.0)))
+
+    before = kernel_of(emit)
+    after = scheduled(before, 1)
+    assert len(loops(after)) == 1
+    same(before, after, native)
+
+
 def test_means_over_pixels_add_one_row_after_another(native):
     before = kernel_of(lambda builder, x: builder.emit(relax.op.mean(x, [1, 2], keepdims=True)))
     after = scheduled(before, 1)
