@@ -1,6 +1,6 @@
 """How long models take to import and to compile.
 
-An LSTM takes as long for sequences of 10 steps as of 1,000, convolutions as long each in a network of 64 as of 8.
+An LSTM takes as long for sequences of 10 steps as of 1,000. Networks of many convolutions are divided into functions.
 ``python -m benchmarks.compile_time`` prints one line per length and per depth. Each runs in a process of its own, in
 turns, so that none finds kernels that the other has made.
 """

@@ -54,14 +54,14 @@ def expected(x):
 def test_no_part_ends_where_a_value_or_memory_of_its_own_is_used_behind():
     statements = list(step().body.block.body.seq)
     assert len(statements) == 9
-    assert part_lengths(statements, 2) == [2, 2, 4, 1]
-    assert part_lengths(statements, 5) == [8, 1]
-    assert part_lengths(statements, 9) == [9]
+    assert part_lengths(statements, 2, 0) == [2, 2, 4, 1]
+    assert part_lengths(statements, 5, 8) == [8, 1]
+    assert part_lengths(statements, 2, 9) == part_lengths(statements) == [9]
 
 
 @pytest.mark.parametrize(("most", "parts"), [(2, 4), (5, 2), (9, 1)])
 def test_parts_compute_the_same(monkeypatch, native, most, parts):
-    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, most))
+    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, most, 0))
     kernel, offsets = in_one_memory(step(), 1, {})
     assert len(kernel.attrs[PARTS]) == parts
     module = DivideStep()(tvm.IRModule({"step": kernel.with_attr("global_symbol", "step")}))
@@ -79,7 +79,7 @@ def test_parts_compute_the_same(monkeypatch, native, most, parts):
 
 
 def test_what_parts_share_lies_in_the_memory_and_the_rest_on_their_stacks(monkeypatch):
-    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, 2))
+    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, 2, 0))
     kernel, _ = in_one_memory(step(), 1, {})
     assert [buffer.name for buffer in kernel.body.block.alloc_buffers] == ["inner"]
 
