@@ -9,6 +9,7 @@ printed words.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from benchmarks.results import write_json
 from benchmarks.tables import fastest, print_rows
 from tvm_dual.builder import Builder
 from tvm_dual.console import progress_bars
+from tvm_dual.errors import TvmDualError
 from tvm_dual.options import AdvancedOptions
 
 PACKAGE = "rapidocr_onnxruntime"
@@ -126,8 +128,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    with progress_bars() as progress:
-        rows = run(arguments.threads, progress)
+    try:
+        with progress_bars() as progress:
+            rows = run(arguments.threads, progress)
+    except TvmDualError as error:
+        sys.exit(f"text_detector: {error}")
     print_rows(rows)
     peer, ours = fastest(rows, ("fp32",), False), fastest(rows, ("fp32",), True)
     print(f"fastest fp32 peer / ours: {peer['median_ms'] / ours['median_ms']:.2f}")
