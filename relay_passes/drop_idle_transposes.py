@@ -13,6 +13,8 @@ import tvm_ffi
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.main_function import mutated, tidied
+
 
 @tvm.transform.module_pass(opt_level=0, name="DropIdleTransposes")
 class DropIdleTransposes:
@@ -20,12 +22,8 @@ class DropIdleTransposes:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` without idle transpositions."""
-        dropper = _Dropper(module)
-        main = dropper.visit_expr(module["main"])
-        dropper.builder_.update_func(module.get_global_var("main"), main)
         # The first of two that became one may be read by nobody.
-        tidy = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
-        return tvm.transform.Sequential(tidy)(dropper.builder_.get())
+        return tidied(mutated(_Dropper(module), module))
 
 
 @mutator

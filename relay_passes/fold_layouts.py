@@ -13,6 +13,7 @@ from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.drop_idle_transposes import order_of
+from relay_passes.main_function import mutated, tidied
 
 _RESHAPES = {f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten")}
 
@@ -23,11 +24,7 @@ class FoldLayouts:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with constants in place of constants that are reshaped or transposed."""
-        folder = _Folder(module)
-        main = folder.visit_expr(module["main"])
-        folder.builder_.update_func(module.get_global_var("main"), main)
-        tidy = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
-        return tvm.transform.Sequential(tidy)(folder.builder_.get())
+        return tidied(mutated(_Folder(module), module))
 
 
 @mutator

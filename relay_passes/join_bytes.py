@@ -14,6 +14,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_bytes_stage import ByteImages, byte_bias, read_images
 from relay_passes.conv2d_site import Conv2dSite, read_conv2d
+from relay_passes.main_function import mutated
 from relay_passes.mark_sites import layer_activation
 from relay_passes.pass_bytes import Images
 from relay_passes.site_plan import read_form
@@ -42,10 +43,7 @@ class JoinBytes:
         chains = _chains(module)
         if not chains:
             return module
-        joined = _Join(module, chains)
-        main = joined.visit_expr(module["main"])
-        joined.builder_.update_func(module.get_global_var("main"), main)
-        return relax.transform.DeadCodeElimination(["main"])(joined.builder_.get())
+        return relax.transform.DeadCodeElimination(["main"])(mutated(_Join(module, chains), module))
 
 
 @dataclass(frozen=True, eq=False)

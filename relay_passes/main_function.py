@@ -1,10 +1,12 @@
-"""Adding parameters and outputs to ``main``."""
+"""What passes that change ``main`` share: to run a mutator on it, to tidy it, to add parameters and outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from tvm import relax
+import tvm
+from tvm import IRModule, relax
+from tvm.relax.expr_functor import PyExprMutator
 
 
 def extend_main(
@@ -38,3 +40,16 @@ def extend_main(
     return relax.Function([*main.params, *parameters], body, type_, is_pure=True).with_attrs(
         dict(main.attrs) | attributes
     )
+
+
+def mutated(mutator: PyExprMutator, module: IRModule) -> IRModule:
+    """Return `module` with what a mutator, made for this module, makes of ``main``, and the functions that it adds."""
+    main = mutator.visit_expr(module["main"])
+    mutator.builder_.update_func(module.get_global_var("main"), main)
+    return mutator.builder_.get()
+
+
+def tidied(module: IRModule) -> IRModule:
+    """Return `module` without bindings that are another's name, and what of ``main`` nobody reads."""
+    tidy = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
+    return tvm.transform.Sequential(tidy)(module)

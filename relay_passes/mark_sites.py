@@ -16,6 +16,7 @@ from tvm.relax.dpl import is_const, is_op, wildcard
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
+from relay_passes.main_function import mutated
 from relay_passes.patterns import is_read_once
 
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
@@ -42,10 +43,7 @@ class MarkSites:
         """Return `module` with every site in a function of its own."""
         patterns = [*_dense_patterns(), *conv2d_patterns()]
         module = relax.transform.FuseOpsByPattern(patterns, bind_constants=False, entry_functions=["main"])(module)
-        marker = _Marker(module)
-        main = marker.visit_expr(module["main"])
-        marker.builder_.update_func(module.get_global_var("main"), main)
-        return relax.transform.DeadCodeElimination(["main"])(marker.builder_.get())
+        return relax.transform.DeadCodeElimination(["main"])(mutated(_Marker(module), module))
 
 
 def _dense_patterns() -> list[tuple]:

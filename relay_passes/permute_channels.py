@@ -18,6 +18,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from relay_passes.channel_flow import PAIRS, ChannelFlow, conv2d_roles, part_orders
 from relay_passes.channel_lanes import Lanes
 from relay_passes.conv2d_site import COMPOSITE
+from relay_passes.main_function import mutated
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,7 @@ class PermuteChannels:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with the constants in order."""
-        permuter = _Permuter(module, self._orders)
-        main = permuter.visit_expr(module["main"])
-        permuter.builder_.update_func(module.get_global_var("main"), main)
-        return permuter.builder_.get()
+        return mutated(_Permuter(module, self._orders), module)
 
 
 def site_orders(module: IRModule, orders: Mapping[str, np.ndarray]) -> dict[str, SiteOrder]:

@@ -9,6 +9,7 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_site import COMPOSITE, Conv2dSite, conv2d_function, read_conv2d
+from relay_passes.main_function import mutated
 from relay_passes.mark_sites import layer_activation
 from relay_passes.site_plan import SiteForm, read_form
 
@@ -23,10 +24,7 @@ def replace_sites(module: IRModule, wanted: Callable[[SiteForm], bool], put: Put
     """Return `module` with what `put` gives in place of each planned convolution whose form is `wanted`."""
     if not any(_found(function, wanted) for function in module.functions.values()):
         return module
-    replacer = _Replacer(module, wanted, put)
-    main = replacer.visit_expr(module["main"])
-    replacer.builder_.update_func(module.get_global_var("main"), main)
-    return relax.transform.DeadCodeElimination(["main"])(replacer.builder_.get())
+    return relax.transform.DeadCodeElimination(["main"])(mutated(_Replacer(module, wanted, put), module))
 
 
 def _found(function, wanted: Callable[[SiteForm], bool]) -> bool:

@@ -14,6 +14,7 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.drop_idle_transposes import is_transposition, order_of
+from relay_passes.main_function import mutated
 from relay_passes.products import PARALLEL_BYTES
 from relay_passes.site_rewriter import StepCall
 from relay_passes.step import StepBuilder
@@ -32,10 +33,7 @@ class RewriteTransposes:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with kernels in place of transpositions."""
-        rewriter = _Rewriter(module, self._isa, self._threads)
-        main = rewriter.visit_expr(module["main"])
-        rewriter.builder_.update_func(module.get_global_var("main"), main)
-        return rewriter.builder_.get()
+        return mutated(_Rewriter(module, self._isa, self._threads), module)
 
 
 @mutator

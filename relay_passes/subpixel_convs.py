@@ -17,6 +17,8 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.main_function import mutated, tidied
+
 #: Operators that compute each value from one, or from two of the same channel.
 _BY_VALUE = {"clip", "exp", "sigmoid", "tanh"} | {f"nn.{name}" for name in ("gelu", "leakyrelu", "relu", "silu")}
 _BY_VALUE |= {"add", "subtract", "multiply", "divide", "maximum", "minimum"}
@@ -33,13 +35,9 @@ class SubpixelConvs:
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with convolutions in place of transposed ones."""
         spreader = _Spreader(module)
-        main = spreader.visit_expr(module["main"])
-        if not spreader.found:
-            return module
-        spreader.builder_.update_func(module.get_global_var("main"), main)
+        result = mutated(spreader, module)
         # What is spread may be read by nobody any more, as what follows reads the channels.
-        tidy = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
-        return tvm.transform.Sequential(tidy)(spreader.builder_.get())
+        return tidied(result) if spreader.found else module
 
 
 @dataclass(frozen=True)
