@@ -68,12 +68,18 @@ def _module(shape: tuple[int, ...], emit: Callable) -> tvm.IRModule:
     return builder.get()
 
 
-def microseconds(module: tvm.IRModule, isa: Isa, rewrite: Callable, finish: Callable = lambda given: given) -> float:
-    """Return the least time of the kernel that `rewrite`, then TVM, and then `finish` make of a module."""
+def _as_it_is(module: tvm.IRModule) -> tvm.IRModule:
+    return module
+
+
+def microseconds(
+    module: tvm.IRModule, isa: Isa, rewrite: Callable = _as_it_is, schedule: Callable = _as_it_is
+) -> float:
+    """Return the least time of the kernel that `rewrite`, then TVM, and then `schedule` make of a module."""
     fuse = relax.transform
     stages = [fuse.LegalizeOps(), fuse.AnnotateTIROpPattern(), fuse.FoldConstant(), fuse.FuseOps(), fuse.FuseTIR()]
     tidy = [fuse.CanonicalizeBindings(), fuse.RemoveRedundantReshape()]
-    module = finish(tvm.transform.Sequential([*tidy, *stages])(rewrite(module)))
+    module = schedule(tvm.transform.Sequential([*tidy, *stages])(rewrite(module)))
     calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
     (call,) = filter(_is_kernel, calls)
     kernel = module[call.args[0]]
@@ -100,7 +106,7 @@ def main() -> None:
     parser.add_argument("--target", default="native", help="a level that this CPU runs")
     isa = ISAS[checked_target(parser.parse_args().target, 1)]
     cases = [
-        (f"{size} x {size}, {channels}, {name}", transposing(shape, axes), RewriteTransposes(isa, 1))
+        (f"{size} x {size}, {channels}, {name}", transposing(shape, axes), {"rewrite": RewriteTransposes(isa, 1)})
         for size, channels in IMAGES
         for name, shape, axes in (
             ("NCHW to NHWC", (1, channels, size, size), (0, 2, 3, 1)),
@@ -109,17 +115,16 @@ def main() -> None:
     ]
     cases += [
         (f"{size} x {size}, {channels}, depthwise {k} x {k} / {stride}", convolving(size, channels, k, stride),
-         RewriteDepthwise(isa, 1))
+         {"rewrite": RewriteDepthwise(isa, 1)})
         for size, channels, k, stride in DEPTHWISE
     ]  # fmt: skip
-    loops = ScheduleLoops(1)
-    shapes = [(1, size, size, channels) for size, channels in IMAGES]
-    cases += [(f"{h} x {w}, {c}, hard swish", swishing((1, h, w, c)), None) for _, h, w, c in shapes]
-    cases += [(f"{h} x {w}, {c}, mean of channels", averaging((1, h, w, c)), None) for _, h, w, c in shapes]
+    for size, channels in IMAGES:
+        for name, made in (("hard swish", swishing), ("mean of channels", averaging)):
+            module = made((1, size, size, channels))
+            cases.append((f"{size} x {size}, {channels}, {name}", module, {"schedule": ScheduleLoops(1)}))
     print("| | TVM's loop, us | ours, us | |\n|---|---|---|---|")
-    for name, module, rewrite in cases:
-        before = microseconds(module, isa, lambda given: given)
-        after = microseconds(module, isa, rewrite) if rewrite else microseconds(module, isa, lambda given: given, loops)
+    for name, module, ours in cases:
+        before, after = microseconds(module, isa), microseconds(module, isa, **ours)
         print(f"| {name} | {before:.1f} | {after:.1f} | {before / after:.2f} |", flush=True)
 
 

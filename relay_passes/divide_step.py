@@ -38,30 +38,24 @@ class DivideStep:
         return result
 
 
-def part_lengths(statements: Sequence[tirx.Stmt], most: int = _MOST, whole: int = _WHOLE) -> list[int]:
+def part_lengths(statements: Sequence[tirx.Stmt]) -> list[int]:
     """Divide statements of a kernel where nothing that one of them defines is used behind.
 
-    Parameters
-    ----------
-    statements : sequence of Stmt
-    most : int
-        Statements of a part; it has more where it cannot be divided.
-    whole : int
-        Up to so many statements are one part.
+    Short kernels are one part, and a part has more than `_MOST` statements where it cannot be divided.
 
     Returns
     -------
     list of int
         How many statements each part has.
     """
-    if len(statements) <= whole:
+    if len(statements) <= _WHOLE:
         return [len(statements)]
     used = [variables(statement) for statement in statements]
     last = {variable: i for i, found in enumerate(used) for variable in found}
     lengths, start, until = [], 0, 0
     for i, statement in enumerate(statements):
         until = max(until, last.get(_defined(statement), i))
-        if i + 1 == len(statements) or (i + 1 - start >= most and until <= i):
+        if i + 1 == len(statements) or (i + 1 - start >= _MOST and until <= i):
             lengths.append(i + 1 - start)
             start = i + 1
     return lengths

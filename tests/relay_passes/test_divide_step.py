@@ -7,6 +7,7 @@ import pytest
 import tvm
 from tvm.script import tirx as T
 
+from relay_passes import divide_step
 from relay_passes.divide_step import PARTS, DivideStep, part_lengths
 from relay_passes.one_memory import in_one_memory
 from schedules import cpu
@@ -51,17 +52,23 @@ def expected(x):
     return 2 * x + 1 - x[3] + small[np.arange(N) % FEW]
 
 
-def test_no_part_ends_where_a_value_or_memory_of_its_own_is_used_behind():
-    statements = list(step().body.block.body.seq)
-    assert len(statements) == 9
-    assert part_lengths(statements, 2, 0) == [2, 2, 4, 1]
-    assert part_lengths(statements, 5, 8) == [8, 1]
-    assert part_lengths(statements, 2, 9) == part_lengths(statements) == [9]
+def divide(patch, most: int, whole: int = 0) -> None:
+    """Divide steps of more than `whole` statements into parts of `most`."""
+    patch.setattr(divide_step, "_MOST", most)
+    patch.setattr(divide_step, "_WHOLE", whole)
+
+
+@pytest.mark.parametrize(
+    ("most", "whole", "lengths"), [(2, 0, [2, 2, 4, 1]), (5, 8, [8, 1]), (2, 9, [9]), (32, 256, [9])]
+)
+def test_no_part_ends_where_a_value_or_memory_of_its_own_is_used_behind(monkeypatch, most, whole, lengths):
+    divide(monkeypatch, most, whole)
+    assert part_lengths(list(step().body.block.body.seq)) == lengths
 
 
 @pytest.mark.parametrize(("most", "parts"), [(2, 4), (5, 2), (9, 1)])
 def test_parts_compute_the_same(monkeypatch, native, most, parts):
-    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, most, 0))
+    divide(monkeypatch, most)
     kernel, offsets = in_one_memory(step(), 1, {})
     assert len(kernel.attrs[PARTS]) == parts
     module = DivideStep()(tvm.IRModule({"step": kernel.with_attr("global_symbol", "step")}))
@@ -79,7 +86,7 @@ def test_parts_compute_the_same(monkeypatch, native, most, parts):
 
 
 def test_what_parts_share_lies_in_the_memory_and_the_rest_on_their_stacks(monkeypatch):
-    monkeypatch.setattr("relay_passes.one_memory.part_lengths", lambda s: part_lengths(s, 2, 0))
+    divide(monkeypatch, 2)
     kernel, _ = in_one_memory(step(), 1, {})
     assert [buffer.name for buffer in kernel.body.block.alloc_buffers] == ["inner"]
 
