@@ -18,13 +18,16 @@ from relay_passes.conv2d_site import is_depthwise
 from relay_passes.drop_idle_transposes import DropIdleTransposes
 from relay_passes.fold_layouts import FoldLayouts
 
+_COMMUTATIVE = {f"relax.{name}" for name in ("add", "multiply", "maximum", "minimum")}
+
 
 @tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
 class ChannelsLast:
     """The pass; run it where weights are constants.
 
     Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a vector of one value:
-    what is added to all of an image becomes a scalar, and the image keeps its layout.
+    what is added to all of an image becomes a scalar, and the image keeps its layout. Of two operands TVM follows the
+    layout of the first, so constants stand second. It crashes at stacks, which become concatenations.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
@@ -36,7 +39,9 @@ class ChannelsLast:
         result["main"] = rewrite_call(clip, lambda call, _: _without_clip(call), module["main"])
         for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum"):
             by_value = is_op(f"relax.{name}")(wildcard(), wildcard())
-            result["main"] = rewrite_call(by_value, lambda call, _: _with_scalars(call), result["main"])
+            result["main"] = rewrite_call(by_value, lambda call, _: _with_constant(call), result["main"])
+        stack = is_op("relax.stack")(wildcard())
+        result["main"] = rewrite_call(stack, lambda call, _: _without_stack(call), result["main"])
         passes = [
             relax.transform.ConvertLayout({}, _layouts),
             # Weights are constants, and are laid out anew here.
@@ -68,18 +73,27 @@ def _without_clip(call: relax.Call) -> relax.Expr:
     return relax.op.minimum(value, relax.const(high, "float32")) if high < inf else value
 
 
-def _with_scalars(call: relax.Call) -> relax.Expr:
-    """Return an operator of two operands, of which a constant of one value is a scalar if it adds no dimension."""
+def _with_constant(call: relax.Call) -> relax.Expr:
+    """Return an operator of two operands with a constant behind a value; a scalar if it has one value for all."""
     operands = list(call.args)
-    for i, constant in enumerate(operands):
-        other = operands[1 - i]
-        if not isinstance(constant, GenericConst) or isinstance(other, GenericConst):
-            continue
-        array = constant.value.numpy()
-        if array.size == 1 and 0 < array.ndim <= len(other.ty.shape or ()):
-            operands[i] = relax.const(array.reshape(()), str(array.dtype))
-            return relax.Call(call.op, operands, call.attrs)
-    return call
+    constants = [isinstance(operand, GenericConst) for operand in operands]
+    if sum(constants) != 1:
+        return call
+    at, swapped = constants.index(True), call.op.name in _COMMUTATIVE and constants[0]
+    array = operands[at].value.numpy()
+    if array.size == 1 and 0 < array.ndim <= len(operands[1 - at].ty.shape or ()):
+        operands[at] = relax.const(array.reshape(()), str(array.dtype))
+    elif not swapped:
+        return call
+    return relax.Call(call.op, operands[::-1] if swapped else operands, call.attrs)
+
+
+def _without_stack(call: relax.Call) -> relax.Expr:
+    """Return tensors put beside each other along a new axis of theirs."""
+    axis, (values,) = int(call.attrs.axis), call.args
+    if not isinstance(values, relax.Tuple):
+        return call
+    return relax.op.concat([relax.op.expand_dims(value, axis) for value in values.fields], axis)
 
 
 def _layouts(call: relax.Call) -> dict[str, list[str]]:

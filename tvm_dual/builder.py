@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +186,10 @@ class Builder:
         isa = checked_target(target, threads)
 
         # 1. Import: recurrent layers stay whole, every layer that could be rewritten gets a name.
-        imported = import_model(model, example_inputs, dynamic_shapes=dynamic_shapes, streaming=streaming)
+        calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
+        imported = import_model(
+            model, example_inputs, dynamic_shapes=dynamic_shapes, streaming=streaming, calibration=calibration
+        )
         module = prepare_pipeline()(imported)
         self._sites = {site.name: site for site in find_sites(module)}
         self._compiler = Compiler(

@@ -86,7 +86,7 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
     """
     if not inputs:
         raise ModelError("model: has no inputs; accepted: models that compute something from one or more")
-    if isinstance(data, (np.ndarray, Mapping, str)) or not isinstance(data, Iterable):
+    if not _are_streams(data):
         raise DataError(
             f"calibration data: found {type(data).__name__}; accepted: an iterable (a list, a generator) of streams, "
             f"each {_accepted_item(inputs)}. Wrap a single stream in a list"
@@ -102,18 +102,49 @@ def check_calibration(data: Iterable, inputs: tuple[Tensor, ...]) -> Calibration
     return CalibrationData(streams, digest.hexdigest())
 
 
+def call_shapes(data: Iterable, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+    """Return by input the shape of one call, where all items agree on it; -1 are extents that they do not agree on.
+
+    Parameters
+    ----------
+    data, inputs
+        As `check_calibration` takes them, which names what is wrong with them: that is left out here. A batch that is
+        open counts as left out, and is 1, where an item has as many axes as the input.
+    """
+    names, found = [described.name for described in inputs], {}
+    for item in data if _are_streams(data) else ():
+        given = _by_input(item, names)
+        for described, array in zip(inputs, given or (), strict=False):
+            shape = tuple(getattr(array, "shape", ()))[1:]
+            if len(shape) == len(described.shape) - 1 and described.shape[0] in (-1, 1):
+                shape = (1, *shape)
+            if len(shape) == len(described.shape):
+                known = found.setdefault(described.name, shape)
+                found[described.name] = tuple(a if a == b else -1 for a, b in zip(known, shape, strict=True))
+    return found
+
+
+def _are_streams(data) -> bool:
+    return isinstance(data, Iterable) and not isinstance(data, (np.ndarray, Mapping, str))
+
+
+def _by_input(item, names: list[str]) -> list | None:
+    """Return what an item holds for each input; None if that are not as many values, or other names."""
+    if isinstance(item, Mapping):
+        return [item[name] for name in names] if set(item) == set(names) else None
+    given = _flat(item) if isinstance(item, tuple) or len(names) > 1 else [item]
+    return given if len(given) == len(names) else None
+
+
 def _checked_stream(item, inputs: tuple[Tensor, ...], label: str) -> InputStream:
     names = [described.name for described in inputs]
-    if isinstance(item, Mapping):
-        if set(item) != set(names):
-            raise DataError(
-                f"{label}: arrays by the names {sorted(map(str, item))}; accepted: {_accepted_item(inputs)}"
-            )
-        given = [item[name] for name in names]
-    else:
-        given = _flat(item) if isinstance(item, tuple) or len(names) > 1 else [item]
-    if len(given) != len(names):
-        found = f"{len(given)} arrays" if isinstance(item, tuple) else type(item).__name__
+    given = _by_input(item, names)
+    if given is None:
+        found = type(item).__name__
+        if isinstance(item, Mapping):
+            found = f"arrays by the names {sorted(map(str, item))}"
+        elif isinstance(item, tuple):
+            found = f"{len(_flat(item))} arrays"
         raise DataError(f"{label}: {found}; accepted: {_accepted_item(inputs)}")
     labelled = [f"{label}, input '{name}'" for name in names]
     arrays = tuple(map(_checked_array, given, inputs, labelled))

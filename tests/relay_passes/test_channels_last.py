@@ -145,7 +145,7 @@ def test_constants_of_one_value_are_scalars_and_leave_a_chain_whole(tools):
             with R.dataflow():
                 x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
                 y = R.nn.conv2d(x0, w, data_layout="NHWC", kernel_layout="OHWI")
-                y1 = R.multiply(one, y)
+                y1 = R.multiply(y, one)
                 y2 = R.nn.conv2d(y1, w, data_layout="NHWC", kernel_layout="OHWI")
                 y3 = R.permute_dims(y2, axes=[0, 3, 1, 2])
                 R.output(y3)
@@ -155,6 +155,47 @@ def test_constants_of_one_value_are_scalars_and_leave_a_chain_whole(tools):
     last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
     expected = tools.bound(Expected, w=last, one=one.reshape(()))
     tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight, one=one)), expected)
+
+
+def test_constants_stand_second_and_stacks_are_concatenated(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 3, 1, 1), "float32"),
+            b: R.Tensor((1, 3, 1, 1), "float32"),
+        ):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                y1 = R.add(b, y)
+                y2 = R.stack((y, y1), axis=1)
+                R.output(y2)
+            return y2
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(
+            x: R.Tensor((1, 3, 8, 8), "float32"),
+            w: R.Tensor((3, 1, 1, 3), "float32"),
+            b: R.Tensor((1, 1, 1, 3), "float32"),
+        ):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
+                y = R.nn.conv2d(x0, w, data_layout="NHWC", kernel_layout="OHWI")
+                y1 = R.add(y, b)
+                y2 = R.expand_dims(y, axis=[1])
+                y3 = R.expand_dims(y1, axis=[1])
+                y4 = R.concat((y2, y3), axis=1)
+                y5 = R.permute_dims(y4, axes=[0, 1, 4, 2, 3])
+                R.output(y5)
+            return y5
+
+    weight, bias = tools.normal(3, 3, 1, 1), tools.normal(1, 3, 1, 1)
+    last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    expected = tools.bound(Expected, w=last, b=bias.transpose(0, 2, 3, 1))
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight, b=bias)), expected)
 
 
 def test_constants_that_add_a_dimension_keep_it(tools):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tvm import IRModule
 
@@ -11,7 +11,12 @@ from tvm_dual.errors import ModelError
 
 
 def import_model(
-    model, example_inputs: Sequence | None = None, *, dynamic_shapes=None, streaming: bool = False
+    model,
+    example_inputs: Sequence | None = None,
+    *,
+    dynamic_shapes=None,
+    streaming: bool = False,
+    calibration: Iterable | None = None,
 ) -> IRModule:
     """Import a model.
 
@@ -24,6 +29,8 @@ def import_model(
         Open extents of the inputs of a ``torch.nn.Module``, as ``torch.export.export`` takes them.
     streaming : bool
         Fix batch and time at 1 and make every recurrent state an input and an output of ``main``.
+    calibration : iterable, optional
+        Fixes what an ONNX model of images leaves open; see `tvm_dual.frontend.extents.with_fixed_images`.
 
     Returns
     -------
@@ -57,4 +64,4 @@ def import_model(
         return import_exported_program(model, streaming=streaming)
     from tvm_dual.frontend.onnx import import_onnx
 
-    return import_onnx(model, streaming=streaming)
+    return import_onnx(model, streaming=streaming, calibration=calibration)

@@ -11,35 +11,52 @@ from onnx import helper
 from tvm_dual.errors import ModelError
 
 #: What errors say of images whose rows or columns are open.
-FIXED = "accepted: fixed rows and columns. Export the model for images of one size; for several sizes build one each"
+FIXED = (
+    "accepted: fixed rows and columns. Give calibration data of one size, or export the model for it; for several sizes "
+    "build one each"
+)
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 #: Axes of a batch of images.
 _IMAGE = 4
 _PADDING = ("constant", "reflect", "edge")
 
 
+def reads_images(graph: onnx.GraphProto) -> bool:
+    """Whether a model has layers of images, or of signals, which are images of one row."""
+    return any(node.op_type in _CONVOLUTIONS for node in graph.node)
+
+
+def refuse_empty_images(graph: onnx.GraphProto) -> None:
+    """Name the first input of images without pixels.
+
+    Raises
+    ------
+    ModelError
+    """
+    for value in graph.input:
+        extents = value.type.tensor_type.shape.dim
+        # Of other inputs 0 is what some exporters write for an open extent.
+        if len(extents) >= _IMAGE and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in extents):
+            raise ModelError(
+                f"input '{value.name}': shape {_shown(extents)}; accepted: extents from 1 on, or open. "
+                "Export the model with images of one pixel or more"
+            )
+
+
 def refuse_images(model: onnx.ModelProto) -> None:
-    """Name the first input without values, and the first layer whose image has open extents or odd padding.
+    """Name the first layer whose image has open extents or odd padding, or is smaller than its kernel.
 
     Raises
     ------
     ModelError
     """
     graph = model.graph
-    for value in graph.input:
-        extents = value.type.tensor_type.shape.dim
-        # Of other inputs 0 is what some exporters write for an open extent.
-        if len(extents) >= _IMAGE and any(dim.HasField("dim_value") and dim.dim_value < 1 for dim in extents):
-            raise ModelError(
-                f"input '{value.name}': shape {_shown(extents)}; accepted: extents from 1 on, or open. "
-                "Export the model with images of one pixel or more"
-            )
     for node in graph.node:
         mode = next((helper.get_attribute_value(a).decode() for a in node.attribute if a.name == "mode"), "constant")
         if node.op_type == "Pad" and mode not in _PADDING:
             label = f"layer '{node.name or node.output[0]}' (Pad)"
             raise ModelError(f"{label}: mode {mode!r}; accepted: {', '.join(_PADDING)}. Pad the image before the model")
-    if any(node.op_type in _CONVOLUTIONS for node in graph.node):
+    if reads_images(graph):
         _refuse_extents(onnx.shape_inference.infer_shapes(_without_weights(model)).graph)
 
 

@@ -7,7 +7,9 @@ added here. Each layer and direction becomes one call; see `tvm_dual.frontend.re
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import reduce
 from math import inf
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tvm_dual.errors import ModelError
-from tvm_dual.frontend.images import refuse_images
+from tvm_dual.frontend.extents import with_fixed_images, with_one_step
+from tvm_dual.frontend.images import refuse_empty_images, refuse_images
 from tvm_dual.frontend.interface import IMPORTER_ERRORS, first_line, with_interface
 from tvm_dual.frontend.onnx_refusals import ACTIVATIONS, REVERSE, graph_inputs, refuse_unsupported
 from tvm_dual.frontend.recurrent import emit_layer, join, make_cell
@@ -30,6 +33,9 @@ _ARRANGING = {
     f"relax.{name}"
     for name in ("broadcast_to", "concat", "expand_dims", "permute_dims", "reshape", "squeeze", "strided_slice")
 }
+
+#: Operators of any number of operands; TVM writes them one behind another to reduce them.
+_PAIRWISE = {"Max": relax.op.maximum, "Min": relax.op.minimum, "Sum": relax.op.add}
 
 
 class _Importer(ONNXGraphImporter):
@@ -45,6 +51,8 @@ class _Importer(ONNXGraphImporter):
             return _convert_recurrent(self.bb, op_name, inputs, attrs)
         if op_name == "Clip" and (bounds := _clip_bounds(inputs, attrs, opset)):
             return relax.op.clip(inputs[0], *bounds)
+        if op_name in _PAIRWISE:
+            return reduce(lambda one, other: self.bb.normalize(_PAIRWISE[op_name](one, other)), list(inputs))
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
 
@@ -83,7 +91,7 @@ def import_onnx(
     source: str | Path | onnx.ModelProto,
     *,
     streaming: bool = False,
-    shapes: dict[str, tuple[int, ...]] | None = None,
+    calibration: Iterable | None = None,
 ) -> IRModule:
     """Import an ONNX model.
 
@@ -92,8 +100,8 @@ def import_onnx(
     source : path or onnx.ModelProto
     streaming : bool
         Fix batch and time at 1 and make every recurrent state an input and an output of ``main``.
-    shapes : dict, optional
-        Fixed input shapes by name, for inputs whose shape the file leaves open.
+    calibration : iterable, optional
+        The data that fixes what a model of images leaves open; see `tvm_dual.frontend.extents.with_fixed_images`.
 
     Returns
     -------
@@ -107,16 +115,16 @@ def import_onnx(
         If the model cannot be read, or a layer has a form that is not supported.
     """
     model = load_onnx(source)
+    refuse_empty_images(model.graph)
+    model = with_fixed_images(model, calibration)
     refuse_unsupported(model.graph)
     refuse_images(model)
-    shapes = dict(shapes or {})
-    if streaming:
-        shapes = _one_step(model.graph) | shapes
+    model = with_one_step(model) if streaming else model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     try:
         # TVM prints all that goes into an operator that it fails at.
         with redirect_stdout(io.StringIO()):
-            module = _Importer(shapes, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
+            module = _Importer({}, "float32", sanitize=True).from_onnx(_named(model.graph), opset)
     except OpNotImplemented as error:
         raise ModelError(
             f"model: {str(error).strip().splitlines()[-1]}; neither TVM nor tvm_dual imports them. "
@@ -126,14 +134,6 @@ def import_onnx(
         raise ModelError(f"model: TVM cannot import it: {first_line(error)}") from error
     names = [value.name for value in graph_inputs(model.graph)]
     return with_interface(module, names, [value.name for value in model.graph.output], streaming)
-
-
-def _one_step(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Return the inputs' shapes with every open extent 1, which makes batch and time 1."""
-    return {
-        value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
-        for value in graph_inputs(graph)
-    }
 
 
 def _named(graph: onnx.GraphProto) -> onnx.GraphProto:
