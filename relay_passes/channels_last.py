@@ -25,7 +25,7 @@ _COMMUTATIVE = {f"relax.{name}" for name in ("add", "multiply", "maximum", "mini
 class ChannelsLast:
     """The pass; run it where weights are constants.
 
-    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a vector of one value:
+    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise, and leaky ReLUs. Nor has a vector of one value:
     what is added to all of an image becomes a scalar, and the image keeps its layout. Of two operands TVM follows the
     layout of the first, so constants stand second. It crashes at stacks, which become concatenations.
     """
@@ -37,6 +37,8 @@ class ChannelsLast:
         result = IRModule(module.functions, attrs=module.attrs)
         clip = is_op("relax.clip")(wildcard(), wildcard(), wildcard())
         result["main"] = rewrite_call(clip, lambda call, _: _without_clip(call), module["main"])
+        leaky = is_op("relax.nn.leakyrelu")(wildcard())
+        result["main"] = rewrite_call(leaky, lambda call, _: _without_leak(call), result["main"])
         for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum"):
             by_value = is_op(f"relax.{name}")(wildcard(), wildcard())
             result["main"] = rewrite_call(by_value, lambda call, _: _with_constant(call), result["main"])
@@ -71,6 +73,15 @@ def _without_clip(call: relax.Call) -> relax.Expr:
     if low > -inf:
         value = relax.op.maximum(value, relax.const(low, "float32")) if low else relax.op.nn.relu(value)
     return relax.op.minimum(value, relax.const(high, "float32")) if high < inf else value
+
+
+def _without_leak(call: relax.Call) -> relax.Expr:
+    """Return a leaky ReLU as operators that each have one operand to lay out."""
+    (value,), alpha = call.args, float(call.attrs.alpha)
+    if str(call.ty.dtype.dtype) != "float32":
+        return call
+    leak = relax.op.multiply(value, relax.const(alpha, "float32"))
+    return relax.op.maximum(value, leak) if alpha <= 1 else relax.op.minimum(value, leak)
 
 
 def _with_constant(call: relax.Call) -> relax.Expr:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from operator import attrgetter
 
 import numpy as np
 import tvm
@@ -19,6 +20,8 @@ from schedules.pool import MaxPool2d
 
 COMPOSITE, DEPTHWISE = "dual.conv2d", "dual.depthwise"
 _SIX = 6.0
+#: By nonlinearity, the operator that it is.
+_OPERATORS = {"relu": "nn.relu", "sigmoid": "sigmoid", "tanh": "tanh", "silu": "nn.silu"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ def depthwise_patterns() -> list[tuple]:
 def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) -> list[tuple]:
     patterns = []
     for pooled, activation, added, bias in product(
-        pooling, ("relu6", "relu", "sigmoid", "tanh", None), images, (True, False)
+        pooling, ("relu6", *_OPERATORS, None), images, (True, False)
     ):
         parts = {"conv": is_op("relax.nn.conv2d")(wildcard(), is_const())}
         result = parts["conv"]
@@ -74,7 +77,7 @@ def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) ->
             parts["limit"] = is_const()
             result = is_op("relax.minimum")(is_op("relax.nn.relu")(result), parts["limit"])
         elif activation:
-            result = is_op("relax.nn.relu" if activation == "relu" else f"relax.{activation}")(result)
+            result = is_op(f"relax.{_OPERATORS[activation]}")(result)
         if pooled:
             result = parts["pool"] = is_op("relax.nn.max_pool2d")(result)
         patterns.append((composite, result, parts, check))
@@ -210,10 +213,9 @@ def _stages(conv: Conv2d, pool: MaxPool2d | None, weight: relax.Var, *added: rel
     layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
     stages = [lambda x: relax.op.nn.conv2d(x, weight, **windows, **layouts)]
     stages += [partial(lambda other, y: relax.op.add(y, other), other) for other in added]
-    if conv.activation in ("relu", "relu6"):
-        stages.append(relax.op.nn.relu)
-    elif conv.activation:
-        stages.append(getattr(relax.op, conv.activation))
+    if conv.activation:
+        operator = _OPERATORS["relu" if conv.activation == "relu6" else conv.activation]
+        stages.append(attrgetter(operator)(relax.op))
     if conv.activation == "relu6":
         stages.append(lambda y: relax.op.minimum(y, relax.const(_SIX, "float32")))
     if pool is not None:

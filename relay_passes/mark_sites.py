@@ -19,7 +19,9 @@ from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
 from relay_passes.main_function import mutated
 from relay_passes.patterns import is_read_once
 
+#: Nonlinearities of dense layers; convolutions have some more.
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
+_ALL_ACTIVATIONS = ACTIVATIONS | {"relax.nn.silu": "silu"}
 #: Operators that give nothing negative if they are given nothing negative.
 _KEEP_SIGN = {
     "relax.squeeze",
@@ -121,10 +123,10 @@ class _Marker(PyExprMutator):
 
 
 def layer_activation(function: relax.Function) -> str | None:
-    """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh or None."""
+    """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh, silu or None."""
     if function.attrs["Composite"] not in ("dual.dense", COMPOSITE, DEPTHWISE):
         return None
     names = {getattr(getattr(binding.value, "op", None), "name", "") for binding in function.body.blocks[0].bindings}
     if "relax.minimum" in names:
         return "relu6"
-    return next((ACTIVATIONS[name] for name in names if name in ACTIVATIONS), None)
+    return next((_ALL_ACTIVATIONS[name] for name in names if name in _ALL_ACTIVATIONS), None)

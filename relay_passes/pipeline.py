@@ -19,9 +19,11 @@ from relay_passes.fuse_step import FuseStep
 from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.join_bytes import JoinBytes
 from relay_passes.mark_sites import MarkSites
+from relay_passes.name_activations import NameActivations
 from relay_passes.one_memory import OneMemory
 from relay_passes.pass_bytes import PassBytes
 from relay_passes.pass_lists import PassLists
+from relay_passes.pointwise_convs import PointwiseConvs
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_depthwise import RewriteDepthwise
@@ -29,6 +31,7 @@ from relay_passes.rewrite_gru import RewriteGru
 from relay_passes.rewrite_lstm import RewriteLstm
 from relay_passes.rewrite_transposes import RewriteTransposes
 from relay_passes.schedule_loops import ScheduleLoops
+from relay_passes.signal_convs import SignalConvs
 from relay_passes.site_plan import AttachPlan
 from relay_passes.split_littles import SplitLittles
 from relay_passes.subpixel_convs import SubpixelConvs
@@ -57,10 +60,13 @@ def prepare_pipeline() -> tvm.transform.Pass:
         [
             FoldLayouts(),
             relax.transform.FoldConstant(),
+            NameActivations(),
+            SignalConvs(),
             SubpixelConvs(),
             FoldBatchNorm(),
             FoldBatchNormForward(),
             ChannelsLast(),
+            PointwiseConvs(),
             MarkSites(),
         ]
     )

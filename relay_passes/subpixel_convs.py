@@ -15,13 +15,10 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 from tvm.ir import GenericConst
-from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.expr_functor import mutator
 
+from relay_passes.inner_values import InnerValues, one_per_channel
 from relay_passes.main_function import mutated, tidied
-
-#: Operators that compute each value from one, or from two of the same channel.
-_BY_VALUE = {"clip", "exp", "sigmoid", "tanh"} | {f"nn.{name}" for name in ("gelu", "leakyrelu", "relu", "silu")}
-_BY_VALUE |= {"add", "subtract", "multiply", "divide", "maximum", "minimum"}
 
 
 @tvm.transform.module_pass(opt_level=0, name="SubpixelConvs")
@@ -74,67 +71,35 @@ class _Axis:
 
 
 @mutator
-class _Spreader(PyExprMutator):
+class _Spreader(InnerValues):
+    """Inner values are channels that are not spread yet; their geometry is how, over rows and columns."""
+
     def __init__(self, module: IRModule) -> None:
         super().__init__(module)
         self.found = False
-        #: By what is spread: the channels that it is spread from, and over which rows and columns.
-        self._channels: dict[relax.Var, tuple[relax.Var, tuple[_Axis, _Axis]]] = {}
 
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        name = getattr(call.op, "name", "")
-        if name == "relax.nn.conv2d_transpose":
-            return self._convolved(call)
-        return self._by_value(call) if name.removeprefix("relax.") in _BY_VALUE else call
+    def statistics(self, values: list[np.ndarray], geometry: tuple[_Axis, _Axis]) -> list[np.ndarray]:
+        return [np.tile(value, _places(geometry)) for value in values]
 
-    def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> relax.Expr:
-        item = super().visit_tuple_getitem_(item)
-        norm = self.lookup_binding(item.tuple_value) if isinstance(item.tuple_value, relax.Var) else item.tuple_value
-        if item.index or getattr(getattr(norm, "op", None), "name", "") != "relax.nn.batch_norm":
-            return item
-        known, statistics = self._known(norm.args[0]), norm.args[1:]
-        fixed = not norm.attrs.training and all(isinstance(value, GenericConst) for value in statistics)
-        if known is None or not fixed or int(norm.attrs.axis) != 1:
-            return item
-        channels, axes = known
-        repeated = [relax.const(np.tile(s.value.numpy(), _places(axes))) for s in statistics]
-        both = self.builder_.emit(relax.Call(norm.op, [channels, *repeated], norm.attrs))
-        return self._spread(relax.TupleGetItem(both, 0), axes)
+    def operand(self, value, call: relax.Call, geometry: tuple[_Axis, _Axis]) -> relax.Expr | None:
+        values = one_per_channel(value, call)
+        if values is None or values.size == 1:
+            return None if values is None else value
+        return relax.const(np.tile(values, _places(geometry)).reshape(1, -1, 1, 1))
 
-    def _convolved(self, call: relax.Call) -> relax.Expr:
-        axes = _axes(call)
+    def started(self, call: relax.Call) -> relax.Expr | None:
+        axes = _axes(call) if getattr(call.op, "name", "") == "relax.nn.conv2d_transpose" else None
         if axes is None:
-            return call
+            return None
         self.found = True
         rows, columns = axes
         weight = _weight(call.args[1].value.numpy(), axes)
         padding = [rows.before, columns.before, rows.after, columns.after]
-        return self._spread(relax.op.nn.conv2d(call.args[0], relax.const(weight), padding=padding), axes)
+        return self.arrange(relax.op.nn.conv2d(call.args[0], relax.const(weight), padding=padding), axes)
 
-    def _by_value(self, call: relax.Call) -> relax.Expr:
-        known = [self._known(argument) for argument in call.args]
-        geometries = {axes for found in known if found for _, axes in [found]}
-        if len(geometries) != 1:
-            return call
-        (axes,) = geometries
-        arguments = []
-        for argument, found in zip(call.args, known, strict=True):
-            given = found[0] if found else _repeated(argument, call, axes)
-            if given is None:
-                return call
-            arguments.append(given)
-        return self._spread(relax.Call(call.op, arguments, call.attrs), axes)
-
-    def _known(self, value: relax.Expr) -> tuple[relax.Var, tuple[_Axis, _Axis]] | None:
-        while isinstance(value, relax.Var) and value not in self._channels:
-            value = self.lookup_binding(value)
-        return self._channels.get(value) if isinstance(value, relax.Var) else None
-
-    def _spread(self, value: relax.Expr, axes: tuple[_Axis, _Axis]) -> relax.Var:
-        """Emit channels, and what they are spread to: rows and columns, channels last while they are moved."""
-        emit = self.builder_.emit
-        channels = emit(value)
+    def arranged(self, inner: relax.Var, geometry: tuple[_Axis, _Axis]) -> relax.Expr:
+        """Channels are last while they are moved."""
+        emit, channels, axes = self.builder_.emit, inner, geometry
         batch, depth, high, wide = channels.ty.shape
         rows, columns = axes
         depth = int(depth) // _places(axes)
@@ -146,9 +111,7 @@ class _Spreader(PyExprMutator):
         end = [axis.skipped + axis.size for axis in axes]
         if begin != [0, 0] or end != [int(extent) for extent in list(image.ty.shape)[1:3]]:
             image = emit(relax.op.strided_slice(image, [1, 2], begin, end))
-        result = emit(relax.op.permute_dims(image, [0, 3, 1, 2]))
-        self._channels[result] = channels, axes
-        return result
+        return relax.op.permute_dims(image, [0, 3, 1, 2])
 
 
 def _axes(call: relax.Call) -> tuple[_Axis, _Axis] | None:
@@ -176,21 +139,6 @@ def _weight(weight: np.ndarray, axes: tuple[_Axis, _Axis]) -> np.ndarray:
             phase, at = place[:2], place[2:]
             result[phase[0], phase[1], :, :, at[0], at[1]] = weight[:, :, taps[0], taps[1]].T
     return result.reshape(-1, inputs, rows.taps, columns.taps)
-
-
-def _repeated(value: relax.Expr, call: relax.Call, axes: tuple[_Axis, _Axis]) -> relax.Expr | None:
-    """Return an operand for the channels that are not spread yet, None if it is none of one value a channel."""
-    if not isinstance(value, GenericConst):
-        return None if isinstance(value, relax.Var) else value
-    if not isinstance(value.ty, relax.TensorType):
-        return value
-    array = value.value.numpy()
-    if array.size == 1:
-        return value
-    shape = (1,) * (4 - array.ndim) + array.shape
-    if shape != (1, int(call.ty.shape[1]), 1, 1):
-        return None
-    return relax.const(np.tile(array.reshape(shape), (1, _places(axes), 1, 1)))
 
 
 def _places(axes: tuple[_Axis, _Axis]) -> int:

@@ -12,6 +12,7 @@ NONLINEARITIES = {
     "relu6": lambda v: T.min(T.max(v, T.float32(0)), T.float32(6)),
     "sigmoid": sigmoid,
     "tanh": tanh,
+    "silu": lambda v: v * sigmoid(v),
     None: lambda v: v,
 }
 

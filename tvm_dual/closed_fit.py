@@ -31,6 +31,7 @@ NONLINEARITIES = {
     "relu6": lambda y: np.clip(y, 0, 6),
     "sigmoid": expit,
     "tanh": np.tanh,
+    "silu": lambda y: y * expit(y),
     None: lambda y: y,
 }
 

@@ -164,6 +164,9 @@ def _mean_slope(activation: str | None, targets: np.ndarray) -> np.ndarray:
         slope = s * (1 - s)
     elif activation == "tanh":
         slope = 1 - np.tanh(targets) ** 2
+    elif activation == "silu":
+        s = 1 / (1 + np.exp(-targets))
+        slope = s * (1 + targets * (1 - s))
     else:
         return np.ones(targets.shape[1], "float32")
     return np.sqrt((slope**2).mean(axis=0)) + 1e-3

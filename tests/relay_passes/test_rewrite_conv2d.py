@@ -27,6 +27,7 @@ AFTER = {
     "relu6": lambda y: relax.op.minimum(relax.op.nn.relu(y), relax.const(6.0, "float32")),
     "sigmoid": relax.op.sigmoid,
     "tanh": relax.op.tanh,
+    "silu": relax.op.nn.silu,
     None: lambda y: y,
 }
 

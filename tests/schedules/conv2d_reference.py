@@ -12,6 +12,7 @@ _AFTER = {
     "relu6": lambda y: np.clip(y, 0, 6),
     "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
     "tanh": np.tanh,
+    "silu": lambda y: y / (1 + np.exp(-y)),
     None: lambda y: y,
 }
 
