@@ -62,9 +62,7 @@ def depthwise_patterns() -> list[tuple]:
 
 def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) -> list[tuple]:
     patterns = []
-    for pooled, activation, added, bias in product(
-        pooling, ("relu6", *_OPERATORS, None), images, (True, False)
-    ):
+    for pooled, activation, added, bias in product(pooling, ("relu6", *_OPERATORS, None), images, (True, False)):
         parts = {"conv": is_op("relax.nn.conv2d")(wildcard(), is_const())}
         result = parts["conv"]
         if bias:

@@ -2,7 +2,7 @@
 
 TVM simplifies each index by all the loops of its function, and LLVM looks at all of a function for many of its parts:
 both take more than in proportion to its length. A call takes 20 ns, but what parts share cannot stay in registers or
-on the stack: steps of microseconds stay whole.
+on the stack: short steps of microseconds stay whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ PARTS = "dual.parts"
 #: Statements of a step that stays whole, loops most of them: a layer of convolutions has one to five, a gated GRU 70. A
 #: step of two GRUs and three dense layers, of 176, takes 37.7 us in six parts, 36.9 as a whole.
 _WHOLE = 256
+#: Times that a step computes something, one vector or value, from which on it takes about a millisecond, of which calls
+#: and vectors in memory are nothing.
+_LONG = 1_000_000
 #: Statements of a part of a longer one.
 _MOST = 32
 
@@ -48,7 +51,7 @@ def part_lengths(statements: Sequence[tirx.Stmt]) -> list[int]:
     list of int
         How many statements each part has.
     """
-    if len(statements) <= _WHOLE:
+    if len(statements) <= _WHOLE and sum(map(_work, statements)) < _LONG:
         return [len(statements)]
     used = [variables(statement) for statement in statements]
     last = {variable: i for i, found in enumerate(used) for variable in found}
@@ -92,6 +95,19 @@ def divided(kernel: tirx.PrimFunc) -> list[tirx.PrimFunc]:
         parts.append(s_tir.renew_defs(tirx.PrimFunc([memory], body, kernel.ret_type, kernel.attrs)))
         calls.append(tirx.Evaluate(tirx.call_cpacked(f"step_{number}", memory)))
     return [tirx.PrimFunc([memory], _block(calls, []), kernel.ret_type, kernel.attrs), *parts]
+
+
+def _work(statement: tirx.Stmt) -> int:
+    """Return how often a statement computes something, as far as the extents of its loops are known."""
+    if isinstance(statement, tirx.For):
+        times = int(statement.extent) if isinstance(statement.extent, tirx.IntImm) else 1
+        return times * _work(statement.body)
+    if isinstance(statement, tirx.SeqStmt):
+        return sum(map(_work, statement.seq))
+    if isinstance(statement, tirx.IfThenElse):
+        return max(_work(part) for part in (statement.then_case, statement.else_case) if part is not None)
+    body = getattr(getattr(statement, "block", statement), "body", None)
+    return 1 if body is None else _work(body)
 
 
 def variables(statement: tirx.Stmt) -> set[tirx.Var]:

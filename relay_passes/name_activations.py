@@ -22,9 +22,7 @@ class NameActivations:
         product = is_op("relax.multiply")
         result = IRModule(module.functions, attrs=module.attrs)
         for operands in ((x, logistic), (logistic, x)):
-            result["main"] = rewrite_call(
-                product(*operands), lambda call, found: _silu(call, found[x]), result["main"]
-            )
+            result["main"] = rewrite_call(product(*operands), lambda call, found: _silu(call, found[x]), result["main"])
         return result
 
 

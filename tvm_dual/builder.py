@@ -17,6 +17,7 @@ from tvm_dual.finetuning import check_torch, check_trainable
 from tvm_dual.forms import exact_form
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.library import DualLibrary
+from tvm_dual.metadata import Tensor
 from tvm_dual.model import Model
 from tvm_dual.observations import observe
 from tvm_dual.options import AdvancedOptions
@@ -221,6 +222,11 @@ class Builder:
     def isa(self) -> str:
         """Name of the instruction set level."""
         return self._compiler.isa
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a call of the model takes."""
+        return self._dense.metadata.inputs
 
     def build(
         self,

@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 from benchmarks import any_model
-from benchmarks.any_model import Size, split
+from benchmarks.any_model import Size, one_input, split
 from tests.tvm_dual.conftest import INPUTS, tiny_model
+from tests.tvm_dual.frontend.test_images import onnx_model
 from tvm_dual.cli import main
 from tvm_dual.errors import DataError
 
@@ -41,16 +42,38 @@ def test_a_model_of_the_users(monkeypatch, tmp_path, capsys):
 def test_what_is_kept():
     one = np.arange(60).reshape(20, 1, 3)
     seen, kept = split([one])
-    np.testing.assert_array_equal(np.concatenate(seen + kept), one[:, 0])
+    np.testing.assert_array_equal(np.concatenate(seen + kept), one)
     assert sum(map(len, seen)) == 16 and [len(stream) for stream in kept] == [4]
     seen, kept = split([one] * 11)
     assert (len(seen), len(kept)) == (9, 2)
 
 
-@pytest.mark.parametrize("streams", [[np.zeros((4, 3))], [], [{"x": np.zeros((9, 3))}]])
+@pytest.mark.parametrize("streams", [[np.zeros((4, 3))], []])
 def test_what_cannot_be_divided(streams):
     with pytest.raises(DataError, match="accepted"):
         split(streams)
+
+
+def test_streams_of_several_inputs_are_refused():
+    with pytest.raises(DataError, match="several inputs; accepted"):
+        one_input([{"x": np.zeros((9, 3))}])
+
+
+def test_a_model_of_images(monkeypatch, tmp_path, capsys):
+    whole = any_model.image_peer_specs
+    monkeypatch.setattr(
+        any_model, "image_peer_specs", lambda *a: [spec for spec in whole(*a) if spec.engine == "onnxruntime"]
+    )
+    monkeypatch.setattr(any_model, "SHORT", Size(1, 5))
+    onnx.save(onnx_model(["n", 3, "h", "w"]), tmp_path / "images.onnx")
+    np.savez(tmp_path / "data.npz", *np.random.default_rng(0).standard_normal((3, 4, 3, 9, 8)).astype("float32"))
+    files = ["--calibration", str(tmp_path / "data.npz"), "--json", str(tmp_path / "out.json")]
+    assert main(["bench", str(tmp_path / "images.onnx"), "--short", *files]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    agreement = {(row["engine"], row["mode"], row["precision"]): row["quality"]["agreement"] for row in rows}
+    assert agreement["onnxruntime", "dense", "fp32"] == pytest.approx(1, abs=1e-4)
+    assert {("onnxruntime", "dense", "int8"), ("openvino", "dense", "int8")} <= set(agreement)
+    assert "fastest fp32 peer / dual" in capsys.readouterr().out
 
 
 def test_mistakes(tmp_path, capsys):

@@ -14,7 +14,7 @@ from torch import nn
 from relay_passes.pipeline import prepare_pipeline
 from schedules.cpu import ISAS, native_isa
 from tvm_dual.builder import Builder
-from tvm_dual.errors import PlanError
+from tvm_dual.errors import DataError, PlanError
 from tvm_dual.frontend.dispatch import import_model
 from tvm_dual.gates import OPEN
 from tvm_dual.options import AdvancedOptions
@@ -213,11 +213,22 @@ def test_a_gate_opens_tiles_or_outputs_by_its_bound(spectrograms, gate):
 
 def test_an_open_batch_is_left_to_tvm(spectrograms):
     model, arrays = chain_model()
-    builder = Builder(model, [spectrograms[:2, None]])
+    builder = Builder(model, [spectrograms[:2, None], spectrograms[None, :2]])
     library = builder.build("fp32", options=EXACT)
     assert not [site for site in library.report.plan.sites if site.kind == "conv2d"]
     wanted = np.concatenate([chain_reference(arrays, x) for x in spectrograms[:3]])
     np.testing.assert_allclose(library(spectrograms[:3]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_all_data_has_is_fixed(spectrograms):
+    model, arrays = chain_model()
+    library = Builder(model, [spectrograms[:2, None]]).build("fp32", options=EXACT)
+    assert {site.kind for site in library.report.plan.sites} == {"conv2d"}
+    np.testing.assert_allclose(
+        library(spectrograms[:1]), chain_reference(arrays, spectrograms[0]), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(DataError, match=r"shape \(3, .*accepted"):
+        library(spectrograms[:3])
 
 
 def test_no_image_is_transposed_between_convolutions():
