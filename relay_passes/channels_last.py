@@ -25,9 +25,9 @@ _COMMUTATIVE = {f"relax.{name}" for name in ("add", "multiply", "maximum", "mini
 class ChannelsLast:
     """The pass; run it where weights are constants.
 
-    Clips have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise, and leaky ReLUs. Nor has a vector of one value:
-    what is added to all of an image becomes a scalar, and the image keeps its layout. Of two operands TVM follows the
-    layout of the first, so constants stand second. It crashes at stacks, which become concatenations.
+    Clips and leaky ReLUs have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a vector
+    of one value: what is added to all of an image becomes a scalar, and the image keeps its layout. Of two operands TVM
+    follows the layout of the first, so constants stand second. It crashes at stacks, which become concatenations.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:

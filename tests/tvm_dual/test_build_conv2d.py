@@ -223,7 +223,7 @@ def test_an_open_batch_is_left_to_tvm(spectrograms):
 def test_a_batch_that_all_data_has_is_fixed(spectrograms):
     model, arrays = chain_model()
     library = Builder(model, [spectrograms[:2, None]]).build("fp32", options=EXACT)
-    assert {site.kind for site in library.report.plan.sites} == {"conv2d"}
+    assert "conv2d" in {site.kind for site in library.report.plan.sites}
     np.testing.assert_allclose(
         library(spectrograms[:1]), chain_reference(arrays, spectrograms[0]), rtol=1e-4, atol=1e-5
     )

@@ -33,8 +33,8 @@ def with_fixed_images(model: onnx.ModelProto, calibration: Iterable | None) -> o
     model : onnx.ModelProto
         It is not changed.
     calibration : iterable, optional
-        See `tvm_dual.calibration.check_calibration`. Where a model reads images, extents that it leaves open are those of
-        the data, if all calls agree on them.
+        See `tvm_dual.calibration.check_calibration`. Where a model reads images, extents that it leaves open are those
+        of the data, if all calls agree on them.
 
     Raises
     ------

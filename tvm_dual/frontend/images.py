@@ -12,8 +12,8 @@ from tvm_dual.errors import ModelError
 
 #: What errors say of images whose rows or columns are open.
 FIXED = (
-    "accepted: fixed rows and columns. Give calibration data of one size, or export the model for it; for several sizes "
-    "build one each"
+    "accepted: fixed rows and columns. Give calibration data of one size, or export the model for it; for several "
+    "sizes build one each"
 )
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 #: Axes of a batch of images.
