@@ -25,9 +25,10 @@ _COMMUTATIVE = {f"relax.{name}" for name in ("add", "multiply", "maximum", "mini
 class ChannelsLast:
     """The pass; run it where weights are constants.
 
-    Clips and leaky ReLUs have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a vector
-    of one value: what is added to all of an image becomes a scalar, and the image keeps its layout. Of two operands TVM
-    follows the layout of the first, so constants stand second. It crashes at stacks, which become concatenations.
+    Clips and leaky ReLUs have no layout to TVM: ReLU6 becomes ``minimum(relu(x), 6)``, others likewise. Nor has a
+    vector of one value: what is added to all of an image becomes a scalar, and the image keeps its layout. Of two
+    operands TVM follows the layout of the first, so constants stand second. It crashes at stacks, which become
+    concatenations, and at axes that are counted from the end.
     """
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
@@ -44,6 +45,8 @@ class ChannelsLast:
             result["main"] = rewrite_call(by_value, lambda call, _: _with_constant(call), result["main"])
         stack = is_op("relax.stack")(wildcard())
         result["main"] = rewrite_call(stack, lambda call, _: _without_stack(call), result["main"])
+        squeeze = is_op("relax.squeeze")(wildcard())
+        result["main"] = rewrite_call(squeeze, lambda call, _: _counted_from_start(call), result["main"])
         passes = [
             relax.transform.ConvertLayout({}, _layouts),
             # Weights are constants, and are laid out anew here.
@@ -105,6 +108,14 @@ def _without_stack(call: relax.Call) -> relax.Expr:
     if not isinstance(values, relax.Tuple):
         return call
     return relax.op.concat([relax.op.expand_dims(value, axis) for value in values.fields], axis)
+
+
+def _counted_from_start(call: relax.Call) -> relax.Expr:
+    """Return a squeeze whose axes are not negative."""
+    (value,), axes = call.args, call.attrs.axis
+    if axes is None or all(int(axis) >= 0 for axis in axes):
+        return call
+    return relax.op.squeeze(value, [int(axis) % len(value.ty.shape) for axis in axes])
 
 
 def _layouts(call: relax.Call) -> dict[str, list[str]]:

@@ -198,6 +198,34 @@ def test_constants_stand_second_and_stacks_are_concatenated(tools):
     tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight, b=bias)), expected)
 
 
+def test_axes_counted_from_the_end(tools):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 3, 8, 1), "float32"), w: R.Tensor((3, 3, 1, 1), "float32")):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                y1 = R.squeeze(y, axis=[-1])
+                R.output(y1)
+            return y1
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((1, 3, 8, 1), "float32"), w: R.Tensor((3, 1, 1, 3), "float32")):
+            with R.dataflow():
+                x0 = R.permute_dims(x, axes=[0, 2, 3, 1])
+                y = R.nn.conv2d(x0, w, data_layout="NHWC", kernel_layout="OHWI")
+                y1 = R.squeeze(y, axis=[2])
+                y2 = R.permute_dims(y1, axes=[0, 2, 1])
+                R.output(y2)
+            return y2
+
+    weight = tools.normal(3, 3, 1, 1)
+    expected = tools.bound(Expected, w=np.ascontiguousarray(weight.transpose(0, 2, 3, 1)))
+    tvm.ir.assert_structural_equal(ChannelsLast()(tools.bound(Before, w=weight)), expected)
+
+
 def test_constants_that_add_a_dimension_keep_it(tools):
     @I.ir_module
     class Before:
