@@ -35,6 +35,7 @@ from relay_passes.signal_convs import SignalConvs
 from relay_passes.site_plan import AttachPlan
 from relay_passes.split_littles import SplitLittles
 from relay_passes.subpixel_convs import SubpixelConvs
+from relay_passes.vector_functions import VectorFunctions
 from schedules.cpu import Isa
 
 
@@ -91,8 +92,13 @@ def _rewrites() -> list[tvm.transform.Pass]:
     ]
 
 
-def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None = None) -> tvm.transform.Pass:
-    """From marked sites to kernels of a level and a number of threads, ready for TVM's own build."""
+def dual_pipeline(
+    plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None = None, *, whole: bool = True
+) -> tvm.transform.Pass:
+    """From marked sites to kernels of a level and a number of threads, ready for TVM's own build.
+
+    Without `whole` the kernels of a step stay apart.
+    """
     phases = {
         # 1. Each site's function says how it is to be rewritten.
         "1_plan": [plan],
@@ -114,6 +120,7 @@ def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None 
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             ScheduleLoops(threads),
+            VectorFunctions(),
             relax.transform.DeadCodeElimination(["main"]),
         ],
         # 5. A streamed step becomes one kernel, so that nothing is allocated or dispatched within it.
@@ -127,6 +134,8 @@ def dual_pipeline(plan: AttachPlan, isa: Isa, threads: int, watch: Watch | None 
             DivideStep(),
         ],
     }
+    if not whole:
+        del phases["5_step"]
     return tvm.transform.Sequential([step for name, passes in phases.items() for step in _watched(name, passes, watch)])
 
 

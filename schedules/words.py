@@ -8,6 +8,8 @@ levels as its fullest word bears, 64 or so; without words being added up 64 are 
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from schedules.cpu import Isa
@@ -24,6 +26,10 @@ _MOST = 32767 // 255
 _WORDS = np.tile(np.repeat(np.eye(GROUP // 2, dtype="float32"), 2, axis=0), (_GROUPS, 1))
 #: Largest level of a row. The last is exact whatever the others are, and holds weights of four bits as they are.
 LEVELS = (127, 117, 108, 100, 92, 84, 77, 70, 64, 59, 54, 49, 45, 41, 38, 35, 32, 28)
+
+#: What was quantized lately, by digest, and bytes that it takes at most.
+_QUANTIZED: dict[tuple, QuantizedRows] = {}
+_MOST_KEPT = 256 << 20
 
 
 def word_groups(isa: Isa, run: int) -> int:
@@ -55,6 +61,17 @@ def quantize_taps(isa: Isa, weight: np.ndarray, run: int) -> QuantizedRows:
     groups = word_groups(isa, run)
     if groups == 1:
         return quantize_rows(weight, _bits_alone(isa))
+    # Planning asks for the same weights again and again, of each library that it judges.
+    key = hashlib.blake2b(np.ascontiguousarray(weight), digest_size=16).digest(), weight.shape
+    if key not in _QUANTIZED:
+        _QUANTIZED[key] = _quantized(weight)
+        while sum(rows.values.size for rows in _QUANTIZED.values()) > _MOST_KEPT and len(_QUANTIZED) > 1:
+            _QUANTIZED.pop(next(iter(_QUANTIZED)))
+    return _QUANTIZED[key]
+
+
+def _quantized(weight: np.ndarray) -> QuantizedRows:
+    """Return rows of as many levels as leave the least error and keep words exact."""
     largest = np.abs(weight).max(axis=1, initial=0)
     values, scale = np.zeros(weight.shape, "int8"), np.zeros(len(weight), "float32")
     least, rounded, left = np.full(len(weight), np.inf), np.empty_like(weight), np.empty_like(weight)
@@ -65,6 +82,7 @@ def quantize_taps(isa: Isa, weight: np.ndarray, run: int) -> QuantizedRows:
         error = np.einsum("ij,ij->i", left, left)
         better = (error < least) & (_fullest_words(rounded) <= _MOST)
         values[better], scale[better], least[better] = rounded[better], step[better, 0], error[better]
+    values.flags.writeable = scale.flags.writeable = False
     return QuantizedRows(values, scale)
 
 

@@ -30,6 +30,9 @@ from tvm_dual.variants import Fits
 #: them off costs more than the error of all others: DNSMOS's score changes by 0.036 or by 0.015.
 RANGES = (SHARES, SHARES[:1])
 
+#: Share of the cost of all layers up to which one is next to nothing.
+_NOTHING = 0.005
+
 
 def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, int], None]) -> Model:
     """Return `model` with the convolutions that a build computes on bytes, and on bf16; one of bf16 has these alone."""
@@ -47,7 +50,7 @@ def choose_bytes(model: Model, quality: Quality, progress: Callable[[str, int, i
         done += 1
         forms = {name: exact_form(site, site.nonnegative) for name, site in model.sites.items()}
         forms |= {name: exact_form(model.sites[name], False) for name in convs if trial.is_low(name)}
-        return quality.judge(Fits(trial).variant(forms).library)
+        return quality.judge(Fits(trial).judged(forms))
 
     def without(high: Model, low: Model) -> Model | None:
         """Return `high` but for the fewest layers that are as in `low`, None if all of them do not suffice."""
@@ -88,8 +91,9 @@ def fewest_back(
 ) -> frozenset[str] | None:
     """Return the layers that have to go back to numbers that are more exact, None if all of them do not suffice.
 
-    Those whose going back alone gains most go first, until what is judged is accepted. Then each that the others have
-    made needless stays after all, the most expensive first. Where one alone suffices it is the cheapest such.
+    Those whose going back alone gains most go first, as many as it takes until what is judged is accepted. Then each
+    that the others have made needless stays after all, the most expensive first; those that cost next to nothing are
+    not tried. Where one alone suffices it is the cheapest such.
 
     Parameters
     ----------
@@ -105,15 +109,17 @@ def fewest_back(
     if enough:
         return frozenset({min(enough, key=costs.get)})
     order = sorted(alone, key=alone.get, reverse=True)
-    for count in range(2, len(order) + 1):
-        back = frozenset(order[:count])
-        if accepts(judged(back)):
-            break
-    else:
+    if not accepts(judged(frozenset(order))):
         return None
+    # Of `few` layers it is not enough, of `count` it is.
+    few, count = 1, len(order)
+    while count - few > 1:
+        middle = (few + count) // 2
+        few, count = (few, middle) if accepts(judged(frozenset(order[:middle]))) else (middle, count)
+    back, least = frozenset(order[:count]), _NOTHING * sum(costs.values())
     # The last one was needed beside all others.
     for name in sorted(order[: count - 1], key=costs.get, reverse=True):
-        if len(back) > 2 and accepts(judged(back - {name})):
+        if len(back) > 2 and costs[name] > least and accepts(judged(back - {name})):
             back -= {name}
     return back
 

@@ -19,6 +19,7 @@ from relay_passes.permute_channels import PermuteChannels
 from relay_passes.pipeline import Watch, dual_pipeline, rewrite_pipeline
 from relay_passes.single_site import SingleSite
 from relay_passes.site_plan import AttachPlan, SiteForm
+from schedules.compiled_apart import compiled_apart
 from schedules.compiling import compiled, compiled_once
 from schedules.conv2d_gated import default_gated_tile, gate_size
 from schedules.cpu import ISAS
@@ -111,6 +112,7 @@ class Compiler:
         thresholds: dict[str, np.ndarray] | None = None,
         *,
         observe: bool = False,
+        apart: bool = False,
         plan: Plan | None = None,
     ) -> DualLibrary:
         """Compile one variant.
@@ -129,6 +131,8 @@ class Compiler:
             By site, ``(efforts, ...)``, for gated sites.
         observe : bool
             Whether the library also gives what each site reads.
+        apart : bool
+            Whether kernels stay apart, and are compiled once for all such libraries: they are sooner there, and slower.
         plan : Plan, optional
             With it the library is linked to a file, which the plan travels in; without it the code
             stays in memory, which is sooner done.
@@ -137,7 +141,7 @@ class Compiler:
         module = ExposeInputs()(self._module) if observe else self._module
         choices = Choices(self._logs)
         with apply_history(choices):
-            module = dual_pipeline(attach, self._isa, self._threads, self._watch)(module)
+            module = dual_pipeline(attach, self._isa, self._threads, self._watch, whole=not apart)(module)
         if plan is not None:
             plan = replace(plan, kernels=tuple(choices.made.values()))
         main = module["main"]
@@ -145,7 +149,7 @@ class Compiler:
         for name in ("dual.weights", "dual.parameters", "dual.results"):
             module["main"] = module["main"].without_attr(name)
         # Elsewhere weights are constants of the module, which would be kept with it.
-        compile_ = compiled_once if "dual.offsets" in main.attrs else compiled
+        compile_ = compiled_once if "dual.offsets" in main.attrs else compiled_apart if apart else compiled
         executable = compile_(module, self._isa, self._threads)
         metadata = self._metadata(main, weights, plan, forms)
         arrays = {f"thresholds/{name}": self._open(name) for name in metadata.thresholds}

@@ -193,6 +193,11 @@ class Fits:
         fits = {name: self.fit(name, form) for name, form in forms.items() if set(form) & APPROXIMATE}
         return self._compiled(forms, fits, rule, limit, plan)
 
+    def judged(self, forms: Forms) -> DualLibrary:
+        """Return the model in the given forms, its gates open, to be judged and not to be timed."""
+        fits = {name: self.fit(name, form) for name, form in forms.items() if set(form) & APPROXIMATE}
+        return self._compiled(forms, fits, "damage", apart=True).library
+
     def ruled(self, variant: Variant, rule: str) -> Variant:
         """Return `variant`, with the little modules that it has, under a gate rule."""
         return variant if rule == variant.rule else self._compiled(variant.forms, variant.fits, rule)
@@ -204,6 +209,8 @@ class Fits:
         rule: str,
         limit: Limits | None = None,
         plan: Plan | None = None,
+        *,
+        apart: bool = False,
     ) -> Variant:
         model = self._model
         tables = {} if limit is None else _tables(model, forms, fits, rule, limit)
@@ -213,6 +220,7 @@ class Fits:
             {name: fit.spread for name, fit in fits.items()},
             self._means,
             tables,
+            apart=apart,
             plan=plan,
         )
         return Variant(forms, fits, rule, library, model)
