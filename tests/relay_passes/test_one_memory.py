@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 from tvm.script import tirx as T
 
-from relay_passes.one_memory import in_one_memory
+from relay_passes.one_memory import OneMemory, in_one_memory
 from schedules import cpu
 from schedules.compiling import compiled
 from schedules.conv2d import conv2d, default_tile
@@ -113,3 +114,14 @@ def test_sums_of_a_convolution_stay_in_registers_while_weights_are_fetched_ahead
     code = compiled(module, level).mod.inspect_source("ll")
     loops = [block for block in code.split("\n\n") if "call void @llvm.prefetch" in block]
     assert loops and all("fmuladd" in block and "store " not in block for block in loops)
+
+
+def test_a_single_kernel_of_open_extents_is_no_step():
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([tvm.tirx.Var("n", "int64"), 3], "float32"))
+    with builder.function("main", [x], attrs={"num_input": 1, "num_states": 0, "output_names": ["y"]}):
+        with builder.dataflow():
+            y = builder.emit_output(relax.op.nn.relu(x))
+        builder.emit_func_output(y)
+    module = relax.transform.LegalizeOps()(builder.get())
+    assert OneMemory()(module).same_as(module)
