@@ -7,7 +7,14 @@ import pytest
 
 from schedules.quantize import quantize_rows
 from tvm_dual.errors import PlanError
-from tvm_dual.little import dimensions_for, fit_little, random_projection
+from tvm_dual.little import (
+    _principal,
+    _principal_of_products,
+    dimensions_for,
+    fit_little,
+    fit_responses,
+    random_projection,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +119,24 @@ def test_dimensions_of_the_paper():
 def test_unknown_choices(problem, wrong):
     with pytest.raises(PlanError, match=r"reduced_rank, pca, random at 32, 8, 4, 2 bits"):
         fit_little([problem[0]], problem[1], 4, **wrong)
+
+
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_more_outputs_than_inputs_have_the_same_directions(k):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((500, 7)) * np.arange(1, 8)).astype("float32")
+    weight = rng.standard_normal((30, 7)).astype("float32")
+    products = (x - x.mean(axis=0)) @ weight.T
+    found, wanted = _principal_of_products(x - x.mean(axis=0), weight, k), _principal(products, k)
+    np.testing.assert_allclose(np.abs((found * wanted).sum(axis=0)), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=0), 1, rtol=1e-6)
+
+
+def test_many_outputs_of_few_inputs_are_fitted_exactly_by_as_many_directions():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 6)).astype("float32")
+    weight = rng.standard_normal((50, 6)).astype("float32")
+    targets = x @ weight.T + rng.standard_normal(50).astype("float32")
+    fitted = fit_responses(x, targets, weight, 6, np.ones(50, "float32"))
+    np.testing.assert_allclose(fitted.spread, 0, atol=1e-2)
+    assert fitted.module.projections[0].shape == (6, 6)
