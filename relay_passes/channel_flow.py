@@ -26,11 +26,12 @@ from relay_passes.channel_lanes import (
     reduced_axis,
 )
 from relay_passes.conv2d_site import COMPOSITE
+from relay_passes.name_hard_swish import HARD_SWISH
 
 #: Operators that take each value by itself.
 _EACH = {
     *("relax.nn.relu", "relax.nn.leakyrelu", "relax.nn.silu", "relax.nn.gelu", "relax.sigmoid", "relax.tanh"),
-    *("relax.clip", "relax.exp", "relax.abs", "relax.sqrt", "relax.negative", "relax.astype"),
+    *(HARD_SWISH, "relax.clip", "relax.exp", "relax.abs", "relax.sqrt", "relax.negative", "relax.astype"),
 }
 #: Operators that take values of two operands together.
 PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from operator import attrgetter
 
 import numpy as np
 import tvm
@@ -14,6 +13,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.dpl import is_const, is_op, wildcard
 
+from relay_passes.name_hard_swish import HARD_SWISH
 from relay_passes.patterns import is_read_once
 from schedules.conv2d_shape import Conv2d
 from schedules.pool import MaxPool2d
@@ -21,7 +21,10 @@ from schedules.pool import MaxPool2d
 COMPOSITE, DEPTHWISE = "dual.conv2d", "dual.depthwise"
 _SIX = 6.0
 #: By nonlinearity, the operator that it is.
-_OPERATORS = {"relu": "nn.relu", "sigmoid": "sigmoid", "tanh": "tanh", "silu": "nn.silu"}
+_OPERATORS = {
+    **{"relu": "relax.nn.relu", "sigmoid": "relax.sigmoid", "tanh": "relax.tanh"},
+    **{"silu": "relax.nn.silu", "hard_swish": HARD_SWISH},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,7 @@ def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) ->
             parts["limit"] = is_const()
             result = is_op("relax.minimum")(is_op("relax.nn.relu")(result), parts["limit"])
         elif activation:
-            result = is_op(f"relax.{_OPERATORS[activation]}")(result)
+            result = is_op(_OPERATORS[activation])(result)
         if pooled:
             result = parts["pool"] = is_op("relax.nn.max_pool2d")(result)
         patterns.append((composite, result, parts, check))
@@ -212,8 +215,8 @@ def _stages(conv: Conv2d, pool: MaxPool2d | None, weight: relax.Var, *added: rel
     stages = [lambda x: relax.op.nn.conv2d(x, weight, **windows, **layouts)]
     stages += [partial(lambda other, y: relax.op.add(y, other), other) for other in added]
     if conv.activation:
-        operator = _OPERATORS["relu" if conv.activation == "relu6" else conv.activation]
-        stages.append(attrgetter(operator)(relax.op))
+        operator = tvm.ir.Op.get(_OPERATORS["relu" if conv.activation == "relu6" else conv.activation])
+        stages.append(lambda y: relax.Call(operator, [y]))
     if conv.activation == "relu6":
         stages.append(lambda y: relax.op.minimum(y, relax.const(_SIX, "float32")))
     if pool is not None:

@@ -17,11 +17,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
 from relay_passes.main_function import mutated
+from relay_passes.name_hard_swish import HARD_SWISH
 from relay_passes.patterns import is_read_once
 
 #: Nonlinearities of dense layers; convolutions have some more.
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
-_ALL_ACTIVATIONS = ACTIVATIONS | {"relax.nn.silu": "silu"}
+_ALL_ACTIVATIONS = ACTIVATIONS | {"relax.nn.silu": "silu", HARD_SWISH: "hard_swish"}
 #: Operators that give nothing negative if they are given nothing negative.
 _KEEP_SIGN = {
     "relax.squeeze",
@@ -123,7 +124,7 @@ class _Marker(PyExprMutator):
 
 
 def layer_activation(function: relax.Function) -> str | None:
-    """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh, silu or None."""
+    """Return the nonlinearity of a dense site or convolution: relu, relu6, sigmoid, tanh, silu, hard_swish or None."""
     if function.attrs["Composite"] not in ("dual.dense", COMPOSITE, DEPTHWISE):
         return None
     names = {getattr(getattr(binding.value, "op", None), "name", "") for binding in function.body.blocks[0].bindings}

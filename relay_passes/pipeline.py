@@ -20,6 +20,7 @@ from relay_passes.instrument import DumpModule, LogProgress
 from relay_passes.join_bytes import JoinBytes
 from relay_passes.mark_sites import MarkSites
 from relay_passes.name_activations import NameActivations
+from relay_passes.name_hard_swish import NameHardSwish
 from relay_passes.one_memory import OneMemory
 from relay_passes.pass_bytes import PassBytes
 from relay_passes.pass_lists import PassLists
@@ -67,6 +68,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
             FoldBatchNorm(),
             FoldBatchNormForward(),
             ChannelsLast(),
+            NameHardSwish(),
             PointwiseConvs(),
             MarkSites(),
         ]

@@ -13,6 +13,7 @@ NONLINEARITIES = {
     "sigmoid": sigmoid,
     "tanh": tanh,
     "silu": lambda v: v * sigmoid(v),
+    "hard_swish": lambda v: v * T.min(T.max(v + T.float32(3), T.float32(0)), T.float32(6)) * T.float32(1 / 6),
     None: lambda v: v,
 }
 

@@ -32,6 +32,7 @@ NONLINEARITIES = {
     "sigmoid": expit,
     "tanh": np.tanh,
     "silu": lambda y: y * expit(y),
+    "hard_swish": lambda y: y * np.clip(y + 3, 0, 6) / 6,
     None: lambda y: y,
 }
 

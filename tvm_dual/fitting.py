@@ -167,6 +167,8 @@ def _mean_slope(activation: str | None, targets: np.ndarray) -> np.ndarray:
     elif activation == "silu":
         s = 1 / (1 + np.exp(-targets))
         slope = s * (1 + targets * (1 - s))
+    elif activation == "hard_swish":
+        slope = np.where(np.abs(targets) < 3, targets / 3 + 0.5, targets > 0)
     else:
         return np.ones(targets.shape[1], "float32")
     return np.sqrt((slope**2).mean(axis=0)) + 1e-3

@@ -20,7 +20,7 @@ def output_limits(
     if effort in (0, float("inf")) or rule != "damage" or activation not in ("relu", "relu6"):
         return tile_limits(activation, rule, bound, effort, spread, weights)
     spread = np.maximum(spread, 1e-20)
-    share = bound / np.maximum(spread * weights, 1e-20)
+    share = bound / np.maximum(spread.astype("float64") * weights, 1e-20)
     # The slope of a ReLU is the probability that the true sum is positive.
     least = ndtri(np.clip(share, 1e-30, 1 - 1e-12))
     return np.stack([1 / spread, 0.5 - least, np.where(share >= 1, 0.0, 2.0)])

@@ -36,7 +36,7 @@ class Site:
         Rows of the state's matrix.
     recurrent_bias : ndarray, float32, (n,), or None
     activation : str or None
-        The nonlinearity of a dense layer or convolution: relu, relu6, sigmoid, tanh, silu or None.
+        The nonlinearity of a dense layer or convolution: relu, relu6, sigmoid, tanh, silu, hard_swish or None.
     nonnegative : bool
         Whether the input cannot be negative, so that its zeros can be skipped.
     rows_per_call : int or None

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 #: Of the line that stands for the probability that a normal variable is below a value, per standard deviation.
 _STEEPNESS = 1 / 3
 #: Largest slope of nonlinearities that are steep at one place only.
-_SLOPES = {"sigmoid": 0.25, "tanh": 1.0, "silu": 1.1, None: 1.0}
+_SLOPES = {"sigmoid": 0.25, "tanh": 1.0, "silu": 1.1, "hard_swish": 1.5, None: 1.0}
 #: Makes a line a step.
 _STEEP = 1e6
 

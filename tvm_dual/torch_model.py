@@ -132,8 +132,8 @@ def activated(torch, kind: str | None, sums):
     """Return what a layer's nonlinearity makes of its sums."""
     if kind == "relu6":
         return sums.clamp(0, 6)
-    if kind == "silu":
-        return torch.nn.functional.silu(sums)
+    if kind in ("silu", "hard_swish"):
+        return getattr(torch.nn.functional, kind.replace("_", ""))(sums)
     return sums if kind is None else getattr(torch, kind)(sums)
 
 

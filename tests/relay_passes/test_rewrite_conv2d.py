@@ -10,6 +10,7 @@ from tvm import relax
 from relay_passes.conv2d_bytes_stage import byte_bias
 from relay_passes.conv2d_site import read_conv2d
 from relay_passes.mark_sites import MarkSites, layer_activation
+from relay_passes.name_hard_swish import hard_swish
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.site_plan import AttachPlan, SiteForm
 from schedules.conv2d import conv2d, default_tile, pack_conv2d
@@ -28,6 +29,7 @@ AFTER = {
     "sigmoid": relax.op.sigmoid,
     "tanh": relax.op.tanh,
     "silu": relax.op.nn.silu,
+    "hard_swish": hard_swish,
     None: lambda y: y,
 }
 

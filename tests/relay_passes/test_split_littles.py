@@ -236,7 +236,7 @@ def test_both_may_be_parts_of_a_chain(native, monkeypatch):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh", "silu", None])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh", "silu", "hard_swish", None])
 @pytest.mark.parametrize("residual, pooled", [(False, True), (True, False)])
 def test_a_site_that_is_written_is_read_again(activation, residual, pooled):
     conv = Conv2d(1, 6, 5, 3, 16, (3, 2), (2, 1), (1, 0, 1, 1), (1, 2), activation, residual)

@@ -13,6 +13,7 @@ _AFTER = {
     "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
     "tanh": np.tanh,
     "silu": lambda y: y / (1 + np.exp(-y)),
+    "hard_swish": lambda y: y * np.clip(y + 3, 0, 6) / 6,
     None: lambda y: y,
 }
 
