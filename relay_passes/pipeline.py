@@ -12,6 +12,7 @@ from tvm import relax
 from relay_passes.channels_last import ChannelsLast
 from relay_passes.copied_littles import CopyLittles
 from relay_passes.divide_step import DivideStep
+from relay_passes.fold_affine import FoldAffine
 from relay_passes.fold_batch_norm import FoldBatchNorm
 from relay_passes.fold_batch_norm_forward import FoldBatchNormForward
 from relay_passes.fold_layouts import FoldLayouts
@@ -66,6 +67,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
             SignalConvs(),
             SubpixelConvs(),
             FoldBatchNorm(),
+            FoldAffine(),
             FoldBatchNormForward(),
             ChannelsLast(),
             NameHardSwish(),

@@ -18,6 +18,9 @@ from relay_passes.same_places import reshaped
 
 #: Functions that take long enough to be computed once, however often their result is read.
 _LONG = {"exp", "log", "pow", "erf", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos"}
+#: Readers of so many times a block's values read each again and again: of what takes more parts than a load of a value,
+#: the values are computed before.
+_SPREAD, _LOAD = 4, 8
 #: Parts of an expression up to which it is computed wherever it is read, instead of once.
 _SHORT = 30
 
@@ -105,6 +108,8 @@ def _can_join(schedule: s_tir.Schedule, block, root: s_tir.SBlock) -> bool:
     if not inner or not readers or not _is_spatial(computed) or used != variables[len(variables) - len(used) :]:
         return False
     size = prod(int(extent) for extent in result.shape)
+    if any(_extent(reader) > _SPREAD * size for reader in readers) and _measure(computed.body.value)[0] > _LOAD:
+        return False
     if any(not _is_spatial(reader) and _extent(reader) > size for reader in readers):
         return False
     length, is_long = _measure(computed.body.value)
