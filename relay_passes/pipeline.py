@@ -26,6 +26,7 @@ from relay_passes.one_memory import OneMemory
 from relay_passes.pass_bytes import PassBytes
 from relay_passes.pass_lists import PassLists
 from relay_passes.pointwise_convs import PointwiseConvs
+from relay_passes.pool_first import PoolFirst
 from relay_passes.rewrite_conv2d import RewriteConv2d
 from relay_passes.rewrite_dense import RewriteDense
 from relay_passes.rewrite_depthwise import RewriteDepthwise
@@ -68,6 +69,7 @@ def prepare_pipeline() -> tvm.transform.Pass:
             SubpixelConvs(),
             FoldBatchNorm(),
             FoldAffine(),
+            PoolFirst(),
             FoldBatchNormForward(),
             ChannelsLast(),
             NameHardSwish(),
