@@ -62,6 +62,30 @@ def run_module(module: IRModule, isa: cpu.Isa, *arrays: np.ndarray) -> list[np.n
     return found
 
 
+def built(shape, *steps, dtype: str = "float32") -> IRModule:
+    """Return a ``main`` of one input; each step makes the next value of the one before it."""
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType(list(shape), dtype))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = x
+            for step in steps:
+                y = builder.emit(step(y))
+            result = builder.emit_output(y)
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def operators(module: IRModule) -> list[str]:
+    """Return the operators that ``main`` calls, in order, without what says whose they are."""
+    values = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    return [value.op.name.split(".")[-1] for value in values if isinstance(value, relax.Call)]
+
+
+def computed(module: IRModule, x: np.ndarray) -> np.ndarray:
+    """Return what ``main`` gives, compiled by TVM alone."""
+    return relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
+
+
 def dense_relu(weight: np.ndarray, bias: np.ndarray) -> IRModule:
     """Return a dense layer of 4 inputs and 6 outputs with a ReLU, marked as ``dense0``."""
 

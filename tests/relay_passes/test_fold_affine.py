@@ -11,6 +11,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes.fold_affine import FoldAffine
+from tests.relay_passes.conftest import computed
 
 
 def test_scales_and_shifts_become_weights_and_bias(tools):
@@ -71,10 +72,6 @@ def model(steps, twice: bool = False, groups: int = 1) -> tvm.IRModule:
             result = builder.emit_output(relax.op.add(y, sums) if twice else y)
         builder.emit_func_output(result)
     return builder.get()
-
-
-def computed(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
-    return relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
 
 
 OPERATORS = [

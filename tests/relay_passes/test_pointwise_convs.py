@@ -12,6 +12,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes.pointwise_convs import PointwiseConvs, image_shape
+from tests.relay_passes.conftest import built, computed
 
 
 def test_a_dense_layer_of_a_sequence_and_the_next(tools):
@@ -60,20 +61,8 @@ def test_a_dense_layer_of_a_sequence_and_the_next(tools):
 
 
 def product(shape, weight, after=(), dtype: str = "float32") -> tvm.IRModule:
-    """Return a matrix product and what follows it, functions of the builder and a value."""
-    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType(shape, dtype))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            y = builder.emit(relax.op.matmul(x, weight))
-            for step in after:
-                y = builder.emit(step(y))
-            result = builder.emit_output(y)
-        builder.emit_func_output(result)
-    return builder.get()
-
-
-def computed(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
-    return relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
+    """Return a matrix product and what follows it."""
+    return built(shape, lambda x: relax.op.matmul(x, weight), *after, dtype=dtype)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -12,6 +12,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes.signal_convs import SignalConvs
+from tests.relay_passes.conftest import computed, operators
 
 
 def test_two_layers_and_what_lies_between_them(tools):
@@ -71,15 +72,6 @@ def signal(steps, shape=(2, 4, 30)) -> tvm.IRModule:
             result = builder.emit_output(y)
         builder.emit_func_output(result)
     return builder.get()
-
-
-def operators(module: tvm.IRModule) -> list[str]:
-    values = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
-    return [value.op.name.split(".")[-1] for value in values if isinstance(value, relax.Call)]
-
-
-def computed(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
-    return relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
 
 
 RANDOM = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes.subpixel_convs import SubpixelConvs
+from tests.relay_passes.conftest import computed, operators
 
 SHAPE, OUTPUTS = (2, 3, 5, 4), 2
 
@@ -74,17 +75,6 @@ def convolving(weight: np.ndarray, after=(), shape=SHAPE, **attributes) -> tvm.I
     return builder.get()
 
 
-def operators(module: tvm.IRModule) -> list[str]:
-    """Return the operators that ``main`` calls, in order."""
-    values = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
-    return [value.op.name.split(".")[-1] for value in values if isinstance(value, relax.Call)]
-
-
-def run(module: tvm.IRModule, image: np.ndarray) -> np.ndarray:
-    machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
-    return machine["main"](tvm.runtime.tensor(image)).numpy()
-
-
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_kernel_stride_and_padding(data):
@@ -100,7 +90,7 @@ def test_any_kernel_stride_and_padding(data):
     after = SubpixelConvs()(module)
     kept = operators(after)[0] == "conv2d_transpose"
     assert not kept or any(by > taps - 1 for by, taps in zip(padding, kernel, strict=True)) or max(stride) > min(kernel)
-    np.testing.assert_allclose(run(after, image), wanted.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(computed(after, image), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def normalized(builder, y):
@@ -123,7 +113,7 @@ def test_normalization_swish_and_scales_of_channels_move_before_the_spreading(to
     first = operators(after)[:5]
     assert first == ["conv2d", "batch_norm", "sigmoid", "multiply", "multiply"]
     image = tools.normal(*SHAPE)
-    np.testing.assert_allclose(run(after, image), run(module, image), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(computed(after, image), computed(module, image), rtol=1e-4, atol=1e-5)
 
 
 def by_pixel(_, y):
@@ -136,7 +126,7 @@ def test_what_differs_from_pixel_to_pixel_stays_behind_and_what_is_read_twice_is
 
     module = convolving(tools.normal(3, OUTPUTS, 2, 2), (twice,), (1, 3, 4, 4), strides=[2, 2])
     image = tools.normal(1, 3, 4, 4)
-    np.testing.assert_allclose(run(SubpixelConvs()(module), image), run(module, image), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(computed(SubpixelConvs()(module), image), computed(module, image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tvm import relax
 
 from relay_passes.schedule_loops import ScheduleLoops
 from relay_passes.vector_functions import VectorFunctions
+from tests.relay_passes.conftest import built, computed
 
 N = 1001
 ENDS = [np.inf, -np.inf, np.nan, 0.0, 88.0, 89.0, -87.0, -88.0, 1e30, -1e30]
@@ -17,17 +18,10 @@ ENDS = [np.inf, -np.inf, np.nan, 0.0, 88.0, 89.0, -87.0, -88.0, 1e30, -1e30]
 
 def loops(operator, dtype: str = "float32") -> tvm.IRModule:
     """Return the kernels of an operator as they reach the pass."""
-    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType([3, N], dtype))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            result = builder.emit_output(operator(x))
-        builder.emit_func_output(result)
     passes = [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
-    return tvm.transform.Sequential([*passes, relax.transform.FuseTIR(), ScheduleLoops(1)])(builder.get())
-
-
-def computed(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
-    return relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
+    return tvm.transform.Sequential([*passes, relax.transform.FuseTIR(), ScheduleLoops(1)])(
+        built((3, N), operator, dtype=dtype)
+    )
 
 
 @pytest.mark.parametrize(
