@@ -1,7 +1,7 @@
 """NameActivations: what exporters write in another way becomes the operator that it is.
 
 ``x * sigmoid(x)`` is the SiLU (Elfwing et al., 2017), also called swish. As one operator it can be part of a site, and
-keeps the layout of an image. A power of two is a product, which takes a hundredth of the time.
+keeps the layout of an image. A square written as a power is a product, which takes a hundredth of the time.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def build(
     calibration : iterable
         Inputs like those to come. An item is one stream: an array ``(calls, *input shape)``, in which axes of length
         one may be left out if no extent is open. For a model with several inputs it is a dict of such arrays by
-        input, or a tuple of them in the order of the inputs.
+        input, or a tuple of them in the order of the inputs. Extents that an ONNX model of images or signals leaves
+        open are those of the data, if all calls agree on them.
     example_inputs : sequence of torch.Tensor, optional
         What a ``torch.nn.Module`` can be called with; needed for one, and for nothing else.
     dynamic_shapes : optional
