@@ -65,6 +65,7 @@ def test_a_model_of_images(monkeypatch, tmp_path, capsys):
         any_model, "image_peer_specs", lambda *a: [spec for spec in whole(*a) if spec.engine == "onnxruntime"]
     )
     monkeypatch.setattr(any_model, "SHORT", Size(1, 5))
+    monkeypatch.setattr(any_model, "FORMS", (("dense", "fp32"),))
     onnx.save(onnx_model(["n", 3, "h", "w"]), tmp_path / "images.onnx")
     np.savez(tmp_path / "data.npz", *np.random.default_rng(0).standard_normal((3, 4, 3, 9, 8)).astype("float32"))
     files = ["--calibration", str(tmp_path / "data.npz"), "--json", str(tmp_path / "out.json")]

@@ -86,7 +86,7 @@ OPERATORS = [
 CONSTANTS = [(), (1,), (4, 1, 1), (1, 4, 1, 1), (3,), (4, 1, 3), (2, 1, 1, 1)]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.sampled_from(OPERATORS), st.sampled_from(CONSTANTS)), max_size=4),
     st.booleans(),

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 import onnx.version_converter
-import onnxslim
 
 from tvm_dual.calibration import call_shapes
 from tvm_dual.errors import ModelError
@@ -102,6 +101,8 @@ def _fix(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model without what hangs on constants and known extents alone, branches among it."""
+    import onnxslim  # half a second, for those alone who have ONNX models
+
     level = logging.getLogger("onnxslim").level
     try:
         return onnxslim.slim(model, skip_optimizations=_LEFT_TO_PASSES)
