@@ -7,6 +7,8 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator
 
+from relay_passes.main_function import mutated, tidied
+
 #: Operators that compute each value from one, or from two of the same channel.
 _BY_VALUE = {"clip", "erf", "exp", "hard_swish", "log", "negative", "power", "sigmoid", "sqrt", "tanh"}
 _BY_VALUE |= {f"nn.{name}" for name in ("gelu", "gelu_tanh", "leakyrelu", "relu", "silu")}
@@ -47,6 +49,11 @@ class InnerValues(PyExprMutator):
         result = self.builder_.emit(self.arranged(inner, geometry))
         self._inner[result] = inner, geometry
         return result
+
+    @property
+    def any_inner(self) -> bool:
+        """Whether there are inner values."""
+        return bool(self._inner)
 
     def inner(self, value: relax.Expr) -> tuple[relax.Var, object] | None:
         """Return what a value is arranged from, and its geometry; None if it is not."""
@@ -95,6 +102,13 @@ class InnerValues(PyExprMutator):
                 return call
             arguments.append(given)
         return self.arrange(relax.Call(call.op, arguments, call.attrs), geometry)
+
+
+def moved_inside(mover: InnerValues, module: IRModule) -> IRModule:
+    """Return `module` as a mutator, made for it, changes ``main``; `module` itself where it starts no inner value."""
+    result = mutated(mover, module)
+    # What is arranged may be read by nobody any more, as what follows reads the inner values.
+    return tidied(result) if mover.any_inner else module
 
 
 def one_per_channel(value: relax.Expr, call: relax.Call) -> np.ndarray | None:

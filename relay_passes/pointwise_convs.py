@@ -13,8 +13,7 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import mutator
 
-from relay_passes.inner_values import InnerValues
-from relay_passes.main_function import mutated, tidied
+from relay_passes.inner_values import InnerValues, moved_inside
 
 #: Most pixels of a row: tiles have up to 14, and it is rows that threads share and that stay in the caches.
 _MOST_COLUMNS = 24
@@ -29,23 +28,16 @@ class PointwiseConvs:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with convolutions in place of products of many vectors."""
-        flattener = _Flattener(module)
-        result = mutated(flattener, module)
-        return tidied(result) if flattener.found else module
+        return moved_inside(_Flattener(module), module)
 
 
 @mutator
 class _Flattener(InnerValues):
     """Inner values are images, channels last; their geometry is the shape outside."""
 
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self.found = False
-
     def started(self, call: relax.Call) -> relax.Expr | None:
         if not _is_product_of_many(call):
             return None
-        self.found = True
         x, weight = call.args
         known = self.inner(x)
         image = known[0] if known else self._image(x)

@@ -10,8 +10,7 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import mutator
 
-from relay_passes.inner_values import InnerValues, one_per_channel
-from relay_passes.main_function import mutated, tidied
+from relay_passes.inner_values import InnerValues, moved_inside, one_per_channel
 
 #: The axis of an image's rows.
 _ROWS = 2
@@ -23,23 +22,16 @@ class SignalConvs:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with convolutions of images in place of those of signals."""
-        widener = _Widener(module)
-        result = mutated(widener, module)
-        return tidied(result) if widener.found else module
+        return moved_inside(_Widener(module), module)
 
 
 @mutator
 class _Widener(InnerValues):
     """Inner values are images of one row; there is one geometry."""
 
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self.found = False
-
     def started(self, call: relax.Call) -> relax.Expr | None:
         name = getattr(call.op, "name", "")
         if name == "relax.nn.conv1d" and _is_plain(call):
-            self.found = True
             weight = relax.const(call.args[1].value.numpy()[:, :, None])
             return self.arrange(relax.op.nn.conv2d(self._image(call.args[0]), weight, **_windows(call)), ())
         pools = {"relax.nn.max_pool1d": relax.op.nn.max_pool2d, "relax.nn.avg_pool1d": relax.op.nn.avg_pool2d}

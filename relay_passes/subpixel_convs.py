@@ -17,8 +17,7 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import mutator
 
-from relay_passes.inner_values import InnerValues, one_per_channel
-from relay_passes.main_function import mutated, tidied
+from relay_passes.inner_values import InnerValues, moved_inside, one_per_channel
 
 
 @tvm.transform.module_pass(opt_level=0, name="SubpixelConvs")
@@ -31,10 +30,7 @@ class SubpixelConvs:
 
     def transform_module(self, module: IRModule, _context) -> IRModule:
         """Return `module` with convolutions in place of transposed ones."""
-        spreader = _Spreader(module)
-        result = mutated(spreader, module)
-        # What is spread may be read by nobody any more, as what follows reads the channels.
-        return tidied(result) if spreader.found else module
+        return moved_inside(_Spreader(module), module)
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,6 @@ class _Axis:
 class _Spreader(InnerValues):
     """Inner values are channels that are not spread yet; their geometry is how, over rows and columns."""
 
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self.found = False
-
     def statistics(self, values: list[np.ndarray], geometry: tuple[_Axis, _Axis]) -> list[np.ndarray]:
         return [np.tile(value, _places(geometry)) for value in values]
 
@@ -91,7 +83,6 @@ class _Spreader(InnerValues):
         axes = _axes(call) if getattr(call.op, "name", "") == "relax.nn.conv2d_transpose" else None
         if axes is None:
             return None
-        self.found = True
         rows, columns = axes
         weight = _weight(call.args[1].value.numpy(), axes)
         padding = [rows.before, columns.before, rows.after, columns.after]
