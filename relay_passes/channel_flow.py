@@ -26,15 +26,8 @@ from relay_passes.channel_lanes import (
     reduced_axis,
 )
 from relay_passes.conv2d_site import COMPOSITE
-from relay_passes.name_hard_swish import HARD_SWISH
+from relay_passes.elementwise import EACH, PAIRS
 
-#: Operators that take each value by itself.
-_EACH = {
-    *("relax.nn.relu", "relax.nn.leakyrelu", "relax.nn.silu", "relax.nn.gelu", "relax.sigmoid", "relax.tanh"),
-    *(HARD_SWISH, "relax.clip", "relax.exp", "relax.abs", "relax.sqrt", "relax.negative", "relax.astype"),
-}
-#: Operators that take values of two operands together.
-PAIRS = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
 #: Operators that leave the flat order as it is.
 _RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}
 _POOLS = {f"relax.nn.{name}2d" for name in ("max_pool", "avg_pool", "adaptive_avg_pool")}
@@ -131,7 +124,7 @@ class ChannelFlow:
         if not tracked:
             return None
         first, shape, axis = self.lanes[tracked[0]], extents(call), self.axis(tracked[0])
-        if name in _RESHAPES or name in _EACH:
+        if name in _RESHAPES or name in EACH or name == "relax.astype":
             return first
         if shape is not None and axis is not None:
             if name == "relax.concat":

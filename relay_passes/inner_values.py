@@ -7,12 +7,11 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator
 
+from relay_passes.elementwise import EACH, PAIRS
 from relay_passes.main_function import mutated, tidied
 
 #: Operators that compute each value from one, or from two of the same channel.
-_BY_VALUE = {"clip", "erf", "exp", "hard_swish", "log", "negative", "power", "sigmoid", "sqrt", "tanh"}
-_BY_VALUE |= {f"nn.{name}" for name in ("gelu", "gelu_tanh", "leakyrelu", "relu", "silu")}
-_BY_VALUE |= {"add", "subtract", "multiply", "divide", "maximum", "minimum"}
+_BY_VALUE = EACH | PAIRS | {"relax.power"}
 
 
 class InnerValues(PyExprMutator):
@@ -67,8 +66,7 @@ class InnerValues(PyExprMutator):
         started = self.started(call)
         if started is not None:
             return started
-        name = getattr(call.op, "name", "").split(".", 1)[-1]
-        return self._by_value(call) if name in _BY_VALUE else call
+        return self._by_value(call) if getattr(call.op, "name", "") in _BY_VALUE else call
 
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> relax.Expr:
         """Move a normalization by fixed statistics inside."""

@@ -15,9 +15,10 @@ from tvm import IRModule, relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.channel_flow import PAIRS, ChannelFlow, conv2d_roles, part_orders
+from relay_passes.channel_flow import ChannelFlow, conv2d_roles, part_orders
 from relay_passes.channel_lanes import Lanes
 from relay_passes.conv2d_site import COMPOSITE
+from relay_passes.elementwise import PAIRS
 from relay_passes.main_function import mutated
 
 
