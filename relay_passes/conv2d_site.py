@@ -21,7 +21,7 @@ from schedules.pool import MaxPool2d
 COMPOSITE, DEPTHWISE = "dual.conv2d", "dual.depthwise"
 _SIX = 6.0
 #: By nonlinearity, the operator that it is.
-_OPERATORS = {
+OPERATORS = {
     **{"relu": "relax.nn.relu", "sigmoid": "relax.sigmoid", "tanh": "relax.tanh"},
     **{"silu": "relax.nn.silu", "hard_swish": HARD_SWISH},
 }
@@ -65,7 +65,7 @@ def depthwise_patterns() -> list[tuple]:
 
 def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) -> list[tuple]:
     patterns = []
-    for pooled, activation, added, bias in product(pooling, ("relu6", *_OPERATORS, None), images, (True, False)):
+    for pooled, activation, added, bias in product(pooling, ("relu6", *OPERATORS, None), images, (True, False)):
         parts = {"conv": is_op("relax.nn.conv2d")(wildcard(), is_const())}
         result = parts["conv"]
         if bias:
@@ -78,7 +78,7 @@ def _patterns(composite: str, check: Callable, pooling: tuple, images: tuple) ->
             parts["limit"] = is_const()
             result = is_op("relax.minimum")(is_op("relax.nn.relu")(result), parts["limit"])
         elif activation:
-            result = is_op(_OPERATORS[activation])(result)
+            result = is_op(OPERATORS[activation])(result)
         if pooled:
             result = parts["pool"] = is_op("relax.nn.max_pool2d")(result)
         patterns.append((composite, result, parts, check))
@@ -215,7 +215,7 @@ def _stages(conv: Conv2d, pool: MaxPool2d | None, weight: relax.Var, *added: rel
     stages = [lambda x: relax.op.nn.conv2d(x, weight, **windows, **layouts)]
     stages += [partial(lambda other, y: relax.op.add(y, other), other) for other in added]
     if conv.activation:
-        operator = tvm.ir.Op.get(_OPERATORS["relu" if conv.activation == "relu6" else conv.activation])
+        operator = tvm.ir.Op.get(OPERATORS["relu" if conv.activation == "relu6" else conv.activation])
         stages.append(lambda y: relax.Call(operator, [y]))
     if conv.activation == "relu6":
         stages.append(lambda y: relax.op.minimum(y, relax.const(_SIX, "float32")))

@@ -79,7 +79,7 @@ class _Folder(PyExprMutator):
         values, sums = one_per_channel(call.args[at], call), self._known(call.args[1 - at])
         if values is None or sums is None or list(call.ty.shape) != list(call.args[1 - at].ty.shape):
             return call
-        if self._reads[given.args[1 - at]] > 1:
+        if self._reads[given.args[1 - at]] > 1 or (name == "relax.divide" and not values.all()):
             return call
         return self._folded(name, sums, values.astype("float64"))
 

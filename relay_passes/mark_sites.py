@@ -15,14 +15,13 @@ from tvm.ir import GenericConst
 from tvm.relax.dpl import is_const, is_op, wildcard
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, conv2d_patterns
+from relay_passes.conv2d_site import COMPOSITE, DEPTHWISE, OPERATORS, conv2d_patterns
 from relay_passes.main_function import mutated
-from relay_passes.name_hard_swish import HARD_SWISH
 from relay_passes.patterns import is_read_once
 
 #: Nonlinearities of dense layers; convolutions have some more.
 ACTIVATIONS = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
-_ALL_ACTIVATIONS = ACTIVATIONS | {"relax.nn.silu": "silu", HARD_SWISH: "hard_swish"}
+_ALL_ACTIVATIONS = {operator: name for name, operator in OPERATORS.items()}
 #: Operators that give nothing negative if they are given nothing negative.
 _KEEP_SIGN = {
     "relax.squeeze",

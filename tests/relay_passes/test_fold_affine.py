@@ -97,6 +97,12 @@ def test_whatever_follows_the_same_is_computed(steps, twice, groups):
     np.testing.assert_allclose(computed(FoldAffine()(before), x), computed(before, x), rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_divided_by_zero_stays():
+    zero = relax.const(np.array([[[1]], [[0]], [[2]], [[3]]], "float32"))
+    before = model([(lambda y, _: relax.op.divide(y, zero), ())])
+    tvm.ir.assert_structural_equal(FoldAffine()(before), before)
+
+
 def test_sums_that_are_read_elsewhere_stay():
     before = model([(relax.op.multiply, (4, 1, 1))], twice=True)
     tvm.ir.assert_structural_equal(FoldAffine()(before), before)
